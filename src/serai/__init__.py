@@ -1,0 +1,1 @@
+"""Serai: virtual machines on machines you own, and their moves."""
