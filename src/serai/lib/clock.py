@@ -1,0 +1,87 @@
+"""Time as a collaborator.
+
+Whoever needs the time gets a `Clock`; tests pass a `ManualClock` and turn its hands, so that no test waits or
+races. Wall time is for people and records; monotonic time is for intervals.
+"""
+
+import asyncio
+import heapq
+import itertools
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where the time comes from."""
+
+    def now(self) -> datetime:
+        """Return the wall time, aware, in UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds from some fixed start; never goes back."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after that many seconds of this clock."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> datetime:
+        """Return the wall time, aware, in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Return seconds from some fixed start; never goes back."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after that many seconds."""
+        await asyncio.sleep(seconds)
+
+
+class ManualClock:
+    """A clock that stands still until `advance` is called."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._now = start
+        self._monotonic = 0.0
+        self._order = itertools.count()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    @property
+    def sleepers(self) -> int:
+        """How many tasks sleep on this clock now."""
+        return sum(1 for _, _, future in self._sleepers if not future.done())
+
+    def now(self) -> datetime:
+        """Return the time the hands show."""
+        return self._now
+
+    def monotonic(self) -> float:
+        """Return the seconds advanced so far."""
+        return self._monotonic
+
+    async def sleep(self, seconds: float) -> None:
+        """Return once the clock was advanced by that many seconds."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._monotonic + seconds, next(self._order), future))
+        await future
+
+    def advance(self, seconds: float) -> None:
+        """Turn the hands forward and wake every sleeper whose time has come."""
+        if seconds < 0:
+            raise ValueError(f"a clock goes forward only, not by {seconds} s")
+        self._monotonic += seconds
+        self._now += timedelta(seconds=seconds)
+        while self._sleepers and self._sleepers[0][0] <= self._monotonic:
+            _, _, future = heapq.heappop(self._sleepers)
+            if not future.done():
+                future.set_result(None)

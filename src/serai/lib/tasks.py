@@ -1,0 +1,103 @@
+"""Background tasks with an owner.
+
+Every task belongs to one `Tasks`, which awaits it: none is lost to the garbage collector, none fails in silence, and
+closing the owner ends them all.
+"""
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """Owner of named tasks; also an async context manager that closes at the end.
+
+    A task that ends with an exception is logged and handed to `on_failure(name, error)`. A name is free again when
+    its task is over.
+    """
+
+    def __init__(self, name: str, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
+        self.name = name
+        self._on_failure = on_failure
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._closed = False
+        self._anonymous = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    def start(self, coroutine: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
+        """Run the coroutine as a task of that name and return it.
+
+        Raises RuntimeError if the name is in use or the owner is closed; the coroutine is closed then.
+        """
+        if name is None:
+            self._anonymous += 1
+            name = f"task-{self._anonymous}"
+        if self._closed or name in self._tasks:
+            coroutine.close()
+            reason = "it is closed" if self._closed else "a task of that name runs"
+            raise RuntimeError(f"cannot start task {name!r} of {self.name}: {reason}")
+        task = asyncio.get_running_loop().create_task(coroutine, name=f"{self.name}:{name}")
+        self._tasks[name] = task
+        task.add_done_callback(functools.partial(self._over, name))
+        return task
+
+    def get(self, name: str) -> asyncio.Task[Any] | None:
+        """Return the running task of that name."""
+        return self._tasks.get(name)
+
+    async def cancel(self, name: str) -> None:
+        """Cancel the task of that name, if it runs, and wait for its end."""
+        task = self._tasks.get(name)
+        if task is not None:
+            await _end([task])
+
+    async def join(self) -> None:
+        """Wait until no task is left; failures are reported as ever, not raised."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+    async def close(self) -> None:
+        """Cancel all, wait for their ends, and start none any more."""
+        self._closed = True
+        await _end(list(self._tasks.values()))
+
+    def _over(self, name: str, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(name, None)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            return
+        log.error("task %s of %s failed: %s", name, self.name, error, exc_info=error)
+        if self._on_failure is not None:
+            self._on_failure(name, error)
+
+
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    # A task may close its own owner; it cannot await itself.
+    current = asyncio.current_task()
+    others = [task for task in tasks if task is not current]
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others)
