@@ -1,0 +1,1 @@
+"""What travels between the parts of Serai: frozen Pydantic models, a noun a file."""

@@ -1,0 +1,81 @@
+"""Images that VMs start from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from serai.schema.resource import Frozen, Name, Resource
+
+
+class ImageKind(StrEnum):
+    KERNEL = "kernel"
+    """Booted directly from kernel and initrd; disks, if any, are blank."""
+    DISK = "disk"
+    """A disk image that the first disk is cloned from."""
+
+
+class ImageFile(Frozen):
+    name: str
+    size: int
+    sha256: str
+
+
+class ImageManifest(Frozen):
+    """What an image folder holds. `recipe` is a hash of all that went into a built image; empty for imported ones."""
+
+    name: str
+    kind: ImageKind
+    files: list[ImageFile]
+    format: str = ""
+    """`raw` or `qcow2`, of the file `disk.<format>`, for kind `disk`."""
+    virtual_size: int = 0
+    cmdline: str = ""
+    recipe: str = ""
+    packages: dict[str, str] = Field(default_factory=dict)
+    cloud_init: bool = False
+
+
+class ImageSource(StrEnum):
+    BUILD = "build"
+    URL = "url"
+    UPLOAD = "upload"
+
+
+class ImageSpec(Frozen):
+    """`recipe` (tiny or debian) with source `build`; `url` and `sha256` with source `url`; `sha256` with `upload`."""
+
+    source: ImageSource
+    recipe: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    format: str | None = None
+
+
+class ImageState(StrEnum):
+    CREATING = "creating"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class ImageStatus(Frozen):
+    """`hosts` are those that hold a copy; others fetch it over the data channel when they first need it."""
+
+    state: ImageState = ImageState.CREATING
+    hosts: list[Name] = Field(default_factory=list)
+    manifest: ImageManifest | None = None
+    reason: str = ""
+
+
+class Image(Resource[ImageSpec, ImageStatus]):
+    kind: str = "image"
+
+
+class ImageCreate(Frozen):
+    name: Name
+    spec: ImageSpec
+    host: Name | None = None
+    """Where it is built or received; none: any online host."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    description: str = ""

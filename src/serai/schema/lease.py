@@ -1,0 +1,47 @@
+"""The lease: which host may run a VM, and at which epoch. See core/lease.py for its rules."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from serai.schema.resource import Frozen, Id, Name
+
+
+class Lease(Frozen):
+    """`offered_to` is set while epoch + 1 may go there: written durably before either end is told."""
+
+    vm: Id
+    epoch: int = Field(ge=1)
+    host: Name
+    offered_to: Name | None = None
+    offer_id: str | None = None
+    updated: datetime | None = None
+
+
+class Claim(StrEnum):
+    """What a host's own journal says of one VM and epoch. The order of writing is the order of events."""
+
+    HELD = "held"
+    """This host may run the VM at this epoch."""
+    OFFERED = "offered"
+    """A migration may commit this epoch here."""
+    COMMITTED = "committed"
+    """The commit point: from here the VM is this host's. Also `held` from then on."""
+    ABANDONED = "abandoned"
+    """The offer was turned down for ever: the source may go on."""
+    RELEASED = "released"
+    """The VM left, or was deleted: this host never runs this epoch again."""
+
+
+class LeaseRecord(Frozen):
+    """One line in a host's journal."""
+
+    vm: Id
+    epoch: int
+    claim: Claim
+    offer_id: str | None = None
+    peer: Name | None = None
+    reason: str = ""

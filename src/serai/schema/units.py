@@ -1,0 +1,92 @@
+"""Sizes, rates and durations: parse what people write, store bytes, bits per second and seconds, print them back.
+
+`Size`, `Rate` and `Seconds` are annotated Pydantic types: fields of these types accept `"5G"`, `"100mbit"`, `"30s"` or
+plain numbers. Sizes are binary (K = 1024, as qemu-img reads them); rates are decimal bits per second (as tc does).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_NUMBER = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
+_SIZE = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
+_RATE = {"": 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 10**12}
+_TIME = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _split(text: str, what: str, example: str) -> tuple[float, str]:
+    found = _NUMBER.match(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a {what}; write it like {example}")
+    return float(found[1]), found[2].lower()
+
+
+def parse_size(value: Any) -> int:
+    """Bytes from `5G`, `512MiB`, `4096` or an int. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number, unit = _split(str(value), "size", "512M, 4G or 1.5T")
+    unit = unit.removesuffix("ib") if unit.endswith("ib") else (unit.removesuffix("b") or unit)
+    if unit not in _SIZE:
+        raise ValueError(f"{value!r} has no unit that Serai knows; use K, M, G or T (1024-based)")
+    return int(number * _SIZE[unit])
+
+
+def parse_rate(value: Any) -> int:
+    """Bits per second from `100mbit`, `1gbit` or an int. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number, unit = _split(str(value), "rate", "100mbit or 1gbit")
+    if unit not in _RATE:
+        raise ValueError(f"{value!r} has no unit that Serai knows; use kbit, mbit or gbit")
+    return int(number * _RATE[unit])
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds from `30s`, `2ms`, `5m` or a number. Raises ValueError."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    number, unit = _split(str(value), "duration", "2ms, 30s or 5m")
+    if unit not in _TIME:
+        raise ValueError(f"{value!r} has no unit that Serai knows; use ms, s, m, h or d")
+    return number * _TIME[unit]
+
+
+def format_size(value: int) -> str:
+    """`4G`, `768M`, `1.5T`: the largest binary unit, at most one decimal; exact sizes stay exact."""
+    for unit in ("P", "T", "G", "M", "K"):
+        scale = _SIZE[unit.lower()]
+        if value >= scale:
+            number = value / scale
+            return f"{number:.0f}{unit}" if number == int(number) else f"{number:.1f}{unit}"
+    return f"{value}B"
+
+
+def format_rate(value: int) -> str:
+    """`100mbit`, `2.5gbit`."""
+    for unit in ("tbit", "gbit", "mbit", "kbit"):
+        if value >= _RATE[unit]:
+            return f"{value / _RATE[unit]:g}{unit}"
+    return f"{value}bit"
+
+
+def format_duration(seconds: float) -> str:
+    """`12ms`, `3.2s`, `4m10s`, `2h05m`, `3d4h`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600}h"
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+Rate = Annotated[int, BeforeValidator(parse_rate)]
+Seconds = Annotated[float, BeforeValidator(parse_duration)]

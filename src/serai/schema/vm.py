@@ -1,0 +1,181 @@
+"""Virtual machines: what is wanted of one, what it is, and what may be asked of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from ipaddress import IPv4Address
+
+from pydantic import Field
+
+from serai.schema.resource import Condition, Frozen, Id, Name, Resource
+from serai.schema.units import Size
+
+MEMORY_MIN = 32 << 20
+
+
+class MachineKind(StrEnum):
+    Q35 = "q35"
+    MICROVM = "microvm"
+
+
+class RestartPolicy(StrEnum):
+    ALWAYS = "always"
+    ON_FAILURE = "on-failure"
+    NEVER = "never"
+
+
+class DiskSpec(Frozen):
+    """A new volume of `size` in `pool` (deleted with the VM unless `keep`), or an existing `volume`."""
+
+    pool: Name | None = None
+    size: Size | None = Field(default=None, gt=0)
+    volume: Name | None = None
+    keep: bool = False
+
+
+class VnicSpec(Frozen):
+    """MAC and address are chosen and written here when the VM is created, if not given."""
+
+    network: Name
+    mac: str | None = Field(default=None, pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
+    ip: IPv4Address | None = None
+
+
+class CloudInit(Frozen):
+    ssh_keys: list[str] = Field(default_factory=list)
+    user_data: str = ""
+
+
+class VmSpec(Frozen):
+    image: Name | None = None
+    machine: MachineKind = MachineKind.Q35
+    machine_type: str | None = None
+    """The versioned type, pinned when the VM is created."""
+    cpus: int = Field(default=1, ge=1, le=256)
+    memory: Size = Field(default=512 << 20, ge=MEMORY_MIN)
+    disks: list[DiskSpec] = Field(default_factory=list, max_length=15)
+    vnics: list[VnicSpec] = Field(default_factory=list, max_length=15)
+    cloud_init: CloudInit = CloudInit()
+    cmdline: str = ""
+    """Appended to a kernel image's own command line."""
+    host: Name | None = None
+    """Only this host will do; none: placement chooses."""
+    running: bool = True
+    restart: RestartPolicy = RestartPolicy.ON_FAILURE
+    autostart: bool = True
+    """Start again when the host has rebooted."""
+    autostart_order: int = 0
+    template: bool = False
+
+
+class VmState(StrEnum):
+    """See core/lifecycle.py for what leads from one to the other."""
+
+    DEFINED = "defined"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    MIGRATING = "migrating"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+    UNKNOWN = "unknown"
+    """Its host does not answer; this never means that the VM is dead."""
+
+
+class MigrationSummary(Frozen):
+    """Of the VM's last migration. `outage_ms` is present only where a probe measured it from outside."""
+
+    mode: str
+    source: Name
+    destination: Name
+    total_s: float
+    downtime_ms: float
+    rounds: int
+    bytes_sent: int
+    phases: dict[str, float] = Field(default_factory=dict)
+    """Phase name to seconds."""
+
+
+class VmStatus(Frozen):
+    state: VmState = VmState.DEFINED
+    host: Name | None = None
+    epoch: int = 0
+    reason: str = ""
+    since: datetime | None = None
+    placement: str = ""
+    """Why the controller picked this host."""
+    addresses: list[str] = Field(default_factory=list)
+    boot_id: str | None = None
+    pid: int | None = None
+    accel: str | None = None
+    running_generation: int = 0
+    """The generation of the spec that QEMU was started with or brought to."""
+    guest_agent: bool = False
+    conditions: list[Condition] = Field(default_factory=list)
+    restarts: int = 0
+    last_migration: MigrationSummary | None = None
+
+
+class Vm(Resource[VmSpec, VmStatus]):
+    kind: str = "vm"
+
+
+class VmCreate(Frozen):
+    name: Name
+    spec: VmSpec
+    labels: dict[str, str] = Field(default_factory=dict)
+    description: str = ""
+
+
+class VmEdit(Frozen):
+    """Only what is given changes. `rename` is a new name."""
+
+    rename: Name | None = None
+    labels: dict[str, str] | None = None
+    description: str | None = None
+    cpus: int | None = Field(default=None, ge=1, le=256)
+    memory: Size | None = Field(default=None, ge=MEMORY_MIN)
+    disks: list[DiskSpec] | None = None
+    vnics: list[VnicSpec] | None = None
+    cloud_init: CloudInit | None = None
+    restart: RestartPolicy | None = None
+    autostart: bool | None = None
+    autostart_order: int | None = None
+    template: bool | None = None
+
+
+class VmMigrate(Frozen):
+    """`to` none: placement chooses another host."""
+
+    to: Name | None = None
+
+
+class VmStop(Frozen):
+    """ACPI first; after `timeout` seconds by force. `force` skips the asking."""
+
+    force: bool = False
+    timeout: float = Field(default=60.0, ge=0)
+
+
+class VmClone(Frozen):
+    name: Name
+
+
+class VmReport(Frozen):
+    """What the VM agent on a host says of one VM: the VM's own subject, wherever it runs."""
+
+    vm: Id
+    host: Name
+    epoch: int
+    state: VmState
+    reason: str = ""
+    since: datetime
+    pid: int | None = None
+    accel: str | None = None
+    generation: int = 0
+    guest_agent: bool = False
+    restarts: int = 0
+    sequence: int = 0
+    """Grows with each report of the same host, VM and epoch: an older one never overwrites a newer."""

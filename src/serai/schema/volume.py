@@ -1,0 +1,97 @@
+"""Pools (a place for volumes on a host) and volumes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from serai.schema.resource import Frozen, Id, Name, Resource
+from serai.schema.units import Size
+
+
+class PoolDriverName(StrEnum):
+    DIR = "dir"
+
+
+class ExportKind(StrEnum):
+    NONE = "none"
+    """Volumes are local files: only VMs on the pool's own host can use them."""
+    ISCSI = "iscsi"
+
+
+class PoolSpec(Frozen):
+    host: Name
+    driver: PoolDriverName = PoolDriverName.DIR
+    path: str = ""
+    """Directory on the host; empty: pools/<id> in the agent's own state directory."""
+    export: ExportKind = ExportKind.ISCSI
+
+
+class PoolStatus(Frozen):
+    """Bytes. `committed` is the sum of the volumes' sizes; sparse volumes may take less."""
+
+    state: str = "unknown"
+    path: str = ""
+    total: int = 0
+    free: int = 0
+    committed: int = 0
+    volumes: int = 0
+    reason: str = ""
+
+
+class Pool(Resource[PoolSpec, PoolStatus]):
+    kind: str = "pool"
+
+
+class PoolCreate(Frozen):
+    name: Name
+    spec: PoolSpec
+    labels: dict[str, str] = Field(default_factory=dict)
+    description: str = ""
+
+
+class VolumeSpec(Frozen):
+    pool: Name
+    size: Size = Field(gt=0)
+    image: Name | None = None
+    """The image whose content the volume starts with."""
+
+
+class VolumeState(StrEnum):
+    CREATING = "creating"
+    READY = "ready"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+class VolumeStatus(Frozen):
+    state: VolumeState = VolumeState.CREATING
+    size: int = 0
+    vm: Name | None = None
+    reason: str = ""
+
+
+class Volume(Resource[VolumeSpec, VolumeStatus]):
+    kind: str = "volume"
+
+
+class VolumeCreate(Frozen):
+    name: Name
+    spec: VolumeSpec
+    labels: dict[str, str] = Field(default_factory=dict)
+    description: str = ""
+
+
+class VolumeEdit(Frozen):
+    """Volumes only grow."""
+
+    size: Size | None = None
+    description: str | None = None
+    labels: dict[str, str] | None = None
+
+
+__all__ = [
+    "ExportKind", "Id", "Pool", "PoolCreate", "PoolDriverName", "PoolSpec", "PoolStatus",
+    "Volume", "VolumeCreate", "VolumeEdit", "VolumeSpec", "VolumeState", "VolumeStatus",
+]  # fmt: skip
