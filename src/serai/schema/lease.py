@@ -11,11 +11,13 @@ from serai.schema.resource import Frozen, Id, Name
 
 
 class Lease(Frozen):
-    """`offered_to` is set while epoch + 1 may go there: written durably before either end is told."""
+    """`offered_to` is set while `highest` may go there: written durably before either end is told."""
 
     vm: Id
     epoch: int = Field(ge=1)
     host: Name
+    highest: int = Field(default=1, ge=1)
+    """The highest epoch ever offered or held: an epoch that was abandoned is never offered again."""
     offered_to: Name | None = None
     offer_id: str | None = None
     updated: datetime | None = None

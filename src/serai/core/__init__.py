@@ -1,0 +1,1 @@
+"""Decisions: pure functions and state tables; no async, no I/O, no clock."""

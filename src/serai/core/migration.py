@@ -1,0 +1,161 @@
+"""The two ends of a live migration as tables: what each event means in each phase, and what is then to be done.
+
+Why the commit is safe with nothing but local work in the blackout:
+
+- The destination loads the state, and only its own journal's `committed`, with fsync, stands before its `cont`.
+- The source never resumes on its own once the last state may have been delivered. With the return path off and nothing
+  in the stream after its end mark (`suppress-vmdesc`), QEMU fails on the source only if its last write failed, and then
+  the destination has not loaded. So `failed` before `sent` means: not committed, and the source goes on.
+- After `sent` the source stays paused until the destination's journal has been read: `committed` or `abandoned`.
+- `migrate_cancel` is asked for only before `migrate-continue`: after that the outcome is the switch's own.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from serai.schema.errors import ConflictError
+
+
+class SourcePhase(StrEnum):
+    SETUP = "setup"
+    PRECOPY = "precopy"
+    CANCELLING = "cancelling"
+    SWITCH = "switch"
+    SENT = "sent"
+    DONE = "done"
+    STAYED = "stayed"
+
+    @property
+    def ended(self) -> bool:
+        return self in (SourcePhase.DONE, SourcePhase.STAYED)
+
+
+class SourceEvent(StrEnum):
+    """QMP's MIGRATION statuses as they come, requests, and the destination's verdict."""
+
+    QEMU_SETUP = "setup"
+    QEMU_ACTIVE = "active"
+    QEMU_PRE_SWITCHOVER = "pre-switchover"
+    QEMU_DEVICE = "device"
+    QEMU_CANCELLING = "cancelling"
+    QEMU_COMPLETED = "completed"
+    QEMU_FAILED = "failed"
+    QEMU_CANCELLED = "cancelled"
+    CANCEL = "cancel"
+    QEMU_ENDED = "qemu-ended"
+    COMMITTED = "verdict-committed"
+    ABANDONED = "verdict-abandoned"
+
+
+class Act(StrEnum):
+    """What the source's agent does, in the order of the table's tuple."""
+
+    CLOSE_PORT = "close the VNICs' ports"
+    CONTINUE = "migrate-continue"
+    CANCEL = "migrate_cancel"
+    ASK_VERDICT = "ask the destination's journal"
+    ABANDON = "have the destination turn the offer down"
+    OPEN_PORT = "open the VNICs' ports"
+    CONT = "cont"
+    QUIT = "end QEMU"
+
+
+P = SourcePhase
+V = SourceEvent
+A = Act
+
+SOURCE: dict[tuple[SourcePhase, SourceEvent], tuple[SourcePhase, tuple[Act, ...]]] = {
+    (P.SETUP, V.QEMU_SETUP): (P.SETUP, ()),
+    (P.SETUP, V.QEMU_ACTIVE): (P.PRECOPY, ()),
+    (P.SETUP, V.CANCEL): (P.CANCELLING, (A.CANCEL,)),
+    (P.PRECOPY, V.QEMU_ACTIVE): (P.PRECOPY, ()),
+    (P.PRECOPY, V.CANCEL): (P.CANCELLING, (A.CANCEL,)),
+    # The blackout begins here: the VM is stopped. Its frames must not queue here while it wakes up over there.
+    (P.SETUP, V.QEMU_PRE_SWITCHOVER): (P.SWITCH, (A.CONTINUE, A.CLOSE_PORT)),
+    (P.PRECOPY, V.QEMU_PRE_SWITCHOVER): (P.SWITCH, (A.CONTINUE, A.CLOSE_PORT)),
+    (P.CANCELLING, V.QEMU_PRE_SWITCHOVER): (P.CANCELLING, ()),
+    (P.CANCELLING, V.QEMU_ACTIVE): (P.CANCELLING, ()),
+    (P.CANCELLING, V.QEMU_SETUP): (P.CANCELLING, ()),
+    (P.CANCELLING, V.QEMU_CANCELLING): (P.CANCELLING, ()),
+    (P.CANCELLING, V.CANCEL): (P.CANCELLING, ()),
+    (P.CANCELLING, V.QEMU_CANCELLED): (P.STAYED, (A.ABANDON, A.OPEN_PORT)),
+    (P.CANCELLING, V.QEMU_FAILED): (P.STAYED, (A.ABANDON, A.OPEN_PORT)),
+    # The cancel came after all had been sent: the journal over there decides.
+    (P.CANCELLING, V.QEMU_COMPLETED): (P.SENT, (A.ASK_VERDICT,)),
+    (P.SWITCH, V.QEMU_DEVICE): (P.SWITCH, ()),
+    (P.SWITCH, V.QEMU_ACTIVE): (P.SWITCH, ()),
+    (P.SWITCH, V.QEMU_COMPLETED): (P.SENT, (A.ASK_VERDICT,)),
+    **{
+        (phase, end): (P.STAYED, (A.ABANDON, A.OPEN_PORT))
+        for phase in (P.SETUP, P.PRECOPY, P.SWITCH)
+        for end in (V.QEMU_FAILED, V.QEMU_CANCELLED)
+    },
+    **{(phase, V.QEMU_CANCELLING): (phase, ()) for phase in (P.SETUP, P.PRECOPY, P.SWITCH)},
+    (P.SENT, V.QEMU_COMPLETED): (P.SENT, ()),
+    (P.SENT, V.COMMITTED): (P.DONE, (A.QUIT,)),
+    (P.SENT, V.ABANDONED): (P.STAYED, (A.OPEN_PORT, A.CONT)),
+    # QEMU itself is gone: before `sent` the VM crashed here; after, the destination may hold it.
+    **{(phase, V.QEMU_ENDED): (P.STAYED, (A.ABANDON,)) for phase in (P.SETUP, P.PRECOPY, P.CANCELLING)},
+    (P.SWITCH, V.QEMU_ENDED): (P.SENT, (A.ASK_VERDICT,)),
+    (P.SENT, V.QEMU_ENDED): (P.SENT, ()),
+}
+
+
+def source_step(phase: SourcePhase, event: SourceEvent) -> tuple[SourcePhase, tuple[Act, ...]]:
+    """The next phase and what to do, in order. Raises ConflictError for a step that cannot be (a cancel too late)."""
+    try:
+        return SOURCE[phase, event]
+    except KeyError:
+        raise ConflictError(
+            f"a migration in phase {phase} cannot take {event}",
+            field="phase",
+            value=phase,
+            remedy="The switch has begun: its own outcome stands; wait for the job to end.",
+        ) from None
+
+
+class DestinationPhase(StrEnum):
+    PREPARED = "prepared"
+    COMMITTED = "committed"
+    ABANDONED = "abandoned"
+
+
+class DestinationEvent(StrEnum):
+    LOADED = "loaded"
+    """QMP's MIGRATION `completed` on the destination: all state is here."""
+    TURN_DOWN = "turn-down"
+    QEMU_FAILED = "failed"
+    QEMU_ENDED = "qemu-ended"
+
+
+D = DestinationPhase
+W = DestinationEvent
+
+DESTINATION: dict[tuple[DestinationPhase, DestinationEvent], DestinationPhase] = {
+    (D.PREPARED, W.LOADED): D.COMMITTED,
+    (D.PREPARED, W.TURN_DOWN): D.ABANDONED,
+    (D.PREPARED, W.QEMU_FAILED): D.ABANDONED,
+    (D.PREPARED, W.QEMU_ENDED): D.ABANDONED,
+    # Final: what the journal says is never taken back.
+    **{(D.COMMITTED, event): D.COMMITTED for event in W},
+    **{(D.ABANDONED, event): D.ABANDONED for event in W},
+}
+
+CAPABILITIES: dict[str, bool] = {
+    "events": True,
+    "pause-before-switchover": True,
+    "return-path": False,
+    "auto-converge": False,
+    "multifd": False,
+}
+"""What both ends set, where QEMU has it. `return-path` off is part of the argument in this module's docstring."""
+
+
+def agreed_capabilities(source: list[str], destination: list[str]) -> dict[str, bool]:
+    """CAPABILITIES as far as both QEMUs know them. Raises ConflictError if one lacks what the protocol stands on."""
+    for needed in ("events", "pause-before-switchover"):
+        for end, has in (("source", source), ("destination", destination)):
+            if needed not in has:
+                raise ConflictError(f"the {end}'s QEMU has no {needed}", remedy="Install QEMU 7.2 or newer there.")
+    return {name: wanted for name, wanted in CAPABILITIES.items() if name in source and name in destination}
