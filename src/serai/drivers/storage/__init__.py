@@ -1,0 +1,1 @@
+"""Pools, volumes and their export to other hosts; base.py is the contract."""

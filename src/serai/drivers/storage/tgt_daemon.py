@@ -1,0 +1,162 @@
+"""The `tgtd` process of a host: started in a session of its own, so that it outlives the agent, and found again.
+
+It is recognised by its control socket alone: whoever listens there is it, and the kernel tells its process id. (A
+number in a file could by now belong to a stranger; the pid file is written for people and for clean-up only.) A lock
+that the daemon holds beside the socket keeps a second one from starting.
+
+When the daemon cannot bind the address it was given, it listens on every address of the machine instead; so the address
+is tried before, and what it really listens on is checked after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from serai.drivers.storage.tgt_socket import TgtSocket
+from serai.lib.process import Child, Watched, spawn
+from serai.schema.errors import HostError, InvalidError, UnavailableError
+
+START_TIMEOUT = 10.0
+"""Seconds until a started daemon must answer; it needs some 30 ms on an idle machine."""
+
+STOP_TIMEOUT = 5.0
+"""Seconds that a daemon without targets may take to end before it is killed."""
+
+IO_THREADS = 1
+"""Threads for each volume. The daemon's own default, 16, makes 320 threads for 20 volumes; one keeps order cheaply."""
+
+_LONGEST_SOCKET = 107
+"""Bytes in a Unix socket's path (unix(7))."""
+
+
+class TgtDaemon:
+    """One daemon, which listens on one `address` and TCP `port`, with its files in `folder`."""
+
+    def __init__(self, folder: Path, address: IPv4Address | IPv6Address, port: int) -> None:
+        self._folder = folder
+        self._address = address
+        self._port = port
+        self._process: Watched | None = None
+        # The daemon appends its control port's number, of which we use only 0.
+        self.socket = TgtSocket(folder / "control.0")
+
+    @property
+    def portal(self) -> str:
+        """Where it listens: `address:port`, an IPv6 address in brackets."""
+        return f"{self._address}:{self._port}" if self._address.version == 4 else f"[{self._address}]:{self._port}"
+
+    async def running(self) -> bool:
+        """Whether the daemon is alive; takes over one that an earlier agent started."""
+        pid = await self.socket.peer()
+        if pid is None:
+            await self._reap()
+            return False
+        if self._process is None or self._process.pid != pid or not self._process.alive:
+            await self._reap()
+            self._process = Watched(pid, os.pidfd_open(pid))
+            # Held before it was asked again: now number and listener are known to be one.
+            if await self.socket.peer() != pid:
+                self._process = None
+                raise UnavailableError("tgtd ended while it was being taken over", remedy="It will be tried again.")
+            self._write_pid(pid)
+        return True
+
+    async def start(self) -> None:
+        """Start the daemon; it answers on its socket and listens on its address alone when this returns."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if len(os.fsencode(self.socket.path)) > _LONGEST_SOCKET:
+            raise InvalidError(
+                "the path of tgtd's control socket is too long",
+                field="path",
+                value=self.socket.path,
+                remedy="Choose a shorter run directory.",
+            )
+        self._try_address()
+        # Nothing secret is ever on the command line or in the environment.
+        environment = {"TGT_IPC_SOCKET": str(self._folder / "control"), "PATH": os.environ.get("PATH", os.defpath)}
+        argv = ["tgtd", "-f", "--nr_iothreads", str(IO_THREADS), "--iscsi", f"portal={self.portal}"]
+        log = self._folder / "tgtd.log"
+        child = await spawn(argv, stdout=log, stderr=log, env=environment, cwd="/", umask=0o077)
+        self._process = child
+        try:
+            await self._answers(child)
+            await self.listen_only_here()
+        except BaseException:
+            await child.kill()
+            raise
+        self._write_pid(child.pid)
+
+    async def _answers(self, child: Child) -> None:
+        """Wait until the daemon's socket is there, or the daemon is not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_TIMEOUT):
+                while child.alive:
+                    if await self.socket.peer() == child.pid:
+                        return
+                    await asyncio.sleep(0.01)
+        raise HostError(
+            "tgtd did not start", field="portal", value=self.portal, remedy=f"Read {self._folder / 'tgtd.log'}."
+        )
+
+    def _try_address(self) -> None:
+        family = socket.AF_INET if self._address.version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((str(self._address), self._port))
+                # Two sockets may be bound with that option, but only one may listen.
+                trial.listen(1)
+            except OSError as error:
+                raise UnavailableError(
+                    f"volumes cannot be exported there: {error.strerror}",
+                    field="portal",
+                    value=self.portal,
+                    remedy="Give the address of this host's storage link, and end what else listens on the port.",
+                ) from error
+
+    async def listen_only_here(self) -> None:
+        """Close every portal but ours, and open ours if it is not; raises HostError if that does not help."""
+        portals = await self.socket.portals()
+        if self.portal not in portals:
+            await self.socket.new_portal(self.portal)
+        for portal in portals:
+            if portal != self.portal:
+                await self.socket.delete_portal(portal)
+        portals = await self.socket.portals()
+        if portals != [self.portal]:
+            raise HostError(
+                f"tgtd listens on {', '.join(portals) or 'nothing'}",
+                field="portal",
+                value=self.portal,
+                remedy=f"Read {self._folder / 'tgtd.log'}.",
+            )
+
+    async def stop(self) -> None:
+        """End the daemon, which should have no targets left; it is killed if it does not end by itself."""
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(UnavailableError, HostError):
+            await self.socket.shut_down()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await process.exited()
+        except TimeoutError:
+            await process.kill()
+        self._process = None
+        for name in ("tgtd.pid", "control.0", "control.0.lock"):
+            (self._folder / name).unlink(missing_ok=True)
+
+    async def _reap(self) -> None:
+        """Let go of a daemon that is dead; if it was our child, it is a zombie until then."""
+        if self._process is not None and not self._process.alive:
+            await self._process.exited()
+            self._process = None
+
+    def _write_pid(self, pid: int) -> None:
+        (self._folder / "tgtd.pid").write_text(f"{pid}\n")
