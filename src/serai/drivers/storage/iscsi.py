@@ -48,6 +48,9 @@ GUARD = "serai-guard"
 DRAIN_TIMEOUT = 3.0
 """Seconds that closed sessions may take to end before the target is rebuilt without them."""
 
+SETTLE_TIMEOUT = 1.0
+"""Seconds to wait for logins that are under way while someone is refused; a login takes milliseconds."""
+
 DELETE_TIMEOUT = 30.0
 """Seconds to wait for commands in flight when a target is deleted: a slow disk is slow, a dead one is reported."""
 
@@ -259,13 +262,13 @@ class TgtExporter:
         if target is None:
             target = await self._new_target(record)
         admitted = {admission.initiator for admission in record.admissions}
-        for initiator in target.initiators:
-            if initiator not in admitted:
-                await self._socket.unbind_initiator(tid, initiator)
+        refused = [initiator for initiator in target.initiators if initiator not in admitted]
+        for initiator in refused:
+            await self._socket.unbind_initiator(tid, initiator)
         await self._set_accounts(record, target)
         for initiator in sorted(admitted - set(target.initiators)):
             await self._socket.bind_initiator(tid, initiator)
-        if not await self._drained(tid, admitted):
+        if not await self._drained(tid, admitted, settle=bool(refused)):
             log.warning("volume %s: a refused session does not end: rebuilding its target", record.volume)
             await self._delete_target(tid)
             await self._converge(record, None)
@@ -311,13 +314,20 @@ class TgtExporter:
             await self._socket.delete_account(user)
             del self._accounts[user]
 
-    async def _drained(self, tid: int, admitted: Collection[str]) -> bool:
-        """Close the sessions of all who are not admitted; False if they are not over within DRAIN_TIMEOUT."""
+    async def _drained(self, tid: int, admitted: Collection[str], *, settle: bool) -> bool:
+        """Close the sessions of all who are not admitted; False if they are not over within DRAIN_TIMEOUT.
+
+        With `settle`, logins that are under way are waited for as well, since one that passed the checks before its
+        initiator was refused becomes a session after; but not longer than SETTLE_TIMEOUT, as a connection may idle.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + SETTLE_TIMEOUT
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 async for _ in _patiently():
+                    under_way = settle and clock() < until and await self._daemon.logins_under_way()
                     strangers = [s for s in await self._socket.sessions(tid) if s.initiator not in admitted]
-                    if not strangers:
+                    if not strangers and not under_way:
                         return True
                     for session in strangers:
                         for connection in session.connection_ids:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -136,6 +137,11 @@ class TgtDaemon:
                 remedy=f"Read {self._folder / 'tgtd.log'}.",
             )
 
+    async def logins_under_way(self) -> bool:
+        """Whether somebody is connected who has no session (yet): the daemon does not tell, but the kernel does."""
+        connected = await asyncio.to_thread(_established, self._address, self._port)
+        return connected > 0 and connected > await self.socket.connections()
+
     async def stop(self) -> None:
         """End the daemon, which should have no targets left; it is killed if it does not end by itself."""
         process = self._process
@@ -143,6 +149,8 @@ class TgtDaemon:
             return
         with contextlib.suppress(UnavailableError, HostError):
             await self.socket.shut_down()
+            # It looks whether it should end only after the next event, which a connection is.
+            await self.socket.peer()
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
                 await process.exited()
@@ -160,3 +168,13 @@ class TgtDaemon:
 
     def _write_pid(self, pid: int) -> None:
         (self._folder / "tgtd.pid").write_text(f"{pid}\n")
+
+
+def _established(address: IPv4Address | IPv6Address, port: int) -> int:
+    """Count the TCP connections that are established with a local address and port (proc(5), /proc/net/tcp)."""
+    # The kernel prints an address as 32-bit words in the machine's own byte order.
+    words = (address.packed[start : start + 4] for start in range(0, len(address.packed), 4))
+    local = "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words) + f":{port:04X}"
+    table = Path("/proc/thread-self/net") / ("tcp" if address.version == 4 else "tcp6")
+    rows = (line.split() for line in table.read_text().splitlines()[1:])
+    return sum(1 for row in rows if row[1] == local and row[3] == "01")

@@ -231,9 +231,16 @@ class TgtSocket:
             if error.errno not in (Errno.NO_SESSION, Errno.NO_CONNECTION):
                 raise
 
+    async def connections(self) -> int:
+        """Count the connections of all sessions of all targets."""
+        return len(re.findall(r"(?m)^ {12}Connection: ", await self._show_targets()))
+
     async def targets(self) -> list[Target]:
         """Return all targets."""
-        return parse_targets(await self.request("show targets", Mode.TARGET, Op.SHOW, tid=-1))
+        return parse_targets(await self._show_targets())
+
+    async def _show_targets(self) -> str:
+        return await self.request("show targets", Mode.TARGET, Op.SHOW, tid=-1)
 
     async def portals(self) -> list[str]:
         """Return where the daemon listens, as `address:port`."""

@@ -1,0 +1,270 @@
+"""Storage in memory, for tests of what is above it: the same contract, errors included, and nothing of the machine.
+
+`FakePool` knows contents as bytes; of a qcow2 image it knows only the size. `FakeExporter` has initiators of its own
+(`login`, then `write`), so that a test can see who is fenced, and a target that can die (`crash`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serai.drivers.storage.base import (
+    Export,
+    ImageFormat,
+    PoolStatus,
+    Progress,
+    Session,
+    VolumeInfo,
+    check_admission,
+    check_initiator,
+    check_size,
+    check_volume_id,
+    no_room,
+    no_volume,
+    not_exported,
+    refuse_shrinking,
+    volume_exists,
+)
+from serai.schema.attach import Admission
+from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError, UnavailableError
+
+
+@dataclass
+class _Volume:
+    size: int
+    content: bytes = b""
+
+
+class FakePool:
+    """A pool of `total` bytes in memory; contents count against them, zeros after them do not."""
+
+    volume_format = "raw"
+
+    def __init__(self, total: int = 1 << 40, root: Path = Path("/fake/pool")) -> None:
+        self._total = total
+        self._root = root
+        self._volumes: dict[str, _Volume] = {}
+
+    async def open(self) -> None:
+        """Nothing to make ready."""
+
+    async def status(self) -> PoolStatus:
+        """Return the room in memory."""
+        used = sum(len(volume.content) for volume in self._volumes.values())
+        return PoolStatus(self._total, self._total - used, used, frozenset({"sparse"}))
+
+    async def create_volume(self, volume_id: str, size: int) -> None:
+        """Create an empty volume."""
+        check_size(size)
+        await self._add(volume_id, _Volume(size))
+
+    async def create_from_image(
+        self, volume_id: str, image_file: Path, image_format: str, size: int, progress: Progress | None = None
+    ) -> None:
+        """Create a volume with an image's content (raw) or at least its size (qcow2)."""
+        check_size(size)
+        content, virtual = _image(image_file, image_format)
+        if virtual > size:
+            raise refuse_shrinking(size, virtual)
+        await self._add(volume_id, _Volume(size, content))
+        if progress is not None:
+            progress(virtual, virtual)
+
+    async def clone_volume(self, src_id: str, dst_id: str, progress: Progress | None = None) -> None:
+        """Copy a volume."""
+        source = self._get(src_id)
+        await self._add(dst_id, _Volume(source.size, source.content))
+        if progress is not None:
+            progress(source.size, source.size)
+
+    async def delete_volume(self, volume_id: str) -> None:
+        """Delete a volume, if it is there."""
+        self._volumes.pop(check_volume_id(volume_id), None)
+
+    async def grow_volume(self, volume_id: str, size: int) -> None:
+        """Make a volume larger."""
+        check_size(size)
+        volume = self._get(volume_id)
+        if size < volume.size:
+            raise refuse_shrinking(size, volume.size)
+        free = (await self.status()).free
+        if size - volume.size > free:
+            raise no_room(size, free, self._root)
+        volume.size = size
+
+    async def list_volumes(self) -> list[VolumeInfo]:
+        """Return the volumes, ordered by id."""
+        return [VolumeInfo(name, volume.size, len(volume.content)) for name, volume in sorted(self._volumes.items())]
+
+    def volume_path(self, volume_id: str) -> Path:
+        """Return a path at which nothing is."""
+        return self._root / f"{check_volume_id(volume_id)}.raw"
+
+    def read(self, volume_id: str, offset: int, length: int) -> bytes:
+        """Return what a guest would read there."""
+        volume = self._get(volume_id)
+        length = max(0, min(length, volume.size - offset))
+        return volume.content[offset : offset + length].ljust(length, b"\0")
+
+    def _get(self, volume_id: str) -> _Volume:
+        volume = self._volumes.get(check_volume_id(volume_id))
+        if volume is None:
+            raise no_volume(volume_id)
+        return volume
+
+    async def _add(self, volume_id: str, volume: _Volume) -> None:
+        if check_volume_id(volume_id) in self._volumes:
+            raise volume_exists(volume_id)
+        free = (await self.status()).free
+        if max(volume.size if not volume.content else 0, len(volume.content)) > free:
+            raise no_room(volume.size, free, self._root)
+        self._volumes[volume_id] = volume
+
+
+def _image(file: Path, image_format: str) -> tuple[bytes, int]:
+    try:
+        kind = ImageFormat(image_format)
+    except ValueError:
+        raise InvalidError(
+            "images are raw or qcow2", field="format", value=image_format, remedy="Convert it."
+        ) from None
+    if not file.is_file():
+        raise NotFoundError("there is no such image file", field="image", value=file, remedy="Import it first.")
+    content = file.read_bytes()
+    if kind is ImageFormat.RAW:
+        return content, len(content) + -len(content) % 512
+    if content[:4] != b"QFI\xfb":
+        raise InvalidError("this is not a qcow2 image", field="image", value=file, remedy="Say its true format.")
+    if content[8:16] != bytes(8):
+        raise InvalidError(
+            "the image takes its content from another file", field="image", value=file, remedy="Flatten it."
+        )
+    return b"", int.from_bytes(content[24:32])
+
+
+@dataclass
+class _Offer:
+    path: Path
+    admissions: dict[str, Admission] = field(default_factory=dict)
+
+
+@dataclass
+class FakeSession:
+    """An initiator's session with a fake target."""
+
+    exporter: FakeExporter
+    volume_id: str
+    info: Session
+
+    def write(self) -> None:
+        """Write as a guest would; raises UnavailableError once the session was ended."""
+        if self not in self.exporter.live:
+            raise UnavailableError("the session was ended by the target", field="volume", value=self.volume_id)
+
+
+class FakeExporter:
+    """An exporter whose target and initiators are in memory."""
+
+    portal = "192.0.2.1:3260"
+
+    def __init__(self) -> None:
+        self._offers: dict[str, _Offer] = {}
+        self._numbers = itertools.count(1)
+        self._started = False
+        self._dead = False
+        self.live: list[FakeSession] = []
+
+    async def start(self) -> None:
+        """Start the target."""
+        self._started, self._dead = True, False
+
+    async def check(self) -> bool:
+        """Bring a dead target back."""
+        if not self._started:
+            raise UnavailableError("the exporter was not started", field="portal", value=self.portal)
+        was_dead, self._dead = self._dead, False
+        return was_dead
+
+    async def stop(self) -> None:
+        """End the target and its sessions."""
+        self._started = False
+        self.live.clear()
+
+    async def export(self, volume_id: str, path: Path) -> Export:
+        """Offer a volume."""
+        await self.check()
+        offer = self._offers.setdefault(check_volume_id(volume_id), _Offer(path))
+        if offer.path != path:
+            raise ConflictError(
+                "the volume is exported from another path", field="path", value=path, remedy="Unexport it first."
+            )
+        return Export(f"iqn.2026-01.io.serai:vol.{volume_id}", 1)
+
+    async def unexport(self, volume_id: str) -> None:
+        """End an offer."""
+        await self.check()
+        self._offers.pop(check_volume_id(volume_id), None)
+        self.live = [session for session in self.live if session.volume_id != volume_id]
+
+    async def admit(self, volume_id: str, admission: Admission) -> None:
+        """Let an initiator in."""
+        check_admission(admission)
+        await self.check()
+        offer = self._offer(volume_id)
+        for volume, initiator, known in self._admitted():
+            same = (volume, initiator) == (volume_id, admission.initiator)
+            if known.user == admission.user and not same and (
+                volume == volume_id or known.password != admission.password
+            ):  # fmt: skip
+                raise ConflictError(
+                    "the CHAP user is taken", field="user", value=known.user, remedy="Use another name."
+                )
+        offer.admissions[admission.initiator] = admission
+
+    async def refuse(self, volume_id: str, initiator_iqn: str) -> None:
+        """Fence an initiator."""
+        check_initiator(initiator_iqn)
+        await self.check()
+        self._offer(volume_id).admissions.pop(initiator_iqn, None)
+        ended = (volume_id, initiator_iqn)
+        self.live = [session for session in self.live if (session.volume_id, session.info.initiator) != ended]
+
+    async def sessions(self, volume_id: str) -> list[Session]:
+        """Return who is connected."""
+        self._offer(volume_id)
+        return [session.info for session in self.live if session.volume_id == volume_id]
+
+    async def grow(self, volume_id: str) -> None:
+        """Nothing to notice."""
+        await self.check()
+        self._offer(volume_id)
+
+    def login(self, volume_id: str, admission: Admission) -> FakeSession:
+        """Connect as an initiator would; raises UnauthorizedError or UnavailableError."""
+        if not self._started or self._dead:
+            raise UnavailableError("nobody answers", field="portal", value=self.portal)
+        if self._offer(volume_id).admissions.get(admission.initiator) != admission:
+            raise UnauthorizedError("the target refuses the login", field="initiator", value=admission.initiator)
+        session = FakeSession(self, volume_id, Session(admission.initiator, next(self._numbers), (0,), "192.0.2.2"))
+        self.live.append(session)
+        return session
+
+    def crash(self) -> None:
+        """The target dies, as by kill -9."""
+        self._dead = True
+        self.live.clear()
+
+    def _offer(self, volume_id: str) -> _Offer:
+        offer = self._offers.get(check_volume_id(volume_id))
+        if offer is None:
+            raise not_exported(volume_id)
+        return offer
+
+    def _admitted(self) -> list[tuple[str, str, Admission]]:
+        return [
+            (volume, initiator, admission)
+            for volume, offer in self._offers.items()
+            for initiator, admission in offer.admissions.items()
+        ]
