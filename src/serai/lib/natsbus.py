@@ -1,0 +1,382 @@
+"""The bus over NATS: `bus.Bus` with mutual TLS, connected for as long as it lives.
+
+A NATS client that loses its server is thrown away and a new one is made, again and again until it is there; then all
+subscriptions are made anew and the `on_reconnect` callbacks run. (The library's own reconnection gives up for good on
+an authorization error, which is what a server says while its configuration is being renewed.)
+
+While the server is away, `publish` keeps up to 2 MB for later, in order; a request waits for the connection within its
+time-out; a request whose reply had not come is lost and says so at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsLibrarySubscription
+
+from serai.lib.bus import (
+    MAX_PAYLOAD,
+    BusDenied,
+    BusTimeout,
+    Handler,
+    Message,
+    NoResponders,
+    Subscription,
+    call_handler,
+    check_message,
+    check_pattern,
+    decode_error,
+    encode_error,
+)
+from serai.lib.natsserver import inbox_prefix
+from serai.lib.pki import TlsFiles
+from serai.lib.tasks import Tasks
+from serai.schema.errors import InvalidError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+ERROR_HEADER = "Serai-Error"
+KEPT_BYTES = 2 * 1024 * 1024
+"""Bytes of published messages kept while the server is away."""
+FIRST_DELAY, LAST_DELAY = 0.1, 2.0
+"""Seconds between two attempts to connect, at first and at last."""
+CONNECT_TIMEOUT = 5
+DENIED = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
+
+LOST = (
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionDrainingError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.StaleConnectionError,
+)
+
+
+class _NatsSubscription:
+    """A subscription that is made again at each new connection."""
+
+    def __init__(self, bus: "NatsBus", subject: str, handler: Handler, queue: str | None) -> None:
+        self._bus = bus
+        self._subject = subject
+        self.handler = handler
+        self.queue = queue
+        self.current: NatsLibrarySubscription | None = None
+
+    @property
+    def subject(self) -> str:
+        """The subject subscribed to."""
+        return self._subject
+
+    async def unsubscribe(self) -> None:
+        """Deliver nothing more."""
+        await self._bus.forget(self)
+
+
+class NatsBus:
+    """See `bus.Bus`. Made by `connect`; `close` it."""
+
+    def __init__(self, url: str, tls: TlsFiles, name: str) -> None:
+        self._url = url
+        self._tls = tls
+        self._name = name
+        self._client: Client | None = None
+        self._up = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._closed = False
+        self._last_error: Exception | None = None
+        self._subscriptions: list[_NatsSubscription] = []
+        self._callbacks: list[Callable[[], Awaitable[None]]] = []
+        self._kept: deque[tuple[str, bytes]] = deque()
+        self._kept_bytes = 0
+        self._refused: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
+        self._tasks = Tasks(f"bus {name}")
+
+    @classmethod
+    async def connect(cls, url: str, tls: TlsFiles, name: str, *, timeout: float | None = 10) -> "NatsBus":
+        """Connect as the identity of `tls`; `name` is shown in the server's records.
+
+        Raises UnavailableError (BusDenied if the server refuses the identity) unless connected within `timeout`
+        seconds; with None returns at once and connects when the server is there.
+        """
+        bus = cls(url, tls, name)
+        bus._tasks.start(bus._keep(), "keep")
+        if timeout is not None:
+            try:
+                async with asyncio.timeout(timeout):
+                    await bus._up.wait()
+            except TimeoutError:
+                error = bus._last_error
+                await bus.close()
+                # The client library has a class for this and uses it on some paths only.
+                denied = "authorization violation" in str(error).lower()
+                kind = BusDenied if denied else UnavailableError
+                raise kind(f"no bus at {url} within {timeout:g} s: {error}") from error
+            except BaseException:
+                await bus.close()
+                raise
+        return bus
+
+    @property
+    def connected(self) -> bool:
+        """True while messages can pass."""
+        return self._up.is_set()
+
+    async def publish(self, subject: str, payload: bytes) -> None:
+        """Send without waiting; a subject that is refused shows in the log only."""
+        check_message(subject, payload)
+        self._check_open()
+        client = self._client
+        if client is not None and not self._kept:
+            try:
+                await client.publish(subject, payload)
+            except LOST:
+                pass  # it goes with the next connection
+            else:
+                return
+        if self._kept_bytes + len(payload) > KEPT_BYTES:
+            raise UnavailableError(f"the bus is away and {self._kept_bytes} bytes wait for it already")
+        self._kept.append((subject, payload))
+        self._kept_bytes += len(payload)
+
+    async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
+        """Send and return the first reply; raises as `bus.Bus.request` says."""
+        check_message(subject, payload)
+        self._check_open()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._up.wait()
+                client, lost = self._client, self._lost
+                if client is None:
+                    raise BusTimeout(f"the bus was lost before {subject} was asked")
+                reply = await self._ask(client, lost, subject, payload, timeout)
+        except (TimeoutError, nats.errors.TimeoutError):
+            raise BusTimeout(f"no reply from {subject} within {timeout:g} s") from None
+        if reply.headers is not None and ERROR_HEADER in reply.headers:
+            raise decode_error(reply.data)
+        return reply.data
+
+    async def subscribe(self, subject: str, handler: Handler, queue: str | None = None) -> Subscription:
+        """Call the handler for every message from now on; raises BusDenied."""
+        check_pattern(subject)
+        self._check_open()
+        subscription = _NatsSubscription(self, subject, handler, queue)
+        self._subscriptions.append(subscription)
+        if self._client is not None:
+            try:
+                await self._establish(self._client, subscription)
+            except LOST:
+                pass  # made with the next connection
+            except nats.errors.FlushTimeoutError:
+                self._lost.set()  # a server that does not answer is as good as gone
+            except BusDenied:
+                self._subscriptions.remove(subscription)
+                raise
+        return subscription
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await the callback each time the server is there again after it was lost."""
+        self._callbacks.append(callback)
+
+    async def close(self) -> None:
+        """End all subscriptions and handlers, then the connection; what was published is sent first."""
+        self._closed = True
+        self._up.clear()
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(*LOST, nats.errors.TimeoutError, nats.errors.FlushTimeoutError):
+                await client.flush(1)
+        await self._tasks.close()
+        if client is not None:
+            await client.close()
+
+    async def forget(self, subscription: _NatsSubscription) -> None:
+        """Drop a subscription."""
+        if subscription not in self._subscriptions:
+            return
+        self._subscriptions.remove(subscription)
+        if subscription.current is not None:
+            with contextlib.suppress(*LOST, nats.errors.BadSubscriptionError):
+                await subscription.current.unsubscribe()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError("the bus is closed")
+
+    async def _keep(self) -> None:
+        """Connect, wait until the connection is lost, and again, until closed."""
+        delay = FIRST_DELAY
+        first = True
+        # The flag is looked at besides the cancellation, since `asyncio.wait_for` of Python 3.11, which the client
+        # library uses, can lose a cancellation.
+        while not self._closed:
+            lost = asyncio.Event()
+            try:
+                client = await self._open(lost)
+            except (OSError, nats.errors.Error, TimeoutError, EOFError) as error:
+                self._note(error)
+                if not self._closed:
+                    await asyncio.sleep(delay)
+                delay = min(delay * 2, LAST_DELAY)
+                continue
+            if self._closed:
+                await client.close()
+                return
+            delay = FIRST_DELAY
+            self._last_error = None
+            log.info("connected to the bus at %s", self._url)
+            if not first:
+                self._tasks.start(self._tell())
+            first = False
+            try:
+                await lost.wait()
+            finally:
+                self._up.clear()
+                self._client = None
+            log.warning("lost the bus at %s", self._url)
+            await client.close()
+
+    def _note(self, error: Exception) -> None:
+        """Remember why there is no connection, and say it once."""
+        if isinstance(error, nats.errors.NoServersError):
+            return  # the library's word for "that was all"; the reason came before
+        if str(error) != str(self._last_error):
+            log.warning("no connection to the bus at %s: %s", self._url, error or type(error).__name__)
+        self._last_error = error
+
+    async def _open(self, lost: asyncio.Event) -> Client:
+        async def closed() -> None:
+            lost.set()
+
+        client = await nats.connect(
+            self._url,
+            name=self._name,
+            tls=await asyncio.to_thread(self._tls.client_context),
+            allow_reconnect=False,
+            # One round of attempts, without pauses: those are made here.
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            connect_timeout=CONNECT_TIMEOUT,
+            ping_interval=5,
+            max_outstanding_pings=2,
+            inbox_prefix=inbox_prefix(self._tls.identity),
+            error_cb=self._on_error,
+            closed_cb=closed,
+            disconnected_cb=closed,
+        )
+        try:
+            for subscription in self._subscriptions:
+                try:
+                    await self._establish(client, subscription)
+                except BusDenied as error:
+                    # Not fatal here: the right may come with the server's next configuration.
+                    log.error("%s", error)
+            while self._kept:
+                subject, payload = self._kept[0]
+                await client.publish(subject, payload)
+                self._kept.popleft()
+                self._kept_bytes -= len(payload)
+        except BaseException:
+            await client.close()
+            raise
+        self._client, self._lost = client, lost
+        self._up.set()
+        return client
+
+    async def _tell(self) -> None:
+        for callback in self._callbacks:
+            try:
+                await callback()
+            except Exception as error:
+                # One part's failure to catch up must not keep the others from it.
+                log.error("a reconnect callback failed: %s", error, exc_info=error)
+
+    async def _establish(self, client: Client, subscription: _NatsSubscription) -> None:
+        async def deliver(msg: Msg) -> None:
+            message = Message(msg.subject, msg.data, msg.reply or None)
+            if message.reply is None:
+                await call_handler(subscription.handler, message)
+            elif not self._closed:
+                self._tasks.start(self._reply(client, subscription.handler, message, message.reply))
+
+        with self._refusal("subscription", subscription.subject) as refused:
+            subscription.current = await client.subscribe(
+                subscription.subject, queue=subscription.queue or "", cb=deliver
+            )
+            # The server's refusal, if any, comes before its answer to this. Twice, as the library writes the first
+            # ping ahead of what it had queued; by its answer that is written, and the second comes after it.
+            await client.flush(CONNECT_TIMEOUT)
+            await client.flush(CONNECT_TIMEOUT)
+            if refused.done():
+                refused.result()
+
+    async def _reply(self, client: Client, handler: Handler, message: Message, where: str) -> None:
+        reply, error = await call_handler(handler, message)
+        if reply is not None and len(reply) > MAX_PAYLOAD:
+            log.error("the reply to %s has %d bytes, too many for the bus", message.subject, len(reply))
+            too_big = InvalidError(f"the reply to {message.subject} is too large for the bus ({len(reply)} bytes)")
+            reply, error = None, encode_error(too_big)
+        try:
+            if error is not None:
+                await client.publish(where, error, headers={ERROR_HEADER: "1"})
+            elif reply is not None:
+                await client.publish(where, reply)
+        except LOST as lost:
+            log.warning("the reply to %s was lost with the connection: %s", message.subject, lost)
+
+    async def _ask(self, client: Client, lost: asyncio.Event, subject: str, payload: bytes, timeout: float) -> Msg:
+        """Request, unless the connection ends or the server refuses the subject before the reply."""
+        ask = asyncio.ensure_future(client.request(subject, payload, timeout=timeout))
+        gone = asyncio.ensure_future(lost.wait())
+        with self._refusal("publish", subject) as refused:
+            try:
+                await asyncio.wait((ask, gone, refused), return_when=asyncio.FIRST_COMPLETED)
+                if refused.done():
+                    refused.result()
+                if not ask.done():
+                    raise BusTimeout(f"the connection to the bus was lost before {subject} replied")
+                return ask.result()
+            except nats.errors.NoRespondersError:
+                raise NoResponders(f"nobody answers to {subject}") from None
+            except LOST as error:
+                raise BusTimeout(f"the connection to the bus was lost before {subject} replied") from error
+            finally:
+                for task in (ask, gone):
+                    task.cancel()
+                await asyncio.wait((ask, gone))
+
+    @contextlib.contextmanager
+    def _refusal(self, what: str, subject: str) -> Iterator[asyncio.Future[None]]:
+        """Yield a future that fails with BusDenied if the server refuses that subject meanwhile."""
+        # The client library puts the server's words in lower case before we get them.
+        key = (what, subject.lower())
+        watchers = self._refused.setdefault(key, set())
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            watchers.discard(watcher)
+            if not watchers:
+                self._refused.pop(key, None)
+            if watcher.done():
+                watcher.exception()  # seen, or of no interest any more: not to be reported as never retrieved
+
+    async def _on_error(self, error: Exception) -> None:
+        denied = DENIED.search(str(error))
+        if denied is None:
+            if self.connected:
+                log.warning("bus %s: %s", self._name, error or type(error).__name__)
+            else:
+                self._note(error)
+            return
+        what, subject = denied[1].lower(), denied[2].lower()
+        log.error("bus %s: %s to %s is refused to this identity", self._name, what, subject)
+        for watcher in self._refused.get((what, subject), ()):
+            if not watcher.done():
+                watcher.set_exception(BusDenied(f"{what} to {subject} is refused to {self._tls.identity}"))

@@ -1,0 +1,234 @@
+"""A `nats-server` of our own: its configuration, and the process.
+
+The server knows an identity by the certificate it shows (`verify_and_map`: the DNS name in it is the user), and each
+identity may publish and subscribe what its `Permissions` say, receive on an inbox of its own, and reply to what it was
+asked; nothing else. An identity that is not in the configuration cannot connect.
+
+The process outlives nothing: `start` it, `reload` it with more identities (connections stay), `stop` it. That it
+listens is read from the ports file which it writes once it does, so this also works for a server in another network
+namespace (`prefix`).
+"""
+
+import asyncio
+import json
+import logging
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from serai.lib import atomicfile, process
+from serai.lib.bus import MAX_PAYLOAD
+from serai.lib.pki import TlsFiles
+from serai.schema.errors import HostError
+
+log = logging.getLogger(__name__)
+
+ANY_PORT = -1
+"""The server picks a free port; see `NatsServer.port`."""
+
+POLL = 0.02
+"""Seconds between two looks at the files by which the server says that it is ready."""
+
+LOG_LIMIT = 4 * 1024 * 1024
+"""Bytes after which the server turns its log file over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """Subjects (wildcards allowed) to which an identity may publish, and to which it may subscribe."""
+
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NatsConfig:
+    """What one server needs: where it listens, who it is, who may do what."""
+
+    host: str
+    port: int
+    tls: TlsFiles
+    permissions: Mapping[str, Permissions] = field(default_factory=dict)
+
+
+def inbox_prefix(identity: str) -> str:
+    """Return the start of the subjects on which the identity, and nobody else, receives replies."""
+    return f"_INBOX.{identity}"
+
+
+def render(config: NatsConfig, folder: Path) -> str:
+    """Return the configuration as text (nats-server reads JSON with comments)."""
+    settings = {
+        "listen": f"{_bracketed(config.host)}:{config.port}",
+        "max_payload": MAX_PAYLOAD,
+        # A peer that vanished without a word (a pulled cable, a lost host) is dropped after about 30 s.
+        "ping_interval": "10s",
+        "ping_max": 3,
+        "ports_file_dir": str(folder),
+        "log_file": str(folder / "nats.log"),
+        "log_size_limit": LOG_LIMIT,
+        "tls": {
+            "cert_file": str(config.tls.cert),
+            "key_file": str(config.tls.key),
+            "ca_file": str(config.tls.ca),
+            "verify_and_map": True,
+            "timeout": 5,
+        },
+        "authorization": {
+            "users": [
+                {"user": identity, "permissions": _rules(identity, permissions)}
+                for identity, permissions in sorted(config.permissions.items())
+            ]
+        },
+    }
+    return json.dumps(settings, indent=2) + "\n"
+
+
+def _rules(identity: str, permissions: Permissions) -> dict[str, object]:
+    # An empty list of allowed subjects would mean "all" to the server.
+    publish = {"allow": list(permissions.publish)} if permissions.publish else {"deny": [">"]}
+    return {
+        "publish": publish,
+        "subscribe": {"allow": [f"{inbox_prefix(identity)}.>", *permissions.subscribe]},
+        # Replies go where the requester says, for as long as the longest command may take.
+        "allow_responses": {"max": 1, "expires": "15m"},
+    }
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+class NatsServer:
+    """One server process, with its configuration and log in `folder` (made with mode 0700 if absent).
+
+    `prefix` is put before its command line, to start it in a namespace; it must exec in place.
+    """
+
+    def __init__(
+        self, config: NatsConfig, folder: Path, *, binary: str = "nats-server", prefix: Sequence[str] = ()
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self._binary = binary
+        self._prefix = tuple(prefix)
+        self._child: process.Child | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; ANY_PORT until it was started."""
+        return self.config.port
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"tls://{_bracketed(self.config.host)}:{self.config.port}"
+
+    @property
+    def child(self) -> process.Child | None:
+        """The process, once started."""
+        return self._child
+
+    async def start(self, timeout: float = 15) -> None:
+        """Start it and return when it accepts connections; raises HostError with its last words."""
+        if self._child is not None and self._child.alive:
+            raise RuntimeError("nats-server runs already")
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for stale in self.folder.glob("*.ports"):
+            stale.unlink()
+        self._write()
+        argv = [*self._prefix, self._binary, "-c", str(self._file)]
+        self._child = await process.spawn(argv, stdout=self._console, stderr=self._console)
+        try:
+            async with asyncio.timeout(timeout):
+                self.config = replace(self.config, port=await self._listening(self._child))
+        except TimeoutError:
+            await self._child.kill()
+            raise HostError(f"nats-server did not listen within {timeout:g} s: {self._last_words()}") from None
+        except BaseException:
+            await self._child.kill()
+            raise
+        log.info("nats-server %d listens on %s:%d", self._child.pid, self.config.host, self.config.port)
+
+    async def reload(self, permissions: Mapping[str, Permissions], timeout: float = 10) -> None:
+        """Give it new permissions and return when they hold; connections of identities that stay are kept.
+
+        Raises HostError if the server refuses the configuration (it goes on with the old one) or does not run.
+        """
+        if self._child is None or not self._child.alive:
+            raise HostError("nats-server does not run, so it cannot take a new configuration")
+        before = self.config
+        self.config = replace(self.config, permissions=dict(permissions))
+        self._write()
+        start = self._log.stat().st_size
+        self._child.send_signal(signal.SIGHUP)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._reloaded(start)
+        except TimeoutError:
+            raise HostError(f"nats-server did not reload within {timeout:g} s: {self._last_words()}") from None
+        except HostError:
+            # The next start must find the configuration that works.
+            self.config = before
+            self._write()
+            raise
+
+    async def stop(self, timeout: float = 10) -> None:
+        """End it in order, by force after `timeout` seconds; harmless if it does not run."""
+        if self._child is not None:
+            await self._child.terminate(timeout)
+
+    async def kill(self) -> None:
+        """End it at once."""
+        if self._child is not None:
+            await self._child.kill()
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "nats.conf"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "nats.log"
+
+    @property
+    def _console(self) -> Path:
+        return self.folder / "nats.out"
+
+    def _write(self) -> None:
+        atomicfile.write_text(self._file, render(self.config, self.folder), mode=0o600)
+
+    async def _listening(self, child: process.Child) -> int:
+        while True:
+            for file in self.folder.glob("*.ports"):
+                try:
+                    urls = json.loads(file.read_text())["nats"]
+                except (json.JSONDecodeError, FileNotFoundError):
+                    continue  # still being written
+                port: int | None = urlsplit(urls[0]).port
+                if port is not None:
+                    return port
+            if not child.alive:
+                code = await child.wait()
+                raise HostError(f"nats-server ended with code {code}: {self._last_words()}")
+            await asyncio.sleep(POLL)
+
+    async def _reloaded(self, start: int) -> None:
+        while True:
+            with self._log.open("rb") as file:
+                file.seek(start if start <= self._log.stat().st_size else 0)
+                said = file.read()
+            if b"Reloaded server configuration" in said:
+                return
+            if b"Failed to reload" in said:
+                raise HostError(f"nats-server refused its new configuration: {self._last_words()}")
+            await asyncio.sleep(POLL)
+
+    def _last_words(self) -> str:
+        words = b""
+        for file in (self._console, self._log):
+            if file.exists():
+                words += file.read_bytes()[-process.STDERR_TAIL :]
+        return words.decode(errors="replace")[-process.STDERR_TAIL :].strip()

@@ -1,0 +1,245 @@
+"""Certificates: one small CA for an installation, and one identity for each agent.
+
+An identity is a name (`ctl`, `h1`, …) that stands in a certificate as its common name and as its first DNS name; the
+bus maps it to permissions and the two ends of a stream check it. All keys are EC P-256: quick to make, and understood
+by OpenSSL, Go and the GnuTLS in QEMU alike. Our own connections speak TLS 1.3 and always ask for both certificates.
+
+A folder of an identity holds `ca.pem`, `cert.pem`, `key.pem`; the CA's folder `ca.pem` and `ca-key.pem`. Keys have
+mode 0600, written whole or not at all. QEMU wants other names and a group that may read: `write_qemu_folder`.
+"""
+
+import ipaddress
+import os
+import re
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from serai.lib import atomicfile
+from serai.lib.clock import Clock, SystemClock
+from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
+
+CA_LIFE = timedelta(days=3650)
+LEAF_LIFE = timedelta(days=730)
+CLOCK_SKEW = timedelta(days=1)
+"""Certificates are valid from a day ago: a laptop with a slow clock must not be locked out."""
+
+IDENTITY = re.compile(r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """The three files of one identity."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> "TlsFiles":
+        """Name the files of an identity's folder; nothing is read."""
+        return cls(ca=folder / "ca.pem", cert=folder / "cert.pem", key=folder / "key.pem")
+
+    @property
+    def identity(self) -> str:
+        """The identity in the certificate (its common name)."""
+        return _common_name(self._certificate().subject)
+
+    @property
+    def expires(self) -> datetime:
+        """When the certificate ends (aware, UTC)."""
+        return self._certificate().not_valid_after_utc
+
+    def server_context(self) -> ssl.SSLContext:
+        """TLS for an end that listens: shows this identity and demands a certificate of the same CA."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return self._load(context)
+
+    def client_context(self) -> ssl.SSLContext:
+        """TLS for an end that connects: shows this identity and checks the server's name or address."""
+        return self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+    def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(self.ca)
+        context.load_cert_chain(self.cert, self.key)
+        return context
+
+    def _certificate(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate(self.cert.read_bytes())
+
+
+def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket) -> str:
+    """Return the identity of the other end, proven by its certificate; raises UnauthorizedError if it showed none."""
+    certificate = connection.getpeercert(binary_form=True)
+    if certificate is None:
+        raise UnauthorizedError("the other end showed no certificate")
+    return _common_name(x509.load_der_x509_certificate(certificate).subject)
+
+
+def _common_name(name: x509.Name) -> str:
+    (attribute,) = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return attribute.value if isinstance(attribute.value, str) else attribute.value.decode()
+
+
+class CertificateAuthority:
+    """The installation's CA. Whoever holds its folder can become anyone: it stays with the controller."""
+
+    def __init__(
+        self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, clock: Clock | None = None
+    ) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._clock = clock or SystemClock()
+
+    @classmethod
+    def create(cls, folder: Path, *, clock: Clock | None = None) -> "CertificateAuthority":
+        """Make a CA in the folder (made with mode 0700 if absent); raises ConflictError if one is there."""
+        clock = clock or SystemClock()
+        if (folder / "ca-key.pem").exists():
+            raise ConflictError(
+                "there is a certificate authority already",
+                field="folder",
+                value=folder,
+                remedy="Use it; a new one would lock out every agent.",
+            )
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Serai CA")])
+        certificate = (
+            _builder(name, name, key.public_key(), clock.now(), CA_LIFE)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(signs_certificates=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        # The key last: its presence says that the CA is complete.
+        atomicfile.write_bytes(folder / "ca.pem", _pem(certificate), mode=0o644)
+        atomicfile.write_bytes(folder / "ca-key.pem", _key_pem(key), mode=0o600)
+        return cls(certificate, key, clock)
+
+    @classmethod
+    def load(cls, folder: Path, *, clock: Clock | None = None) -> "CertificateAuthority":
+        """Load the CA of the folder; raises NotFoundError if there is none."""
+        try:
+            certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+            key = serialization.load_pem_private_key((folder / "ca-key.pem").read_bytes(), password=None)
+        except FileNotFoundError as error:
+            raise NotFoundError("no certificate authority there", field="folder", value=folder) from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise InvalidError("the CA's key is not an EC key", field="folder", value=folder)
+        return cls(certificate, key, clock)
+
+    @classmethod
+    def ensure(cls, folder: Path, *, clock: Clock | None = None) -> "CertificateAuthority":
+        """Load the CA of the folder, made first if there is none."""
+        if (folder / "ca-key.pem").exists():
+            return cls.load(folder, clock=clock)
+        return cls.create(folder, clock=clock)
+
+    def issue(self, identity: str, *, dns: Sequence[str], ips: Sequence[str], dir: Path) -> TlsFiles:  # noqa: A002
+        """Make a key and a certificate for the identity in `dir` (made with mode 0700 if absent).
+
+        `dns` and `ips` are further names under which others connect to it. Valid 730 days, as client and server.
+        Raises InvalidError for a name or an address that cannot be used. An older certificate there is replaced.
+        """
+        if not IDENTITY.match(identity):
+            raise InvalidError(
+                "not an identity",
+                field="identity",
+                value=identity,
+                remedy="Use lower-case letters, digits, dots and dashes, 63 at most.",
+            )
+        names: list[x509.GeneralName] = [x509.DNSName(name) for name in dict.fromkeys((identity, *dns))]
+        names += [x509.IPAddress(_address(ip)) for ip in dict.fromkeys(ips)]
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity)])
+        issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        certificate = (
+            _builder(subject, self._certificate.subject, key.public_key(), self._clock.now(), LEAF_LIFE)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(issuer_key, critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files = TlsFiles.in_folder(dir)
+        atomicfile.write_bytes(files.key, _key_pem(key), mode=0o600)
+        atomicfile.write_bytes(files.cert, _pem(certificate), mode=0o644)
+        atomicfile.write_bytes(files.ca, _pem(self._certificate), mode=0o644)
+        return files
+
+
+def write_qemu_folder(tls: TlsFiles, dir: Path, gid: int) -> Path:  # noqa: A002
+    """Copy an identity into `dir` under the names that QEMU's tls-creds-x509 reads, for the group `gid`; return `dir`.
+
+    The folder gets mode 0750 and the keys 0640, so that QEMU, which is nobody special, reads them and no one else does.
+    """
+    dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chown(dir, -1, gid)
+    dir.chmod(0o750)
+    certificate, key = tls.cert.read_bytes(), tls.key.read_bytes()
+    atomicfile.write_bytes(dir / "ca-cert.pem", tls.ca.read_bytes(), mode=0o640, gid=gid)
+    for end in ("server", "client"):
+        atomicfile.write_bytes(dir / f"{end}-key.pem", key, mode=0o640, gid=gid)
+        atomicfile.write_bytes(dir / f"{end}-cert.pem", certificate, mode=0o640, gid=gid)
+    return dir
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise InvalidError("not an IP address", field="ips", value=text) from error
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, life: timedelta
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + life)
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
