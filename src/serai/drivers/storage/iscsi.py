@@ -91,7 +91,13 @@ class TgtExporter:
         async with self._lock:
             if await self._revive():
                 return True
-            await self._converge_all()
+            try:
+                await self._converge_all()
+            except UnavailableError:
+                # Its socket takes connections until the very end of a process that is being killed.
+                if not await self._daemon.ended():
+                    raise
+                return await self._revive()
             return False
 
     async def stop(self) -> None:

@@ -67,6 +67,15 @@ class TgtDaemon:
             self._write_pid(pid)
         return True
 
+    async def ended(self) -> bool:
+        """Whether the daemon is over, or is within a second."""
+        if self._process is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._process.exited()
+        await self._reap()
+        return self._process is None
+
     async def start(self) -> None:
         """Start the daemon; it answers on its socket and listens on its address alone when this returns."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -284,7 +284,7 @@ def parse_targets(text: str) -> list[Target]:
 def parse_sessions(text: str) -> list[Session]:
     """Read the daemon's list of a target's connections; connections of one session follow one another."""
     found: dict[int, Session] = {}
-    pattern = r"Session: (\d+)\n\s+Connection: (\d+)\n\s+Initiator: ([^\n]*)\n\s*(?:IP Address: )?([^\n]*)"
+    pattern = r"Session: (\d+)\n\s+Connection: (\d+)\n\s+Initiator: ([^\n]*)\n[ ]*(?:IP Address: )?([^\n]*)"
     for sid, cid, initiator, address in re.findall(pattern, text):
         known = found.get(int(sid), Session(initiator, int(sid), (), address))
         found[int(sid)] = Session(initiator, int(sid), (*known.connection_ids, int(cid)), address)

@@ -1,0 +1,157 @@
+"""The `dir` pool on real file systems: crashes, rights, and running out of room."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from serai.drivers.storage.directory import DirectoryPool
+from serai.lib.ids import new_id
+from serai.lib.process import run
+from serai.schema.errors import CapacityError, HostError, UnsupportedError
+
+MIB = 1 << 20
+GROUP = "serai-qemu"
+
+
+@pytest.fixture
+async def small(tmp_path: Path) -> AsyncIterator[Path]:
+    """A file system of 4 MiB in memory."""
+    place = tmp_path / "small"
+    place.mkdir()
+    await run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)])
+    try:
+        yield place
+    finally:
+        await run(["umount", "-l", str(place)])
+
+
+@pytest.fixture
+async def pool(tmp_path: Path) -> DirectoryPool:
+    made = DirectoryPool(tmp_path / "pool")
+    await made.open()
+    return made
+
+
+async def names(folder: Path) -> list[str]:
+    return sorted(await asyncio.to_thread(os.listdir, folder))
+
+
+async def test_an_image_that_does_not_fit_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    pool = DirectoryPool(small)
+    await pool.open()
+    image = tmp_path / "large.raw"
+    image.write_bytes(os.urandom(6 * MIB))
+    qcow2 = tmp_path / "large.qcow2"
+    await run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(image), str(qcow2)])
+    for file, kind in ((image, "raw"), (qcow2, "qcow2")):
+        with pytest.raises(CapacityError) as caught:
+            await pool.create_from_image(new_id(), file, kind, 6 * MIB)
+        assert caught.value.info.field == "size"
+        assert caught.value.info.value == str(6 * MIB)
+        assert caught.value.info.remedy
+        assert await names(small) == []
+    assert (await pool.status()).free == 4 * MIB
+
+
+async def test_a_clone_that_does_not_fit_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    pool = DirectoryPool(small)
+    await pool.open()
+    image = tmp_path / "half.raw"
+    image.write_bytes(os.urandom(3 * MIB))
+    source = new_id()
+    await pool.create_from_image(source, image, "raw", 3 * MIB)
+    with pytest.raises(CapacityError):
+        await pool.clone_volume(source, new_id())
+    assert await names(small) == [f"{source}.raw"]
+    assert (await pool.status()).used == 3 * MIB
+
+
+async def test_open_sweeps_what_a_crash_left_and_nothing_else(pool: DirectoryPool, tmp_path: Path) -> None:
+    folder = tmp_path / "pool"
+    volume = new_id()
+    await pool.create_volume(volume, MIB)
+    (folder / f".serai-new-{new_id()}-00000000").write_bytes(b"half")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "0123456789ab").write_text("no volume")
+    (folder / "0123456789ab.raw").mkdir()
+    (folder / "ffffffffffff.raw").symlink_to("/etc/passwd")
+    assert [found.id for found in await pool.list_volumes()] == [volume]
+    await pool.open()
+    assert await names(folder) == sorted(
+        [f"{volume}.raw", "notes.txt", "0123456789ab", "0123456789ab.raw", "ffffffffffff.raw"]
+    )
+
+
+async def test_a_cancelled_copy_leaves_neither_file_nor_process(pool: DirectoryPool, tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    image.write_bytes(os.urandom(64 * MIB))
+    started = asyncio.Event()
+    copy = asyncio.create_task(
+        pool.create_from_image(new_id(), image, "raw", 64 * MIB, lambda _done, _total: started.set())
+    )
+    while not (await names(tmp_path / "pool")) and not copy.done():
+        await asyncio.sleep(0)
+    copy.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await copy
+    assert await names(tmp_path / "pool") == []
+    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _mentions(pid, image)]
+
+
+def _mentions(pid: str, file: Path) -> bool:
+    try:
+        return str(file).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+async def test_exported_volumes_are_roots_alone(pool: DirectoryPool, tmp_path: Path) -> None:
+    volume = new_id()
+    await pool.create_volume(volume, MIB)
+    assert stat.S_IMODE(pool.volume_path(volume).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "pool").stat().st_mode) == 0o700
+
+
+async def test_local_volumes_can_be_opened_but_not_listed_by_qemus_group(tmp_path: Path) -> None:
+    pool = DirectoryPool(tmp_path / "local", group=GROUP)
+    await pool.open()
+    volume = new_id()
+    await pool.create_volume(volume, MIB)
+    gid = grp.getgrnam(GROUP).gr_gid
+    facts, folder = pool.volume_path(volume).stat(), (tmp_path / "local").stat()
+    assert (facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)) == (0, gid, 0o660)
+    assert (folder.st_gid, stat.S_IMODE(folder.st_mode)) == (gid, 0o710)
+    with pytest.raises(UnsupportedError):
+        await DirectoryPool(tmp_path / "none", group="no-such-group").open()
+
+
+async def test_copies_are_sparse_where_the_source_is(pool: DirectoryPool, tmp_path: Path) -> None:
+    image = tmp_path / "holes.raw"
+    image.write_bytes(b"x" * 4096)
+    os.truncate(image, 64 * MIB)
+    first, second = sorted([new_id(), new_id()])
+    await pool.create_from_image(first, image, "raw", 128 * MIB)
+    await pool.clone_volume(first, second)
+    assert [(volume.size, volume.allocated < MIB) for volume in await pool.list_volumes()] == [(128 * MIB, True)] * 2
+
+
+async def test_an_odd_raw_image_is_rounded_up_to_a_sector(pool: DirectoryPool, tmp_path: Path) -> None:
+    image = tmp_path / "odd.raw"
+    image.write_bytes(b"y" * 1000)
+    volume = new_id()
+    await pool.create_from_image(volume, image, "raw", 1024)
+    assert pool.volume_path(volume).read_bytes() == b"y" * 1000 + bytes(24)
+
+
+async def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError) as caught:
+        await DirectoryPool(tmp_path / "file").open()
+    assert caught.value.info.field == "path"

@@ -1,0 +1,66 @@
+"""The record of exports: what it keeps, and who may read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from serai.drivers.storage.export_records import Record, Records
+from serai.schema.attach import Admission
+from serai.schema.errors import HostError
+
+
+def admission(name: str, secret: str = "a-secret-of-some-length") -> Admission:
+    return Admission(initiator=f"iqn.2026-01.io.serai:{name}", user=name, password=SecretStr(secret), epoch=1)
+
+
+def test_all_comes_back_as_it_was_put(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "exports.json"
+    records = Records(file)
+    records.load()
+    first = Record("0" * 12, 1, Path("/a")).admitting(admission("a")).admitting(admission("b"))
+    second = Record("1" * 12, records.free_tid() + 1, Path("/b"))
+    records.put(first)
+    records.put(second)
+    again = Records(file)
+    again.load()
+    assert again.all() == [first, second]
+    assert again.get("0" * 12) == first
+    assert again.get("2" * 12) is None
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_numbers_of_dropped_exports_are_used_again(tmp_path: Path) -> None:
+    records = Records(tmp_path / "exports.json")
+    for volume in ("a", "b", "c"):
+        records.put(Record(volume, records.free_tid(), Path("/x")))
+    assert [record.tid for record in records.all()] == [1, 2, 3]
+    records.drop("b")
+    records.drop("b")
+    assert records.free_tid() == 2
+
+
+def test_an_initiator_is_admitted_once_with_its_last_secret() -> None:
+    record = Record("0" * 12, 1, Path("/a")).admitting(admission("a")).admitting(admission("b"))
+    record = record.admitting(admission("a", "another-secret-for-it"))
+    assert record.secrets == {"b": "a-secret-of-some-length", "a": "another-secret-for-it"}
+    assert record.refusing(admission("b").initiator).secrets == {"a": "another-secret-for-it"}
+    assert record.refusing("nobody") == record
+    assert record.admission("nobody") is None
+    found = record.admission(admission("a").initiator)
+    assert found == admission("a", "another-secret-for-it")
+
+
+def test_no_secret_shows_in_a_repr_or_an_error(tmp_path: Path) -> None:
+    secret = "never-to-be-seen"
+    assert secret not in repr(Record("0" * 12, 1, Path("/a")).admitting(admission("a", secret)))
+    file = tmp_path / "exports.json"
+    entry = {"volume": "x", "tid": 1, "path": "/", "admissions": [secret]}
+    file.write_text(json.dumps({"version": 1, "exports": [entry]}))
+    with pytest.raises(HostError) as caught:
+        Records(file).load()
+    assert secret not in str(caught.value)
+    assert caught.value.__cause__ is None
