@@ -1,0 +1,1 @@
+"""Running virtual machines: QEMU over QMP, and a fake that keeps the same contract."""
