@@ -1,0 +1,1 @@
+"""The entry points, the only rooms that may see all others."""

@@ -1,0 +1,77 @@
+"""What `show` prints of one resource: every column of its kind, one a line, and what only one kind has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from serai.app.cli.views import COLUMNS, took
+from serai.schema.units import format_duration, format_size
+
+
+def rows(kind: str, item: Any) -> Iterator[tuple[str, str]]:
+    """Title and text of each line."""
+    for column in COLUMNS[kind]:
+        text = column.text(item)
+        if text != "-":
+            yield column.title.capitalize(), text
+    if getattr(item, "description", ""):
+        yield "Description", item.description
+    if kind == "vm":
+        yield from _vm(item)
+    elif kind == "job":
+        yield from _job(item)
+    elif kind == "host" and item.status.facts is not None:
+        yield from _host(item.status.facts)
+
+
+def _vm(item: Any) -> Iterator[tuple[str, str]]:
+    status = item.status
+    if status.placement:
+        yield "Placed", status.placement
+    for condition in status.conditions:
+        yield condition.type.capitalize(), condition.message
+    if status.last_migration is not None:
+        yield "Last move", "; ".join(text for _, text in migration(status.last_migration.model_dump(mode="json")))
+
+
+def _host(facts: Any) -> Iterator[tuple[str, str]]:
+    for role, address in facts.addresses.items():
+        yield f"{role.capitalize()} address", address
+    missing = [ability.name for ability in facts.abilities if not ability.found]
+    if missing:
+        yield "Missing abilities", ", ".join(missing) + " (serai doctor on that host says more)"
+
+
+def _job(item: Any) -> Iterator[tuple[str, str]]:
+    if item.reason:
+        yield "Reason", item.reason
+    if item.message:
+        yield "Message", item.message
+    for step in item.steps:
+        yield f"  {step.name}", " ".join(part for part in (step.state, took(step), step.detail) if part != "-")
+    if item.error is not None:
+        yield "Why", item.error.sentence()
+    if item.result:
+        yield from migration(item.result) if "downtime_ms" in item.result else _result(item.result)
+
+
+def _result(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in result.items():
+        yield key.replace("_", " ").capitalize(), str(value)
+
+
+def migration(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A migration's figures. The downtime is the one that QEMU reports, not what a client of the VM sees."""
+    yield "Mode", str(result.get("mode", "-"))
+    if result.get("total_s") is not None:
+        yield "Total", format_duration(result["total_s"])
+    if result.get("downtime_ms") is not None:
+        yield "Downtime (QEMU's own)", f"{result['downtime_ms']:g}ms"
+    if result.get("rounds") is not None:
+        yield "Rounds", str(result["rounds"])
+    if result.get("bytes_sent") is not None:
+        yield "Sent", format_size(result["bytes_sent"])
+    phases = result.get("phases") or {}
+    if phases:
+        yield "Phases", ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in phases.items())

@@ -1,0 +1,100 @@
+"""Wrong input in words: a model's complaint becomes an InvalidError with field, value and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
+
+    from serai.schema.errors import InvalidError
+
+    ModelT = TypeVar("ModelT", bound=BaseModel)
+
+SIZES = ("memory", "size")
+LONGEST = 80
+
+
+def build(model: type[ModelT], data: Mapping[str, Any]) -> ModelT:
+    """The model of what the user gave; fields that are None count as not given. Raises InvalidError."""
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(_given(data))
+    except ValidationError as error:
+        raise describe(error, model) from None
+
+
+def _given(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _given(value) for key, value in data.items() if value is not None}
+    return data
+
+
+def describe(error: ValidationError, model: type[BaseModel], where: str = "") -> InvalidError:
+    """The first complaint; `where` (a file and line) goes before the message."""
+    from serai.schema.errors import InvalidError
+
+    first = error.errors()[0]
+    message, remedy = _words(first, model)
+    given = first.get("input")
+    return InvalidError(
+        f"{where}: {message}" if where else message,
+        field=path_of(first["loc"]),
+        value=given if isinstance(given, str | int | float) and len(str(given)) <= LONGEST else None,
+        remedy=remedy,
+    )
+
+
+def path_of(loc: tuple[str | int, ...]) -> str:
+    """`spec.disks[0].size` from pydantic's location."""
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
+    return text
+
+
+def _words(first: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None]:
+    kind, context = first["type"], first.get("ctx", {})
+    last = str(first["loc"][-1]) if first["loc"] else ""
+    if kind == "extra_forbidden":
+        near = get_close_matches(last, _fields(model, first["loc"]), 1)
+        return f"there is no field '{last}'", f"Did you mean '{near[0]}'?" if near else "Remove it."
+    if kind == "missing":
+        return f"'{last}' is missing", f"Give {last}."
+    if kind == "string_pattern_mismatch" and "a-z0-9-" in str(context.get("pattern")):
+        return "the name cannot be used", "Use lower-case letters, digits and '-' between them, at most 63 in all."
+    if kind in ("greater_than_equal", "greater_than", "less_than_equal"):
+        return _limit(kind, last, context)
+    if kind == "enum":
+        return f"'{last}' cannot be that", f"Use {context.get('expected')}."
+    return first["msg"].removeprefix("Value error, "), None
+
+
+def _limit(kind: str, last: str, context: Mapping[str, Any]) -> tuple[str, str]:
+    from serai.schema.units import format_size
+
+    bound = context.get("ge", context.get("gt", context.get("le")))
+    text = format_size(int(bound)) if last in SIZES and bound else str(bound)
+    if kind == "less_than_equal":
+        return f"'{last}' is too large", f"Use at most {text}."
+    return f"'{last}' is too small", f"Use {'more than' if kind == 'greater_than' else 'at least'} {text}."
+
+
+def _fields(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """The fields that the model has at the place of `loc`, as far as plain nesting goes."""
+    from pydantic import BaseModel
+
+    at: Any = model
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        field = at.model_fields.get(part)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field is not None else []
+        at = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if at is None:
+            return []
+    return list(at.model_fields)

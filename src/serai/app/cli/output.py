@@ -1,0 +1,125 @@
+"""Results on standard output, in the form that `-o` asked for; everything else goes to standard error.
+
+On a terminal tables are coloured and fit its width; elsewhere they are plain and never cut.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from serai.app.cli.options import Output
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+UNLIMITED = 10_000
+COLOURS = {
+    "running": "green", "online": "green", "ready": "green", "done": "green", "ok": "green",
+    "migrating": "cyan", "starting": "cyan", "stopping": "cyan", "creating": "cyan", "queued": "cyan",
+    "paused": "yellow", "cancelling": "yellow", "undoing": "yellow", "cancelled": "yellow", "unknown": "yellow",
+    "missing": "yellow", "crashed": "red", "failed": "red", "offline": "red", "MISSING": "red",
+}  # fmt: skip
+
+
+def say(text: str) -> None:
+    """A line of result."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """A line for whoever watches."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def plain(item: BaseModel) -> Any:
+    """The resource as it travels."""
+    return item.model_dump(mode="json")
+
+
+def name_of(item: Any) -> str:
+    """What scripts call it by."""
+    for attribute in ("name", "id", "seq"):
+        value = getattr(item, attribute, None)
+        if value is not None:
+            return str(value)
+    return ""
+
+
+def show_list(kind: str, items: Sequence[BaseModel], output: Output) -> None:
+    """Print a list of one kind."""
+    if output is Output.JSON:
+        say(json.dumps([plain(item) for item in items], indent=2, ensure_ascii=False))
+    elif output is Output.YAML:
+        say(_yaml([plain(item) for item in items]))
+    elif output is Output.NAME:
+        for item in items:
+            say(name_of(item))
+    else:
+        _table(kind, items, wide=output is Output.WIDE)
+
+
+def show(kind: str, item: BaseModel, output: Output) -> None:
+    """Print one resource."""
+    if output is Output.JSON:
+        say(json.dumps(plain(item), indent=2, ensure_ascii=False))
+    elif output is Output.YAML:
+        say(_yaml([plain(item)]))
+    elif output is Output.NAME:
+        say(name_of(item))
+    else:
+        _details(kind, item)
+
+
+def _yaml(documents: list[Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True)).rstrip("\n")
+
+
+def _table(kind: str, items: Sequence[BaseModel], *, wide: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from serai.app.cli.views import COLUMNS
+
+    columns = [column for column in COLUMNS[kind] if wide or not column.wide]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.title, overflow="fold")
+    for item in items:
+        cells = [column.text(item) for column in columns]
+        table.add_row(*(Text(cell, style=COLOURS.get(cell.split(" ")[0], "")) for cell in cells))
+    draw(table)
+
+
+def _details(kind: str, item: BaseModel) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from serai.app.cli.details import rows
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for title, text in rows(kind, item):
+        table.add_row(title, Text(text, style=COLOURS.get(text.split(" ")[0], "")))
+    draw(table)
+
+
+def draw(renderable: Any) -> None:
+    """Print something of Rich's; plain and as wide as it needs where there is no terminal."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console().print(renderable)
+        return
+    console = Console(file=sys.stdout, width=UNLIMITED, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(renderable)
+    for line in captured.get().splitlines():
+        say(line.rstrip())

@@ -1,0 +1,74 @@
+"""The small languages of options: `shared0:4G`, `lan,ip=10.77.0.100`, `key=value`.
+
+A wrong shape is a usage error (exit 2); a wrong value is for the models to refuse.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+KEY_WORDS = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
+DISK = "POOL:SIZE[,keep] or volume=NAME"
+VNIC = "NETWORK[,ip=ADDRESS][,mac=MAC]"
+
+
+def disk(text: str) -> dict[str, object]:
+    """A DiskSpec's fields from `POOL:SIZE[,keep]` or `volume=NAME`."""
+    if text.startswith("volume="):
+        return {"volume": text.removeprefix("volume=")}
+    head, *flags = text.split(",")
+    pool, colon, size = head.partition(":")
+    if not (pool and colon and size) or flags not in ([], ["keep"]):
+        raise typer.BadParameter(f"{text!r} is not {DISK}", param_hint="--disk")
+    return {"pool": pool, "size": size, **({"keep": True} if flags else {})}
+
+
+def vnic(text: str) -> dict[str, object]:
+    """A VnicSpec's fields from `NETWORK[,ip=ADDRESS][,mac=MAC]`."""
+    network, *rest = text.split(",")
+    fields = dict(item.partition("=")[::2] for item in rest)
+    if not network or "=" in network or not set(fields) <= {"ip", "mac"} or not all(fields.values()):
+        raise typer.BadParameter(f"{text!r} is not {VNIC}", param_hint="--network")
+    return {"network": network, **({"mac": fields["mac"].lower()} if "mac" in fields else {}), **_only(fields, "ip")}
+
+
+def _only(fields: dict[str, str], key: str) -> dict[str, str]:
+    return {key: fields[key]} if key in fields else {}
+
+
+def labels(pairs: list[str] | None) -> dict[str, str] | None:
+    """Labels from `KEY=VALUE` words; none if none were given."""
+    if pairs is None or not pairs:
+        return None
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--label")
+        result[key] = value
+    return result
+
+
+def ssh_key(text: str) -> list[str]:
+    """Public keys: `text` is one itself, or names a file that holds some."""
+    if text.startswith(KEY_WORDS):
+        return [text.strip()]
+    lines = [line.strip() for line in read(text, "--ssh-key").splitlines()]
+    keys = [line for line in lines if line.startswith(KEY_WORDS)]
+    if not keys:
+        raise typer.BadParameter(f"{text} holds no public key", param_hint="--ssh-key")
+    return keys
+
+
+def read(name: str, hint: str) -> str:
+    """A text file's content; `-` is standard input."""
+    if name == "-":
+        return sys.stdin.read()
+    try:
+        return Path(name).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise typer.BadParameter(f"{name} cannot be read: {reason}", param_hint=hint) from error

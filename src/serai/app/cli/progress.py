@@ -1,0 +1,178 @@
+"""Following a job before the user's eyes.
+
+On a terminal the steps are drawn live; elsewhere each change is one line on standard error, so that a log tells the
+same story. Ctrl-C never decides anything silently: on a terminal it asks whether to cancel the job or to leave it
+running; elsewhere it leaves the job and says how to watch and how to cancel it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import typer
+
+from serai.app.cli.output import COLOURS, note
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from serai.client.http import Client
+    from serai.schema.job import Job
+
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended."""
+SYMBOLS = {"done": "✓", "failed": "✗", "undone": "↶", "skipped": "–", "pending": "·", "running": "▸"}
+
+
+class View(Protocol):
+    """Shows a job as it goes on; `pause` and `resume` make room for a question."""
+
+    def update(self, job: Job) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Lines:
+    """One line for each change."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._seen: dict[str, str] = {}
+
+    def update(self, job: Job) -> None:
+        """Print what is new."""
+        for step in job.steps:
+            self._say(f"step {step.name}", str(step.state), step.detail, quiet="pending")
+        if job.waits_for:
+            self._say("waits for", job.waits_for)
+        if job.message:
+            self._say("says", job.message)
+        self._say(f"job {job.id}", str(job.state))
+
+    def _say(self, what: str, state: str, detail: str = "", *, quiet: str = "") -> None:
+        if self._seen.get(what) == state or (state == quiet and what not in self._seen):
+            return
+        self._seen[what] = state
+        note(f"[{time.monotonic() - self._begin:6.2f}s] {what}: {state}" + (f" ({detail})" if detail else ""))
+
+    def pause(self) -> None:
+        """Nothing is drawn in between."""
+
+    def resume(self) -> None:
+        """Nothing to take up."""
+
+
+class Live:
+    """Steps redrawn in place."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+
+        self._job: Job | None = None
+        self._live = RichLive(
+            get_renderable=self._draw, console=Console(stderr=True), refresh_per_second=10, transient=False
+        )
+
+    def update(self, job: Job) -> None:
+        """Draw the job's new state."""
+        self._job = job
+        if not self._live.is_started:
+            self._live.start()
+        if job.state.ended:
+            self._live.stop()
+
+    def pause(self) -> None:
+        """Leave the terminal alone."""
+        self._live.stop()
+
+    def resume(self) -> None:
+        """Draw again."""
+        self._live.start()
+
+    def _draw(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        from serai.app.cli.views import took
+
+        job = self._job
+        if job is None:
+            return Group()
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for step in job.steps:
+            style = {"running": "bold cyan", "pending": "dim"}.get(step.state, COLOURS.get(step.state, ""))
+            table.add_row(Text(SYMBOLS[step.state], style), Text(step.name, style), took(step), Text(step.detail))
+        head = Text(f"{job.kind} {job.target}: {job.state}", COLOURS.get(job.state, ""))
+        if job.progress is not None and not job.state.ended:
+            filled = round(job.progress * 30)
+            head.append(f"  [{'█' * filled}{' ' * (30 - filled)}] {job.progress:.0%}")
+        remarks = [
+            Text(text, "yellow") for text in (job.waits_for and f"waits for {job.waits_for}", job.message) if text
+        ]
+        return Group(head, table, *remarks)
+
+
+async def follow(client: Client, job: Job) -> Job:
+    """Show a job until it ends and return it. Raises typer.Exit if the user leaves it running."""
+    view: View = Live() if sys.stderr.isatty() else Lines()
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, interrupted.set)
+    waiting = asyncio.create_task(client.wait_job(job.id, view.update), name=f"follow {job.id}")
+    try:
+        while not await _first(waiting, interrupted):
+            interrupted.clear()
+            view.pause()
+            if not await _cancel_wanted(interrupted):
+                _left(job)
+                raise typer.Exit(INTERRUPTED)
+            await client.call("job.cancel", job.id)
+            note("The job was asked to stop and undo; following it to its end.")
+            view.resume()
+        return waiting.result()
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        view.pause()
+
+
+async def _first(waiting: asyncio.Task[Job], interrupted: asyncio.Event) -> bool:
+    """True once the job is over, false when Ctrl-C came first."""
+    stop = asyncio.create_task(interrupted.wait())
+    await asyncio.wait({waiting, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    return waiting.done()
+
+
+async def _cancel_wanted(interrupted: asyncio.Event) -> bool:
+    """Ask; a second Ctrl-C, an empty answer and a missing terminal all mean: leave it running."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write("\nCancel the job, or leave it running? [c/L] ")
+    sys.stderr.flush()
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), readable.set)
+    answered = asyncio.create_task(readable.wait())
+    again = asyncio.create_task(interrupted.wait())
+    try:
+        await asyncio.wait({answered, again}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+        answered.cancel()
+        again.cancel()
+    if not readable.is_set():
+        return False
+    # The terminal hands over whole lines: this does not block.
+    return sys.stdin.readline().strip().lower() in ("c", "cancel")
+
+
+def _left(job: Job) -> None:
+    note(f"Job {job.id} goes on. Watch it: serai job wait {job.id}   Cancel it: serai job cancel {job.id}")

@@ -1,0 +1,249 @@
+"""`serai vm`: create, list, show and move VMs, and their life. Changing and reaching them is in files of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serai.app.cli import complete, parse, vm_edit, vm_reach
+from serai.app.cli.action import act, create, listing, report, showing, started
+from serai.app.cli.options import (
+    DescriptionOption,
+    HostOption,
+    LabelOption,
+    LimitOption,
+    NameArgument,
+    Output,
+    OutputOption,
+    VmArgument,
+    WaitOption,
+    noun,
+)
+from serai.app.cli.session import run
+
+if TYPE_CHECKING:
+    from serai.schema.job import Job
+
+app = noun("Virtual machines: create, move, change, reach them.")
+
+
+@app.command("create")
+def create_(
+    ctx: typer.Context,
+    name: NameArgument,
+    image: Annotated[str | None, typer.Option(help="What it starts from.", autocompletion=complete.images)] = None,
+    cpus: Annotated[int, typer.Option(help="Virtual processors.")] = 1,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory, such as 768M.")] = "512M",
+    disk: Annotated[
+        list[str] | None, typer.Option(metavar="POOL:SIZE", help=f"A disk: {parse.DISK}; repeatable.")
+    ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(metavar="NETWORK", help=f"A VNIC: {parse.VNIC}; repeatable.")
+    ] = None,
+    ssh_key: Annotated[
+        list[str] | None, typer.Option(metavar="FILE|TEXT", help="A public key for cloud-init; repeatable.")
+    ] = None,
+    user_data: Annotated[str | None, typer.Option(metavar="FILE", help="cloud-init user-data.")] = None,
+    host: HostOption = None,
+    machine: Annotated[str, typer.Option(metavar="q35|microvm", help="The kind of machine.")] = "q35",
+    restart: Annotated[
+        str, typer.Option(metavar="always|on-failure|never", help="Start again after it ended by itself.")
+    ] = "on-failure",
+    start: Annotated[bool, typer.Option("--start/--no-start", help="Start it at once, or only define it.")] = True,
+    autostart: Annotated[
+        bool, typer.Option("--autostart/--no-autostart", help="Start again when the host has rebooted.")
+    ] = True,
+    autostart_order: Annotated[int, typer.Option(help="Lower ones start first.")] = 0,
+    cmdline: Annotated[str, typer.Option(help="Appended to a kernel image's command line.")] = "",
+    label: LabelOption = None,
+    description: DescriptionOption = "",
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Create a VM, and start it unless told otherwise.
+
+    \b
+    Examples:
+      serai vm create t1 --image tiny --memory 128M --network lan
+      serai vm create web1 --image debian --cpus 2 --memory 768M --disk shared0:4G \\
+          --network lan,ip=10.77.0.120 --ssh-key ~/.ssh/id_ed25519.pub --user-data web.yaml
+      serai vm create db1 --image debian --disk volume=db1-root --no-start -o json
+    """
+    from serai.app.cli.invalid import build
+    from serai.schema.vm import VmCreate
+
+    keys = [key for text in ssh_key or [] for key in parse.ssh_key(text)]
+    seed = {"ssh_keys": keys, "user_data": parse.read(user_data, "--user-data") if user_data else ""}
+    spec = {
+        "image": image,
+        "machine": machine,
+        "cpus": cpus,
+        "memory": memory,
+        "disks": [parse.disk(text) for text in disk or []],
+        "vnics": [parse.vnic(text) for text in network or []],
+        "cloud_init": seed,
+        "cmdline": cmdline,
+        "host": host,
+        "running": start,
+        "restart": restart,
+        "autostart": autostart,
+        "autostart_order": autostart_order,
+    }
+    document = {"name": name, "spec": spec, "labels": parse.labels(label), "description": description}
+    create(ctx, "vm", name, build(VmCreate, document), wait=wait, output=output)
+
+
+@app.command("list")
+def list_(
+    ctx: typer.Context,
+    host: HostOption = None,
+    state: Annotated[str | None, typer.Option(help="Only in this state, such as running.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="KEY=VALUE", help="Only with this label.")] = None,
+    limit: LimitOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List VMs.
+
+    \b
+    Examples:
+      serai vm list --host h1
+      serai vm list --label tier=web -o name
+    """
+    listing(ctx, "vm", output, limit=limit, query={"host": host, "state": state, "label": label})
+
+
+@app.command("show")
+def show_(ctx: typer.Context, vm: VmArgument, output: OutputOption = Output.TABLE) -> None:
+    """Show one VM: what is wanted of it, and what it is.
+
+    \b
+    Example: serai vm show web1 -o yaml
+    """
+    showing(ctx, "vm", vm, output)
+
+
+@app.command()
+def start(ctx: typer.Context, vm: VmArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE) -> None:
+    """Start a VM.
+
+    \b
+    Example: serai vm start web1
+    """
+    act(ctx, "vm.start", vm, wait=wait, output=output, done="started")
+
+
+@app.command()
+def stop(
+    ctx: typer.Context,
+    vm: VmArgument,
+    force: Annotated[bool, typer.Option("--force", help="Do not ask the guest: pull the plug.")] = False,
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="How long the guest may take, such as 90s.")] = "60s",
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Shut a VM down: asked by ACPI first, by force after the time-out.
+
+    \b
+    Examples:
+      serai vm stop web1 --timeout 2m
+      serai vm stop web1 --force
+    """
+    from serai.app.cli.invalid import build
+    from serai.schema.units import parse_duration
+    from serai.schema.vm import VmStop
+
+    try:
+        seconds = parse_duration(timeout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--timeout") from error
+    body = build(VmStop, {"force": force, "timeout": seconds})
+    act(ctx, "vm.stop", vm, body, wait=wait, output=output, done="stopped")
+
+
+@app.command()
+def reset(ctx: typer.Context, vm: VmArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE) -> None:
+    """Reset a VM, as its reset button would.
+
+    \b
+    Example: serai vm reset web1
+    """
+    act(ctx, "vm.reset", vm, wait=wait, output=output, done="reset")
+
+
+@app.command()
+def pause(ctx: typer.Context, vm: VmArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE) -> None:
+    """Stop a VM's processors; its memory stays.
+
+    \b
+    Example: serai vm pause web1
+    """
+    act(ctx, "vm.pause", vm, wait=wait, output=output, done="paused")
+
+
+@app.command()
+def resume(ctx: typer.Context, vm: VmArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE) -> None:
+    """Let a paused VM go on.
+
+    \b
+    Example: serai vm resume web1
+    """
+    act(ctx, "vm.resume", vm, wait=wait, output=output, done="resumed")
+
+
+@app.command()
+def delete(
+    ctx: typer.Context,
+    vm: VmArgument,
+    force: Annotated[bool, typer.Option("--force", help="Even if it runs.")] = False,
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Delete a VM and the disks that were made with it.
+
+    \b
+    Example: serai vm delete web1 --force
+    """
+    query = {"force": True} if force else None
+    act(ctx, "vm.delete", vm, query=query, wait=wait, output=output, done="deleted")
+
+
+@app.command()
+def migrate(
+    ctx: typer.Context,
+    vm: VmArgument,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Where to; none: placement chooses.", autocompletion=complete.hosts),
+    ] = None,
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Move a running VM to another host while it runs.
+
+    \b
+    Examples:
+      serai vm migrate web1 --to h2 --wait
+      serai vm migrate web1 -o json | jq .result.downtime_ms
+    """
+    from serai.app.cli.invalid import build
+    from serai.schema.vm import VmMigrate
+
+    body = build(VmMigrate, {"to": to})
+    job = run(ctx, lambda client: started(client, "vm.migrate", vm, body, wait=wait))
+    report(job, output, lambda ended: _moved(ended, vm, to), name=vm)
+
+
+def _moved(job: Job, vm: str, to: str | None) -> str:
+    from serai.app.cli.details import migration
+
+    result = job.result or {}
+    source, destination = result.get("source"), result.get("destination") or to
+    where = (f" from {source}" if source else "") + (f" to {destination}" if destination else "")
+    lines = [f"vm {vm} moved{where}"]
+    lines += [f"  {title:<21} {text}" for title, text in migration(result)]
+    return "\n".join(lines)
+
+
+vm_edit.add(app)
+vm_reach.add(app)
