@@ -105,7 +105,7 @@ class NatsBus:
         seconds; with None returns at once and connects when the server is there.
         """
         bus = cls(url, tls, name)
-        bus._tasks.start(bus._keep(), "keep")
+        bus._tasks.start(bus._keep(awaited=timeout is not None), "keep")
         if timeout is not None:
             try:
                 async with asyncio.timeout(timeout):
@@ -180,7 +180,10 @@ class NatsBus:
         return subscription
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Await the callback each time the server is there again after it was lost."""
+        """Await the callback each time the server is there again after it was lost.
+
+        The first connection counts too if `connect` did not wait for it.
+        """
         self._callbacks.append(callback)
 
     async def close(self) -> None:
@@ -204,27 +207,32 @@ class NatsBus:
             with contextlib.suppress(*LOST, nats.errors.BadSubscriptionError):
                 await subscription.current.unsubscribe()
 
+    def _is_closed(self) -> bool:
+        return self._closed
+
     def _check_open(self) -> None:
         if self._closed:
             raise UnavailableError("the bus is closed")
 
-    async def _keep(self) -> None:
+    async def _keep(self, *, awaited: bool) -> None:
         """Connect, wait until the connection is lost, and again, until closed."""
         delay = FIRST_DELAY
-        first = True
+        first = awaited
         # The flag is looked at besides the cancellation, since `asyncio.wait_for` of Python 3.11, which the client
         # library uses, can lose a cancellation.
-        while not self._closed:
+        while not self._is_closed():
             lost = asyncio.Event()
             try:
                 client = await self._open(lost)
             except (OSError, nats.errors.Error, TimeoutError, EOFError) as error:
                 self._note(error)
-                if not self._closed:
+                if not self._is_closed():
                     await asyncio.sleep(delay)
                 delay = min(delay * 2, LAST_DELAY)
                 continue
-            if self._closed:
+            if self._is_closed():
+                self._up.clear()
+                self._client = None
                 await client.close()
                 return
             delay = FIRST_DELAY

@@ -38,6 +38,11 @@ class Tasks:
     ) -> None:
         await self.close()
 
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called: it takes no more tasks."""
+        return self._closed
+
     def __len__(self) -> int:
         return len(self._tasks)
 
