@@ -23,7 +23,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One exported volume. `tid` is the target's number, kept for good so that initiators find the same target."""
+    """One exported volume. `tid` is its target's number in the daemon."""
 
     volume: str
     tid: int
@@ -54,19 +54,21 @@ class Records:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._records: dict[str, Record] = {}
+        self._last_tid = 0
 
     def load(self) -> None:
         """Read the file; none means no exports. Raises HostError for one that cannot be understood."""
         try:
             text = self._file.read_text()
         except FileNotFoundError:
-            self._records = {}
+            self._records, self._last_tid = {}, 0
             return
         try:
             document = json.loads(text)
             if document["version"] != VERSION:
                 raise ValueError(f"version {document['version']}")
             self._records = {entry["volume"]: _read(entry) for entry in document["exports"]}
+            self._last_tid = int(document["last_tid"])
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             # The reason only by its kind: the text could hold a secret.
             raise HostError(
@@ -84,13 +86,16 @@ class Records:
         """Return one volume's record."""
         return self._records.get(volume)
 
-    def free_tid(self) -> int:
-        """Return the lowest target number that is not taken; they begin at 1."""
-        taken = {record.tid for record in self._records.values()}
-        return next(tid for tid in range(1, len(taken) + 2) if tid not in taken)
+    def next_tid(self) -> int:
+        """Return a target number that was never used: they begin at 1.
+
+        A number that is used again would let a login that began with the old target end in the new one.
+        """
+        return self._last_tid + 1
 
     def put(self, record: Record) -> None:
         """Keep this record in place of the volume's old one."""
+        self._last_tid = max(self._last_tid, record.tid)
         self._save({**self._records, record.volume: record})
 
     def drop(self, volume: str) -> None:
@@ -99,13 +104,14 @@ class Records:
 
     def _save(self, records: dict[str, Record]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self._file, json.dumps(_document(records.values()), indent=1) + "\n", mode=0o600)
+        write_text(self._file, json.dumps(_document(records.values(), self._last_tid), indent=1) + "\n", mode=0o600)
         self._records = records
 
 
-def _document(records: Iterable[Record]) -> dict[str, object]:
+def _document(records: Iterable[Record], last_tid: int) -> dict[str, object]:
     return {
         "version": VERSION,
+        "last_tid": last_tid,
         "exports": [
             {
                 "volume": record.volume,

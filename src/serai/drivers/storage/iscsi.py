@@ -1,14 +1,7 @@
 """Volumes over iSCSI: one `tgtd` for each host, one target for each volume, one CHAP account for each admission.
 
-The record (export_records.py) says how it should be; `_converge` makes one target so, from whatever it is, in an order
-in which no step lets in anyone who should be out: refusals first, then accounts, then admissions, and at last the
-sessions that have no right to be there are closed. Every operation is "write the record, converge", and so is recovery.
-
-A fence is complete when `refuse` returns: the name and the account are gone, the sessions are closed, and the commands
-that were in flight are over. A session whose end hangs (a frozen initiator with a full socket) costs its target: it is
-torn down and rebuilt, and the admitted initiators log in again by themselves.
-
-Each target is bound to a guard account whose secret nobody knows: without any account the daemon asks for none.
+The record (export_records.py) says how it should be, and tgt_targets.py makes the daemon so. Every operation writes the
+record first and converges then; what is left of an operation that was cut short is done by the next `check` or `start`.
 """
 
 from __future__ import annotations
@@ -16,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
-from collections.abc import AsyncIterator, Collection
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -31,28 +22,15 @@ from serai.drivers.storage.base import (
 )
 from serai.drivers.storage.export_records import Record, Records
 from serai.drivers.storage.tgt_daemon import TgtDaemon
-from serai.drivers.storage.tgt_socket import Errno, Target, TgtError
+from serai.drivers.storage.tgt_targets import LUN, TgtTargets, target_name
 from serai.lib.paths import HostPaths
 from serai.schema.attach import Admission
 from serai.schema.errors import ConflictError, HostError, InvalidError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-TARGET_PREFIX = "iqn.2026-01.io.serai:vol."
-LUN = 1
-"""The volume's unit; unit 0 of every target is the controller that the daemon adds."""
-
 PORT = 3260
-GUARD = "serai-guard"
-
-DRAIN_TIMEOUT = 3.0
-"""Seconds that closed sessions may take to end before the target is rebuilt without them."""
-
-SETTLE_TIMEOUT = 1.0
-"""Seconds to wait for logins that are under way while someone is refused; a login takes milliseconds."""
-
-DELETE_TIMEOUT = 30.0
-"""Seconds to wait for commands in flight when a target is deleted: a slow disk is slow, a dead one is reported."""
+"""What iSCSI is registered under."""
 
 
 class TgtExporter:
@@ -62,7 +40,7 @@ class TgtExporter:
         self._daemon = TgtDaemon(paths.tgtd, ip_address(address), port)
         self._socket = self._daemon.socket
         self._records = Records(paths.state / "exports.json")
-        self._accounts: dict[str, str] = {}
+        self._targets = TgtTargets(self._daemon, self._records)
         self._lock = asyncio.Lock()
         self._started = False
 
@@ -78,8 +56,8 @@ class TgtExporter:
             self._started = True
             if await self._daemon.running():
                 await self._daemon.listen_only_here()
-                await self._forget_accounts()
-                await self._converge_all()
+                await self._targets.forget_accounts()
+                await self._targets.converge_all()
             else:
                 await self._start()
 
@@ -92,7 +70,7 @@ class TgtExporter:
             if await self._revive():
                 return True
             try:
-                await self._converge_all()
+                await self._targets.converge_all()
             except UnavailableError:
                 # Its socket takes connections until the very end of a process that is being killed.
                 if not await self._daemon.ended():
@@ -106,8 +84,7 @@ class TgtExporter:
             self._started = False
             if await self._daemon.running():
                 with contextlib.suppress(UnavailableError):
-                    for target in await self._socket.targets():
-                        await self._delete_target(target.tid)
+                    await self._targets.clear()
                 await self._daemon.stop()
 
     async def export(self, volume_id: str, path: Path) -> Export:
@@ -125,20 +102,20 @@ class TgtExporter:
                     remedy=f"Unexport it first; it is {record.path} now.",
                 )
             if record is None:
-                record = Record(volume_id, self._records.free_tid(), path)
+                record = Record(volume_id, self._records.next_tid(), path)
                 await self._export_new(record)
             else:
-                await self._converge(record, await self._target(record.tid))
-            return Export(_name(record), LUN)
+                await self._targets.converge(record, await self._targets.target(record.tid))
+            return Export(target_name(record), LUN)
 
     async def _export_new(self, record: Record) -> None:
         await asyncio.to_thread(self._records.put, record)
         try:
-            await self._converge(record, await self._target(record.tid))
+            await self._targets.converge(record, await self._targets.target(record.tid))
         except BaseException:
             await asyncio.to_thread(self._records.drop, record.volume)
             with contextlib.suppress(HostError, UnavailableError):
-                await self._delete_target(record.tid)
+                await self._targets.delete(record.tid)
             raise
 
     async def unexport(self, volume_id: str) -> None:
@@ -150,11 +127,8 @@ class TgtExporter:
             if record is None:
                 return
             await asyncio.to_thread(self._records.drop, volume_id)
-            if (target := await self._target(record.tid)) is not None:
-                for initiator in target.initiators:
-                    await self._socket.unbind_initiator(record.tid, initiator)
-                await self._delete_target(record.tid)
-            await self._drop_unused_accounts()
+            await self._targets.delete(record.tid)
+            await self._targets.drop_unused_accounts()
 
     async def admit(self, volume_id: str, admission: Admission) -> None:
         """Let an initiator in. ConflictError for a user who has another secret elsewhere: accounts are global."""
@@ -165,7 +139,7 @@ class TgtExporter:
             record = self._record(volume_id).admitting(admission)
             self._check_secrets(record)
             await asyncio.to_thread(self._records.put, record)
-            await self._converge(record, await self._target(record.tid))
+            await self._targets.converge(record, await self._targets.target(record.tid))
 
     async def refuse(self, volume_id: str, initiator_iqn: str) -> None:
         """Fence an initiator, admitted or not: also a session that has no right to be there is closed."""
@@ -175,7 +149,7 @@ class TgtExporter:
             await self._revive()
             record = self._record(volume_id).refusing(initiator_iqn)
             await asyncio.to_thread(self._records.put, record)
-            await self._converge(record, await self._target(record.tid))
+            await self._targets.converge(record, await self._targets.target(record.tid))
 
     async def sessions(self, volume_id: str) -> list[Session]:
         """Return who is connected to a volume now."""
@@ -228,151 +202,9 @@ class TgtExporter:
         return True
 
     async def _start(self) -> None:
-        self._accounts = {}
+        self._targets.forget()
         await self._daemon.start()
-        await self._converge_all()
-
-    async def _forget_accounts(self) -> None:
-        """After taking over a daemon: its secrets cannot be read, so every account is made anew.
-
-        Live sessions are not touched; a login in these milliseconds fails, and initiators try again by themselves.
-        """
-        self._accounts = {}
-        for target in await self._socket.targets():
-            for user in reversed(target.accounts):
-                await self._socket.unbind_account(target.tid, user)
-        for user in await self._socket.accounts():
-            await self._socket.delete_account(user)
-
-    async def _converge_all(self) -> None:
-        """Make the daemon match the record. An export that fails (its file is gone) does not keep the others out."""
-        wanted = {record.tid: record for record in self._records.all()}
-        present = {target.tid: target for target in await self._socket.targets()}
-        for tid in present.keys() - wanted.keys():
-            await self._delete_target(tid)
-        for tid, record in wanted.items():
-            try:
-                await self._converge(record, present.get(tid))
-            except TgtError as error:
-                log.error("volume %s cannot be exported: %s", record.volume, error)
-
-    async def _target(self, tid: int) -> Target | None:
-        return next((target for target in await self._socket.targets() if target.tid == tid), None)
-
-    async def _converge(self, record: Record, target: Target | None) -> None:
-        """Make one target match its record; see the module's theory for the order."""
-        tid = record.tid
-        if target is not None and (target.name != _name(record) or target.luns != {LUN: str(record.path)}):
-            await self._delete_target(tid)
-            target = None
-        if target is None:
-            target = await self._new_target(record)
-        admitted = {admission.initiator for admission in record.admissions}
-        refused = [initiator for initiator in target.initiators if initiator not in admitted]
-        for initiator in refused:
-            await self._socket.unbind_initiator(tid, initiator)
-        await self._set_accounts(record, target)
-        for initiator in sorted(admitted - set(target.initiators)):
-            await self._socket.bind_initiator(tid, initiator)
-        if not await self._drained(tid, admitted, settle=bool(refused)):
-            log.warning("volume %s: a refused session does not end: rebuilding its target", record.volume)
-            await self._delete_target(tid)
-            await self._converge(record, None)
-        await self._drop_unused_accounts()
-
-    async def _new_target(self, record: Record) -> Target:
-        """Create a target with its volume and guard, open to nobody."""
-        await self._socket.new_target(record.tid, _name(record))
-        try:
-            await self._socket.new_lun(record.tid, LUN, record.path, record.volume)
-        except TgtError as error:
-            await self._socket.delete_target(record.tid)
-            if error.errno != Errno.INVALID_REQUEST:
-                raise
-            raise TgtError(f"open {record.path}, which is missing or unreadable", error.errno) from error
-        return Target(record.tid, _name(record), {LUN: str(record.path)})
-
-    async def _set_accounts(self, record: Record, target: Target) -> None:
-        """Bind exactly the guard and the record's users, in that order, unbinding from the end (tgt_socket's traps)."""
-        wanted = {GUARD: self._accounts.get(GUARD) or secrets.token_hex(16), **record.secrets}
-        keep = 0
-        for have, want in zip(target.accounts, wanted, strict=False):
-            if have != want or self._accounts.get(want) != wanted[want]:
-                break
-            keep += 1
-        for user in reversed(target.accounts[keep:]):
-            await self._socket.unbind_account(record.tid, user)
-        for user in list(wanted)[keep:]:
-            await self._make_account(user, wanted[user])
-            await self._socket.bind_account(record.tid, user)
-
-    async def _make_account(self, user: str, secret: str) -> None:
-        if self._accounts.get(user) == secret:
-            return
-        if self._accounts.pop(user, None) is not None:
-            await self._socket.delete_account(user)
-        await self._socket.new_account(user, secret)
-        self._accounts[user] = secret
-
-    async def _drop_unused_accounts(self) -> None:
-        used = {GUARD}.union(*(record.secrets for record in self._records.all()))
-        for user in self._accounts.keys() - used:
-            await self._socket.delete_account(user)
-            del self._accounts[user]
-
-    async def _drained(self, tid: int, admitted: Collection[str], *, settle: bool) -> bool:
-        """Close the sessions of all who are not admitted; False if they are not over within DRAIN_TIMEOUT.
-
-        With `settle`, logins that are under way are waited for as well, since one that passed the checks before its
-        initiator was refused becomes a session after; but not longer than SETTLE_TIMEOUT, as a connection may idle.
-        """
-        clock = asyncio.get_running_loop().time
-        until = clock() + SETTLE_TIMEOUT
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_TIMEOUT):
-                async for _ in _patiently():
-                    under_way = settle and clock() < until and await self._daemon.logins_under_way()
-                    strangers = [s for s in await self._socket.sessions(tid) if s.initiator not in admitted]
-                    if not strangers and not under_way:
-                        return True
-                    for session in strangers:
-                        for connection in session.connection_ids:
-                            await self._socket.close_connection(tid, session.session_id, connection)
-        return False
-
-    async def _delete_target(self, tid: int) -> None:
-        """Delete a target with all its sessions, once the commands in flight are over."""
-        try:
-            async with asyncio.timeout(DELETE_TIMEOUT):
-                async for _ in _patiently():
-                    try:
-                        await self._socket.delete_target(tid)
-                        return
-                    except TgtError as error:
-                        if error.errno == Errno.NO_TARGET:
-                            return
-                        if error.errno != Errno.LUN_ACTIVE:
-                            raise
-        except TimeoutError:
-            raise UnavailableError(
-                "commands in flight on the volume do not end",
-                field="target",
-                value=tid,
-                remedy="Look at the disk below the pool (dmesg); restart the host if it hangs.",
-            ) from None
-
-
-async def _patiently() -> AsyncIterator[None]:
-    """Yield at once, then after pauses that grow from 2 to 100 ms: most waits here are over in the first."""
-    pause = 0.002
-    while True:
-        yield
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.5, 0.1)
-
-
-def _name(record: Record) -> str:
-    return TARGET_PREFIX + record.volume
+        await self._targets.converge_all()
 
 
 def _check_path(path: Path) -> None:

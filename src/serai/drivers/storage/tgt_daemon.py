@@ -12,15 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import errno
+import fcntl
+import logging
 import os
 import socket
+import stat
+import struct
 import sys
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from serai.drivers.storage.tgt_socket import TgtSocket
 from serai.lib.process import Child, Watched, spawn
 from serai.schema.errors import HostError, InvalidError, UnavailableError
+
+log = logging.getLogger(__name__)
 
 START_TIMEOUT = 10.0
 """Seconds until a started daemon must answer; it needs some 30 ms on an idle machine."""
@@ -30,6 +39,12 @@ STOP_TIMEOUT = 5.0
 
 IO_THREADS = 1
 """Threads for each volume. The daemon's own default, 16, makes 320 threads for 20 volumes; one keeps order cheaply."""
+
+SYS_PIDFD_GETFD = 438
+"""The same number on every architecture, as for all system calls since Linux 5.1."""
+
+SIOCOUTQNSD = 0x894B
+"""The ioctl for bytes not sent (linux/sockios.h)."""
 
 _LONGEST_SOCKET = 107
 """Bytes in a Unix socket's path (unix(7))."""
@@ -151,6 +166,41 @@ class TgtDaemon:
         connected = await asyncio.to_thread(_established, self._address, self._port)
         return connected > 0 and connected > await self.socket.connections()
 
+    async def cut(self, addresses: Collection[str]) -> None:
+        """Shut down the connections with these peers that have data waiting which does not get through.
+
+        The daemon closes a connection only when it can read from or write to it, which it never can while a frozen peer
+        leaves it full. So the socket is shut down from here, through a duplicate of the daemon's own descriptor. One
+        that was only busy logs in again by itself.
+        """
+        if self._process is not None:
+            await asyncio.to_thread(self._cut, self._process, addresses)
+
+    def _cut(self, process: Watched, addresses: Collection[str]) -> None:
+        for number in (int(entry.name) for entry in Path(f"/proc/{process.pid}/fd").iterdir()):
+            try:
+                duplicate = _pidfd_getfd(process.pidfd, number)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    log.warning("the connections of tgtd cannot be reached: %s", error.strerror)
+                    return
+                continue
+            try:
+                if stat.S_ISSOCK(os.fstat(duplicate).st_mode):
+                    self._cut_socket(duplicate, addresses)
+            finally:
+                os.close(duplicate)
+
+    def _cut_socket(self, descriptor: int, addresses: Collection[str]) -> None:
+        # OSError: it listens, and has no peer; or it was closed meanwhile.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+            if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                return
+            peer, own = connection.getpeername(), connection.getsockname()
+            if own[1] == self._port and peer[0] in addresses and _waiting(connection):
+                log.warning("cutting the connection of %s, which takes no data", peer[0])
+                connection.shutdown(socket.SHUT_RDWR)
+
     async def stop(self) -> None:
         """End the daemon, which should have no targets left; it is killed if it does not end by itself."""
         process = self._process
@@ -177,6 +227,22 @@ class TgtDaemon:
 
     def _write_pid(self, pid: int) -> None:
         (self._folder / "tgtd.pid").write_text(f"{pid}\n")
+
+
+def _waiting(connection: socket.socket) -> int:
+    """Return the bytes that could not be sent yet (tcp(7))."""
+    count: int = struct.unpack("i", fcntl.ioctl(connection.fileno(), SIOCOUTQNSD, bytes(4)))[0]
+    return count
+
+
+def _pidfd_getfd(pidfd: int, number: int) -> int:
+    """Duplicate another process's descriptor (pidfd_getfd(2), Linux 5.6; Python has no function for it)."""
+    library = ctypes.CDLL(None, use_errno=True)
+    duplicate: int = library.syscall(ctypes.c_long(SYS_PIDFD_GETFD), pidfd, number, 0)
+    if duplicate < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return duplicate
 
 
 def _established(address: IPv4Address | IPv6Address, port: int) -> int:

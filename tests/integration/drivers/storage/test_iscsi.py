@@ -1,4 +1,4 @@
-"""The exporter with a real tgtd and real initiators: the fence, crashes, adoption, and who may listen where."""
+"""The exporter with a real tgtd: its record, its process, and who may listen and open what. Sessions: test_fence.py."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
 from pydantic import SecretStr
 
 from serai.drivers.storage.export_records import Records
 from serai.drivers.storage.initiator import check_access, qemu_io, qemu_io_argv
-from serai.drivers.storage.iscsi import GUARD, LUN, TARGET_PREFIX, TgtExporter
+from serai.drivers.storage.iscsi import TgtExporter
 from serai.drivers.storage.tgt_socket import Mode, Op, TgtError, TgtSocket
+from serai.drivers.storage.tgt_targets import GUARD, LUN, TARGET_PREFIX
 from serai.lib.paths import HostPaths
 from serai.lib.process import run, spawn
 from serai.schema.attach import Admission, IscsiDisk
@@ -97,150 +96,6 @@ def epoch(number: int) -> Admission:
     )
 
 
-class LiveSession:
-    """An initiator that stays connected: an interactive qemu-io, as a VM's QEMU would be."""
-
-    def __init__(self, disk: IscsiDisk, folder: Path) -> None:
-        self._secret = folder / f"secret-{secrets.token_hex(4)}"
-        self._secret.write_text(disk.password.get_secret_value())
-        self._argv = qemu_io_argv(disk, str(self._secret))
-
-    async def __aenter__(self) -> Self:
-        pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(*self._argv, stdin=pipe, stdout=pipe, stderr=pipe)
-        try:
-            await self.tell("read 0 512")
-            await self.hear("read 512/512")
-        except BaseException:
-            await self.__aexit__(None, None, None)
-            raise
-        return self
-
-    async def tell(self, command: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(command.encode() + b"\n")
-        await self._process.stdin.drain()
-
-    async def hear(self, expected: str) -> None:
-        assert self._process.stdout is not None
-        heard = ""
-        async with asyncio.timeout(DEADLINE):
-            while expected not in heard:
-                chunk = await self._process.stdout.read(4096)
-                assert chunk, f"qemu-io ended: {heard}"
-                heard += chunk.decode()
-
-    def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    async def ended_without(self, words: str) -> bool:
-        """End it, and say whether it never said these words."""
-        self._process.kill()
-        said, _wrong = await self._process.communicate()
-        return words.encode() not in said
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.communicate()
-
-
-async def attempts_closed(host: Host, more: int) -> None:
-    """Wait until that many more connections with the portal were opened and closed again: refused logins."""
-    octets = socket.inet_aton(host.address)
-    portal = f"{int.from_bytes(octets, sys.byteorder):08X}:{host.port:04X}"
-
-    def closed() -> int:
-        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-        return sum(1 for row in rows if portal in row[1:3] and row[3] == "06")
-
-    wanted = closed() + more
-    async with asyncio.timeout(DEADLINE):
-        while closed() < wanted:
-            await asyncio.sleep(0.02)
-
-
-async def test_a_refused_holder_is_fenced_at_once_and_the_new_one_is_not(
-    host: Host, exporter: TgtExporter, tmp_path: Path
-) -> None:
-    await exporter.admit(VOLUME, epoch(1))
-    async with LiveSession(host.disk(epoch(1)), tmp_path) as old:
-        await old.tell("write -P 1 0 64k")
-        await old.hear("wrote 65536/65536")
-        await exporter.admit(VOLUME, epoch(2))
-        async with LiveSession(host.disk(epoch(2)), tmp_path) as new:
-            assert {session.initiator for session in await exporter.sessions(VOLUME)} == {
-                epoch(1).initiator,
-                epoch(2).initiator,
-            }
-            await exporter.refuse(VOLUME, epoch(1).initiator)
-            assert [session.initiator for session in await exporter.sessions(VOLUME)] == [epoch(2).initiator]
-            await old.tell("write -P 66 0 64k")
-            await new.tell("write -P 2 64k 64k")
-            await new.hear("wrote 65536/65536")
-            # Another initiator of the old epoch, as a restarted one would be, learns that it is refused.
-            with pytest.raises(UnavailableError, match="Target not found"):
-                await check_access(host.disk(epoch(1)))
-            await new.tell("read -P 1 0 64k")
-            await new.hear("read 65536/65536")
-            await attempts_closed(host, 1)
-            assert await old.ended_without("wrote")
-    assert host.volume.read_bytes()[:131072] == b"\1" * 65536 + b"\2" * 65536
-
-
-async def test_a_frozen_holder_is_fenced_and_its_write_never_lands(
-    host: Host, exporter: TgtExporter, tmp_path: Path
-) -> None:
-    await exporter.admit(VOLUME, epoch(1))
-    async with LiveSession(host.disk(epoch(1)), tmp_path) as old:
-        old.freeze()
-        await old.tell("write -P 66 0 64k")
-        await exporter.refuse(VOLUME, epoch(1).initiator)
-        assert await exporter.sessions(VOLUME) == []
-        await exporter.admit(VOLUME, epoch(2))
-        async with LiveSession(host.disk(epoch(2)), tmp_path) as new:
-            await new.tell("write -P 2 0 64k")
-            await new.hear("wrote 65536/65536")
-            old.thaw()
-            await attempts_closed(host, 1)
-            await new.tell("read -P 2 0 64k")
-            await new.hear("read 65536/65536")
-            assert await old.ended_without("wrote")
-
-
-async def test_a_holder_frozen_in_the_middle_of_a_login_keeps_nobody_waiting(host: Host, exporter: TgtExporter) -> None:
-    await exporter.admit(VOLUME, epoch(1))
-    _reader, writer = await asyncio.open_connection(host.address, host.port)
-    try:
-        await exporter.refuse(VOLUME, epoch(1).initiator)
-    finally:
-        writer.close()
-        await writer.wait_closed()
-    with pytest.raises(UnavailableError):
-        await check_access(host.disk(epoch(1)))
-
-
-async def test_a_session_survives_the_death_of_the_target(host: Host, exporter: TgtExporter, tmp_path: Path) -> None:
-    await exporter.admit(VOLUME, epoch(1))
-    async with LiveSession(host.disk(epoch(1)), tmp_path) as session:
-        await session.tell("write -P 3 0 64k")
-        await session.hear("wrote 65536/65536")
-        pid = await host.pid()
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        await session.tell("read -P 3 0 64k")
-        assert await exporter.check()
-        assert await host.pid() not in (None, pid)
-        await session.hear("read 65536/65536")
-    done = await qemu_io(host.disk(epoch(1)), "read -P 3 0 64k")
-    assert done.returncode == 0, done
-
-
 async def test_every_export_comes_back_under_its_old_number(host: Host, tmp_path: Path) -> None:
     agent = host.agent()
     await agent.start()
@@ -257,29 +112,7 @@ async def test_every_export_comes_back_under_its_old_number(host: Host, tmp_path
     assert await agent.check()
     assert await host.socket.targets() == before
     assert (await agent.export(names[1], host.volume)).target_iqn == TARGET_PREFIX + names[1]
-    assert [target.tid for target in await host.socket.targets()] == [1, 2, 3, 4]
-
-
-async def test_a_new_agent_takes_the_target_over_and_no_session_notices(
-    host: Host, exporter: TgtExporter, tmp_path: Path
-) -> None:
-    await exporter.admit(VOLUME, epoch(1))
-    await exporter.admit(VOLUME, epoch(2))
-    pid = await host.pid()
-    async with LiveSession(host.disk(epoch(1)), tmp_path) as session:
-        [before] = await exporter.sessions(VOLUME)
-        successor = host.agent()
-        await successor.start()
-        assert await host.pid() == pid
-        assert await successor.sessions(VOLUME) == [before]
-        await check_access(host.disk(epoch(2)))
-        await successor.refuse(VOLUME, epoch(1).initiator)
-        assert await successor.sessions(VOLUME) == []
-        await check_access(host.disk(epoch(2)))
-        await session.tell("write -P 66 0 64k")
-        await check_access(host.disk(epoch(2)))
-        assert await session.ended_without("wrote")
-    assert host.volume.read_bytes() == bytes(SIZE)
+    assert [target.tid for target in await host.socket.targets()] == [1, 3, 4, 5]
 
 
 async def test_the_target_outlives_the_agents_process(host: Host) -> None:

@@ -22,7 +22,7 @@ def test_all_comes_back_as_it_was_put(tmp_path: Path) -> None:
     records = Records(file)
     records.load()
     first = Record("0" * 12, 1, Path("/a")).admitting(admission("a")).admitting(admission("b"))
-    second = Record("1" * 12, records.free_tid() + 1, Path("/b"))
+    second = Record("1" * 12, records.next_tid() + 1, Path("/b"))
     records.put(first)
     records.put(second)
     again = Records(file)
@@ -33,14 +33,17 @@ def test_all_comes_back_as_it_was_put(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_numbers_of_dropped_exports_are_used_again(tmp_path: Path) -> None:
+def test_a_number_is_never_used_again(tmp_path: Path) -> None:
     records = Records(tmp_path / "exports.json")
     for volume in ("a", "b", "c"):
-        records.put(Record(volume, records.free_tid(), Path("/x")))
+        records.put(Record(volume, records.next_tid(), Path("/x")))
     assert [record.tid for record in records.all()] == [1, 2, 3]
-    records.drop("b")
-    records.drop("b")
-    assert records.free_tid() == 2
+    records.drop("c")
+    records.drop("c")
+    assert records.next_tid() == 4
+    again = Records(tmp_path / "exports.json")
+    again.load()
+    assert again.next_tid() == 4
 
 
 def test_an_initiator_is_admitted_once_with_its_last_secret() -> None:
