@@ -225,7 +225,8 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
-        key_encipherment=False,
+        # TLS 1.3 has no use for it, but QEMU refuses a certificate without.
+        key_encipherment=not signs_certificates,
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=signs_certificates,

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,9 +339,20 @@ def adopt(pid: int, *, expect: str) -> Watched | None:
     watched = Watched(pid, pidfd)
     try:
         # Read after the pidfd was opened, and checked alive after that: so both are the same process.
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        arguments = _arguments(watched)
     except (FileNotFoundError, ProcessLookupError):
         return None
     if not watched.alive or not any(expect.encode() in argument for argument in arguments):
         return None
     return watched
+
+
+def _arguments(watched: Watched) -> list[bytes]:
+    file = Path(f"/proc/{watched.pid}/cmdline")
+    # Within its exec a process has no arguments for a moment.
+    for _ in range(100):
+        text = file.read_bytes()
+        if text or not watched.alive:
+            return text.split(b"\0")
+        time.sleep(0.001)
+    return []
