@@ -25,7 +25,7 @@ def build(model: type[ModelT], data: Mapping[str, Any]) -> ModelT:
     try:
         return model.model_validate(_given(data))
     except ValidationError as error:
-        raise describe(error, model) from None
+        raise describe(error, model, data) from None
 
 
 def _given(data: Any) -> Any:
@@ -34,19 +34,29 @@ def _given(data: Any) -> Any:
     return data
 
 
-def describe(error: ValidationError, model: type[BaseModel], where: str = "") -> InvalidError:
-    """The first complaint; `where` (a file and line) goes before the message."""
+def describe(error: ValidationError, model: type[BaseModel], data: Any, where: str = "") -> InvalidError:
+    """The first complaint about `data`; `where` (a file and line) goes before the message."""
     from serai.schema.errors import InvalidError
 
     first = error.errors()[0]
     message, remedy = _words(first, model)
-    given = first.get("input")
+    given = _at(data, first["loc"])
     return InvalidError(
         f"{where}: {message}" if where else message,
         field=path_of(first["loc"]),
         value=given if isinstance(given, str | int | float) and len(str(given)) <= LONGEST else None,
         remedy=remedy,
     )
+
+
+def _at(data: Any, loc: tuple[str | int, ...]) -> Any:
+    """What the user wrote at that place; models have turned `1M` into a number by the time they complain."""
+    for part in loc:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
 
 
 def path_of(loc: tuple[str | int, ...]) -> str:
