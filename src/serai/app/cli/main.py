@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -17,6 +18,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from serai.app.cli import complete
+
+COMPLETE = "_SERAI_COMPLETE"
+"""Set by the completion script while it asks what a word may become."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,10 @@ def root(
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command line. Raises SystemExit with its code, always."""
+    if COMPLETE in os.environ:
+        from typer._completion_classes import completion_init
+
+        completion_init()
     command = get_command(app)
     try:
         command.main(args=argv, prog_name="serai")

@@ -1,0 +1,104 @@
+"""`serai host`: physical machines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serai.app.cli.action import act, listing, showing
+from serai.app.cli.options import HostArgument, LimitOption, Output, OutputOption, WaitOption, noun
+
+if TYPE_CHECKING:
+    from serai.client.http import Client
+
+app = noun("Physical machines and their uplinks.")
+network = noun("A host's uplinks.")
+app.add_typer(network, name="network")
+
+UplinkHost = Annotated[str | None, typer.Option("--host", help="Which host; may be left out where there is only one.")]
+
+
+@app.command("list")
+def list_(ctx: typer.Context, limit: LimitOption = None, output: OutputOption = Output.TABLE) -> None:
+    """List hosts, with what is committed of each.
+
+    \b
+    Example: serai host list -o wide
+    """
+    listing(ctx, "host", output, limit=limit)
+
+
+@app.command("show")
+def show_(ctx: typer.Context, host: HostArgument, output: OutputOption = Output.TABLE) -> None:
+    """Show one host: what it has, what it can do.
+
+    \b
+    Example: serai host show h1
+    """
+    showing(ctx, "host", host, output)
+
+
+@network.command()
+def take(
+    ctx: typer.Context,
+    uplink: Annotated[str, typer.Argument(metavar="UPLINK", help="The interface, such as eth0.")],
+    host: UplinkHost = None,
+    bridge: Annotated[str, typer.Option(help="The bridge's name.")] = "br-lan",
+    confirm_within: Annotated[str, typer.Option(metavar="TIME", help="How long until it is undone by itself.")] = "60s",
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Put a bridge on an uplink without cutting anybody off.
+
+    The change is made as one, and undone by itself unless you confirm it in time: that you can is the proof that the
+    machine is still in reach.
+
+    \b
+    Examples:
+      serai host network take eth0
+      serai host network confirm
+    """
+    from serai.app.cli.invalid import build
+    from serai.schema.network import UplinkTake
+    from serai.schema.units import parse_duration
+
+    try:
+        seconds = parse_duration(confirm_within)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--confirm-within") from error
+    body = build(UplinkTake, {"uplink": uplink, "bridge": bridge, "confirm_within": seconds})
+    name = host or _only(ctx)
+    done = f"has bridge {bridge} on {uplink}; keep it within {seconds:g} s: serai host network confirm --host {name}"
+    act(ctx, "host.take", name, body, wait=wait, output=output, done=done)
+
+
+@network.command()
+def confirm(
+    ctx: typer.Context, host: UplinkHost = None, wait: WaitOption = True, output: OutputOption = Output.TABLE
+) -> None:
+    """Keep the bridge that `take` made.
+
+    \b
+    Example: serai host network confirm
+    """
+    name = host or _only(ctx)
+    act(ctx, "host.confirm", name, wait=wait, output=output, done="keeps its bridge")
+
+
+def _only(ctx: typer.Context) -> str:
+    """The name of the only host. Raises InvalidError if there are several or none."""
+    from serai.app.cli.session import run
+    from serai.schema.errors import InvalidError
+
+    async def names(client: Client) -> list[str]:
+        return [item.name async for item in client.items("host.list", limit=10)]
+
+    have = run(ctx, names)
+    if len(have) != 1:
+        raise InvalidError(
+            "a host must be named" if have else "there is no host",
+            field="--host",
+            remedy=f"Name one of {', '.join(have)}." if have else "See that a host agent runs: serai host list.",
+        )
+    return have[0]

@@ -1,0 +1,169 @@
+"""`serai image`: what VMs start from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serai.app.cli.action import act, create, created_note, listing, report, showing
+from serai.app.cli.options import (
+    HostOption,
+    ImageArgument,
+    LimitOption,
+    Output,
+    OutputOption,
+    WaitOption,
+    noun,
+)
+from serai.app.cli.output import say, show
+from serai.app.cli.session import run
+
+if TYPE_CHECKING:
+    from serai.client.http import Client
+    from serai.schema.image import ImageCreate
+    from serai.schema.job import Job
+
+app = noun("What VMs start from: build or import.")
+
+SCHEMES = ("http://", "https://")
+SUFFIXES = {".qcow2": "qcow2", ".raw": "raw", ".img": None}
+"""A format that a file's name tells; `.img` may be either."""
+
+
+class Recipe(StrEnum):
+    """Guests that Serai can build."""
+
+    TINY = "tiny"
+    DEBIAN = "debian"
+
+
+NameOption = Annotated[str | None, typer.Option(help="Its name in Serai.")]
+
+
+@app.command("build")
+def build_(
+    ctx: typer.Context,
+    recipe: Annotated[Recipe, typer.Argument(help="Which guest.")],
+    name: NameOption = None,
+    host: HostOption = None,
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Build a guest image from Debian's packages; what was built before is taken from the cache.
+
+    \b
+    Examples:
+      serai image build tiny
+      serai image build debian --name debian12
+    """
+    from serai.app.cli.invalid import build
+    from serai.schema.image import ImageCreate
+
+    spec = {"source": "build", "recipe": recipe.value}
+    body = build(ImageCreate, {"name": name or recipe.value, "spec": spec, "host": host})
+    create(ctx, "image", body.name, body, wait=wait, output=output)
+
+
+@app.command("import")
+def import_(
+    ctx: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="FILE|URL", help="A qcow2 or raw disk image.")],
+    sha256: Annotated[str, typer.Option(metavar="HEX", help="What its SHA-256 must be.")],
+    name: NameOption = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="qcow2|raw", help="Seen from the content unless told.")
+    ] = None,
+    host: HostOption = None,
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Import a cloud image from a file here or from a URL. A wrong checksum leaves nothing behind.
+
+    \b
+    Examples:
+      serai image import debian-12-generic-amd64.qcow2 --sha256 4f1b... --name debian12
+      serai image import https://images.example/disk.raw --sha256 9e02...
+    """
+    from serai.app.cli.invalid import build
+    from serai.schema.image import ImageCreate
+
+    local = not source.startswith(SCHEMES)
+    stem, suffix = Path(source).stem, Path(source).suffix
+    spec = {
+        "source": "upload" if local else "url",
+        "url": None if local else source,
+        "sha256": sha256.lower(),
+        "format": format_ or SUFFIXES.get(suffix),
+    }
+    body = build(ImageCreate, {"name": name or _plain_name(stem), "spec": spec, "host": host})
+    if not local:
+        create(ctx, "image", body.name, body, wait=wait, output=output)
+        return
+    file = Path(source).expanduser()
+    if not file.is_file():
+        raise typer.BadParameter(f"there is no file {source}", param_hint="FILE")
+    _import_file(ctx, file, body, wait=wait, output=output)
+
+
+def _plain_name(stem: str) -> str:
+    """A name from a file's: lower case, and hyphens for what names cannot hold."""
+    text = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in stem.lower())
+    return text.strip("-")[:63].strip("-")
+
+
+def _import_file(ctx: typer.Context, file: Path, body: ImageCreate, *, wait: bool, output: Output) -> None:
+    async def send(client: Client) -> tuple[Job, Any]:
+        from serai.app.cli.action import ended_well
+        from serai.app.cli.progress import follow
+        from serai.app.cli.upload import check, upload
+
+        # Before anything is sent: a mistake in the sum is found without moving gigabytes.
+        await check(file, body.spec.sha256 or "")
+        job: Job = await client.call("image.create", None, body)
+        await upload(client, body.name, file)
+        if not wait:
+            return job, None
+        return ended_well(await follow(client, job)), await client.call("image.show", body.name)
+
+    job, item = run(ctx, send)
+    if item is None:
+        report(job, output, lambda _: f"image {body.name} imported", name=body.name)
+    elif output is Output.TABLE:
+        say(f"image {body.name} imported{created_note('image', item)}")
+    else:
+        show("image", item, output)
+
+
+@app.command("list")
+def list_(ctx: typer.Context, limit: LimitOption = None, output: OutputOption = Output.TABLE) -> None:
+    """List images, and the hosts that hold a copy.
+
+    \b
+    Example: serai image list
+    """
+    listing(ctx, "image", output, limit=limit)
+
+
+@app.command("show")
+def show_(ctx: typer.Context, image: ImageArgument, output: OutputOption = Output.TABLE) -> None:
+    """Show one image.
+
+    \b
+    Example: serai image show debian -o yaml
+    """
+    showing(ctx, "image", image, output)
+
+
+@app.command()
+def delete(
+    ctx: typer.Context, image: ImageArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE
+) -> None:
+    """Delete an image; VMs that were cloned from it keep their disks.
+
+    \b
+    Example: serai image delete debian12
+    """
+    act(ctx, "image.delete", image, wait=wait, output=output, done="deleted")

@@ -1,0 +1,108 @@
+"""`serai network`: networks that VMs join."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from serai.app.cli import parse
+from serai.app.cli.action import listing, showing
+from serai.app.cli.options import (
+    DescriptionOption,
+    LabelOption,
+    LimitOption,
+    NameArgument,
+    NetworkArgument,
+    Output,
+    OutputOption,
+    noun,
+)
+from serai.app.cli.output import say, show
+from serai.app.cli.session import run
+
+app = noun("Networks that VMs join.")
+
+
+@app.command("create")
+def create_(
+    ctx: typer.Context,
+    name: NameArgument,
+    bridge: Annotated[str, typer.Option(help="The bridge that each host has for it.")],
+    subnet: Annotated[str, typer.Option(metavar="CIDR", help="Its addresses, such as 10.77.0.0/24.")],
+    gateway: Annotated[str | None, typer.Option(metavar="ADDRESS", help="What guests route through.")] = None,
+    nameserver: Annotated[list[str] | None, typer.Option(metavar="ADDRESS", help="Repeatable.")] = None,
+    range_: Annotated[
+        str | None, typer.Option("--range", metavar="FIRST-LAST", help="Addresses that VMs may be given.")
+    ] = None,
+    mtu: Annotated[int, typer.Option(help="Largest packet, in bytes.")] = 1500,
+    label: LabelOption = None,
+    description: DescriptionOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Create a network.
+
+    \b
+    Example:
+      serai network create lan --bridge br-lan --subnet 10.77.0.0/24 --range 10.77.0.100-10.77.0.199
+    """
+    from serai.app.cli.invalid import build
+    from serai.schema.network import NetworkCreate
+
+    first, last = _range(range_)
+    spec = {
+        "bridge": bridge,
+        "subnet": subnet,
+        "gateway": gateway,
+        "nameservers": nameserver or [],
+        "range_start": first,
+        "range_end": last,
+        "mtu": mtu,
+    }
+    document = {"name": name, "spec": spec, "labels": parse.labels(label), "description": description}
+    body = build(NetworkCreate, document)
+    made = run(ctx, lambda client: client.call("network.create", None, body))
+    if output is Output.TABLE:
+        say(f"network {name} created")
+    else:
+        show("network", made, output)
+
+
+def _range(text: str | None) -> tuple[str | None, str | None]:
+    if text is None:
+        return None, None
+    first, dash, last = text.partition("-")
+    if not dash:
+        raise typer.BadParameter(f"{text!r} is not FIRST-LAST", param_hint="--range")
+    return first, last
+
+
+@app.command("list")
+def list_(ctx: typer.Context, limit: LimitOption = None, output: OutputOption = Output.TABLE) -> None:
+    """List networks.
+
+    \b
+    Example: serai network list
+    """
+    listing(ctx, "network", output, limit=limit)
+
+
+@app.command("show")
+def show_(ctx: typer.Context, network: NetworkArgument, output: OutputOption = Output.TABLE) -> None:
+    """Show one network.
+
+    \b
+    Example: serai network show lan
+    """
+    showing(ctx, "network", network, output)
+
+
+@app.command()
+def delete(ctx: typer.Context, network: NetworkArgument) -> None:
+    """Delete a network that no VM uses.
+
+    \b
+    Example: serai network delete lan
+    """
+    run(ctx, lambda client: client.call("network.delete", network))
+    say(f"network {network} deleted")

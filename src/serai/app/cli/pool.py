@@ -1,0 +1,83 @@
+"""`serai pool`: places for volumes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from serai.app.cli import complete, parse
+from serai.app.cli.action import act, create, listing, showing
+from serai.app.cli.options import (
+    DescriptionOption,
+    LabelOption,
+    LimitOption,
+    NameArgument,
+    Output,
+    OutputOption,
+    PoolArgument,
+    WaitOption,
+    noun,
+)
+
+app = noun("Places for volumes on hosts.")
+
+
+@app.command("create")
+def create_(
+    ctx: typer.Context,
+    name: NameArgument,
+    host: Annotated[str, typer.Option(help="The host that holds it.", autocompletion=complete.hosts)],
+    driver: Annotated[str, typer.Option(metavar="dir", help="What it is made of.")] = "dir",
+    path: Annotated[str, typer.Option(help="Its directory on the host; the agent's own unless told.")] = "",
+    export: Annotated[str, typer.Option(metavar="iscsi|none", help="How other hosts reach its volumes.")] = "iscsi",
+    label: LabelOption = None,
+    description: DescriptionOption = "",
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Create a pool on a host.
+
+    \b
+    Examples:
+      serai pool create shared0 --host h1
+      serai pool create scratch --host h2 --path /srv/scratch --export none
+    """
+    from serai.app.cli.invalid import build
+    from serai.schema.volume import PoolCreate
+
+    spec = {"host": host, "driver": driver, "path": path, "export": export}
+    document = {"name": name, "spec": spec, "labels": parse.labels(label), "description": description}
+    create(ctx, "pool", name, build(PoolCreate, document), wait=wait, output=output)
+
+
+@app.command("list")
+def list_(ctx: typer.Context, limit: LimitOption = None, output: OutputOption = Output.TABLE) -> None:
+    """List pools, with what they hold.
+
+    \b
+    Example: serai pool list
+    """
+    listing(ctx, "pool", output, limit=limit)
+
+
+@app.command("show")
+def show_(ctx: typer.Context, pool: PoolArgument, output: OutputOption = Output.TABLE) -> None:
+    """Show one pool.
+
+    \b
+    Example: serai pool show shared0
+    """
+    showing(ctx, "pool", pool, output)
+
+
+@app.command()
+def delete(
+    ctx: typer.Context, pool: PoolArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE
+) -> None:
+    """Delete an empty pool.
+
+    \b
+    Example: serai pool delete scratch
+    """
+    act(ctx, "pool.delete", pool, wait=wait, output=output, done="deleted")
