@@ -33,12 +33,12 @@ async def connect(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         return
     authority = CertificateAuthority.create(tmp_path / "ca")
     tls = authority.issue("bus", dns=[], ips=["127.0.0.1"], dir=tmp_path / "bus")
-    server = NatsServer(NatsConfig("127.0.0.1", ANY_PORT, tls, {"a": ALL, "b": ALL}), tmp_path / "nats")
+    server = NatsServer(NatsConfig("127.0.0.1", ANY_PORT, tls, {"host.a": ALL, "host.b": ALL}), tmp_path / "nats")
     await server.start()
     open_buses: list[NatsBus] = []
 
     async def over_nats(identity: str) -> Bus:
-        files = authority.issue(identity, dns=[], ips=[], dir=tmp_path / identity)
+        files = authority.issue(f"host.{identity}", dns=[], ips=[], dir=tmp_path / identity)
         bus = await NatsBus.connect(server.url, files, identity)
         open_buses.append(bus)
         return bus

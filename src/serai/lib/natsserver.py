@@ -4,9 +4,9 @@ The server knows an identity by the certificate it shows (`verify_and_map`: the 
 identity may publish and subscribe what its `Permissions` say, receive on an inbox of its own, and reply to what it was
 asked; nothing else. An identity that is not in the configuration cannot connect.
 
-The process outlives nothing: `start` it, `reload` it with more identities (connections stay), `stop` it. That it
-listens is read from the ports file which it writes once it does, so this also works for a server in another network
-namespace (`prefix`).
+`start` it, `reload` it with more identities (connections stay), `stop` it. It outlives a starter that is killed, and
+the next one takes it over. That it listens is read from the ports file which it writes once it does, so this also
+works for a server in another network namespace (`prefix`).
 """
 
 import asyncio
@@ -114,7 +114,7 @@ class NatsServer:
         self.folder = folder
         self._binary = binary
         self._prefix = tuple(prefix)
-        self._child: process.Child | None = None
+        self._process: process.Watched | None = None
 
     @property
     def port(self) -> int:
@@ -127,43 +127,50 @@ class NatsServer:
         return f"tls://{_bracketed(self.config.host)}:{self.config.port}"
 
     @property
-    def child(self) -> process.Child | None:
-        """The process, once started."""
-        return self._child
+    def pid(self) -> int | None:
+        """The number of the process; None unless it runs."""
+        return self._process.pid if self._process is not None and self._process.alive else None
 
     async def start(self, timeout: float = 15) -> None:
-        """Start it and return when it accepts connections; raises HostError with its last words."""
-        if self._child is not None and self._child.alive:
+        """Start it and return when it accepts connections; raises HostError with its last words.
+
+        One that still runs from this folder (its starter was killed) is taken over, with its connections.
+        """
+        if self.pid is not None:
             raise RuntimeError("nats-server runs already")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if await self._take_over():
+            return
         for stale in self.folder.glob("*.ports"):
             stale.unlink()
         self._write()
         argv = [*self._prefix, self._binary, "-c", str(self._file)]
-        self._child = await process.spawn(argv, stdout=self._console, stderr=self._console)
+        child = await process.spawn(argv, stdout=self._console, stderr=self._console)
+        self._process = child
+        atomicfile.write_text(self._pid_file, f"{child.pid}\n")
         try:
             async with asyncio.timeout(timeout):
-                self.config = replace(self.config, port=await self._listening(self._child))
+                self.config = replace(self.config, port=await self._listening(child))
         except TimeoutError:
-            await self._child.kill()
+            await child.kill()
             raise HostError(f"nats-server did not listen within {timeout:g} s: {self._last_words()}") from None
         except BaseException:
-            await self._child.kill()
+            await child.kill()
             raise
-        log.info("nats-server %d listens on %s:%d", self._child.pid, self.config.host, self.config.port)
+        log.info("nats-server %d listens on %s:%d", child.pid, self.config.host, self.config.port)
 
     async def reload(self, permissions: Mapping[str, Permissions], timeout: float = 10) -> None:
         """Give it new permissions and return when they hold; connections of identities that stay are kept.
 
         Raises HostError if the server refuses the configuration (it goes on with the old one) or does not run.
         """
-        if self._child is None or not self._child.alive:
+        if self._process is None or not self._process.alive:
             raise HostError("nats-server does not run, so it cannot take a new configuration")
         before = self.config
         self.config = replace(self.config, permissions=dict(permissions))
         self._write()
         start = self._log.stat().st_size
-        self._child.send_signal(signal.SIGHUP)
+        self._process.send_signal(signal.SIGHUP)
         try:
             async with asyncio.timeout(timeout):
                 await self._reloaded(start)
@@ -177,17 +184,21 @@ class NatsServer:
 
     async def stop(self, timeout: float = 10) -> None:
         """End it in order, by force after `timeout` seconds; harmless if it does not run."""
-        if self._child is not None:
-            await self._child.terminate(timeout)
+        if self._process is not None:
+            await self._process.terminate(timeout)
 
     async def kill(self) -> None:
         """End it at once."""
-        if self._child is not None:
-            await self._child.kill()
+        if self._process is not None:
+            await self._process.kill()
 
     @property
     def _file(self) -> Path:
         return self.folder / "nats.conf"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / "nats.pid"
 
     @property
     def _log(self) -> Path:
@@ -200,20 +211,44 @@ class NatsServer:
     def _write(self) -> None:
         atomicfile.write_text(self._file, render(self.config, self.folder), mode=0o600)
 
+    async def _take_over(self) -> bool:
+        """Hold the server that an earlier object started here, if it runs and listens where it should."""
+        try:
+            held = process.adopt(int(self._pid_file.read_text()), expect=str(self._file))
+        except FileNotFoundError:
+            return False
+        if held is None:
+            return False
+        port = self._reported_port()
+        if port is None or self.config.port not in (port, ANY_PORT):
+            log.warning("nats-server %d is in the way: ending it", held.pid)
+            await held.terminate()
+            return False
+        self._process = held
+        self.config = replace(self.config, port=port)
+        await self.reload(self.config.permissions)
+        log.info("took over nats-server %d on %s:%d", held.pid, self.config.host, port)
+        return True
+
     async def _listening(self, child: process.Child) -> int:
-        while True:
-            for file in self.folder.glob("*.ports"):
-                try:
-                    urls = json.loads(file.read_text())["nats"]
-                except (json.JSONDecodeError, FileNotFoundError):
-                    continue  # still being written
-                port: int | None = urlsplit(urls[0]).port
-                if port is not None:
-                    return port
+        while (port := self._reported_port()) is None:
             if not child.alive:
                 code = await child.wait()
                 raise HostError(f"nats-server ended with code {code}: {self._last_words()}")
             await asyncio.sleep(POLL)
+        return port
+
+    def _reported_port(self) -> int | None:
+        for file in self.folder.glob("*.ports"):
+            try:
+                urls = json.loads(file.read_text()).get("nats")
+            except (json.JSONDecodeError, FileNotFoundError):
+                continue  # still being written
+            if urls:
+                return urlsplit(str(urls[0])).port
+            # It listens on any address and knows of none: no interface is up.
+            return None if self.config.port == ANY_PORT else self.config.port
+        return None
 
     async def _reloaded(self, start: int) -> None:
         while True:

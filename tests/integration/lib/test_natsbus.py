@@ -5,6 +5,7 @@ import contextlib
 import logging
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,33 @@ async def test_the_configuration_is_private_and_faults_are_told(world: World) ->
     second = NatsServer(world.server.config, world.folder / "second")
     with pytest.raises(HostError, match="address already in use"):
         await second.start()
+
+
+async def test_a_server_whose_starter_was_killed_is_taken_over(world: World) -> None:
+    ctl, h1 = await world.bus("ctl"), await world.bus("h1")
+    await h1.subscribe("cmd.h1", echo)
+    added = {**world.permissions, "h2": Permissions(subscribe=("cmd.h2",))}
+    second = NatsServer(replace(world.server.config, port=ANY_PORT, permissions=added), world.folder / "nats")
+    await second.start()
+    assert (second.pid, second.port) == (world.server.pid, world.server.port)
+    assert await ctl.request("cmd.h1", b"x", DEADLINE) == b"x"
+    await world.bus("h2")
+    await second.stop()
+    await until(lambda: world.server.pid is None)
+    # A number that is no server's any more is not taken for one.
+    third = NatsServer(world.server.config, world.folder / "nats")
+    await third.start()
+    assert await eventually(lambda: ctl.request("cmd.h1", b"y", 1)) == b"y"
+    await third.stop()
+
+
+async def test_a_server_in_a_namespace_of_its_own(tmp_path: Path) -> None:
+    tls = CertificateAuthority.create(tmp_path / "ca").issue("bus", dns=[], ips=[], dir=tmp_path / "bus")
+    enter = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+    server = NatsServer(NatsConfig("127.0.0.1", ANY_PORT, tls), tmp_path / "nats", prefix=enter)
+    await server.start()
+    assert server.port > 0
+    assert server.pid is not None
+    assert Path(f"/proc/{server.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    await server.stop()
+    assert server.pid is None
