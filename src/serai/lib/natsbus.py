@@ -78,6 +78,43 @@ class _NatsSubscription:
         await self._bus.forget(self)
 
 
+class _Refusals:
+    """Who waits to hear that the server refuses a subject: it says so apart from the request that it concerns."""
+
+    def __init__(self, identity: str) -> None:
+        self._identity = identity
+        self._watchers: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
+
+    @contextlib.contextmanager
+    def watch(self, what: str, subject: str) -> Iterator[asyncio.Future[None]]:
+        """Yield a future that fails with BusDenied if the server refuses that subject meanwhile."""
+        # The client library puts the server's words in lower case before we get them.
+        key = (what, subject.lower())
+        watchers = self._watchers.setdefault(key, set())
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            watchers.discard(watcher)
+            if not watchers:
+                self._watchers.pop(key, None)
+            if watcher.done():
+                watcher.exception()  # seen, or of no interest any more: not to be reported as never retrieved
+
+    def match(self, error: Exception) -> str | None:
+        """Tell the watchers if this is a refusal; return it in words, None if it is another error."""
+        denied = DENIED.search(str(error))
+        if denied is None:
+            return None
+        what, subject = denied[1].lower(), denied[2].lower()
+        words = f"{what} to {subject} is refused to {self._identity}"
+        for watcher in self._watchers.get((what, subject), ()):
+            if not watcher.done():
+                watcher.set_exception(BusDenied(words))
+        return words
+
+
 class NatsBus:
     """See `bus.Bus`. Made by `connect`; `close` it."""
 
@@ -94,7 +131,7 @@ class NatsBus:
         self._callbacks: list[Callable[[], Awaitable[None]]] = []
         self._kept: deque[tuple[str, bytes]] = deque()
         self._kept_bytes = 0
-        self._refused: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
+        self._refusals = _Refusals(tls.identity)
         self._tasks = Tasks(f"bus {name}")
 
     @classmethod
@@ -312,7 +349,7 @@ class NatsBus:
             elif not self._closed:
                 self._tasks.start(self._reply(client, subscription.handler, message, message.reply))
 
-        with self._refusal("subscription", subscription.subject) as refused:
+        with self._refusals.watch("subscription", subscription.subject) as refused:
             subscription.current = await client.subscribe(
                 subscription.subject, queue=subscription.queue or "", cb=deliver
             )
@@ -341,7 +378,7 @@ class NatsBus:
         """Request, unless the connection ends or the server refuses the subject before the reply."""
         ask = asyncio.ensure_future(client.request(subject, payload, timeout=timeout))
         gone = asyncio.ensure_future(lost.wait())
-        with self._refusal("publish", subject) as refused:
+        with self._refusals.watch("publish", subject) as refused:
             try:
                 await asyncio.wait((ask, gone, refused), return_when=asyncio.FIRST_COMPLETED)
                 if refused.done():
@@ -358,33 +395,11 @@ class NatsBus:
                     task.cancel()
                 await asyncio.wait((ask, gone))
 
-    @contextlib.contextmanager
-    def _refusal(self, what: str, subject: str) -> Iterator[asyncio.Future[None]]:
-        """Yield a future that fails with BusDenied if the server refuses that subject meanwhile."""
-        # The client library puts the server's words in lower case before we get them.
-        key = (what, subject.lower())
-        watchers = self._refused.setdefault(key, set())
-        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        watchers.add(watcher)
-        try:
-            yield watcher
-        finally:
-            watchers.discard(watcher)
-            if not watchers:
-                self._refused.pop(key, None)
-            if watcher.done():
-                watcher.exception()  # seen, or of no interest any more: not to be reported as never retrieved
-
     async def _on_error(self, error: Exception) -> None:
-        denied = DENIED.search(str(error))
-        if denied is None:
-            if self.connected:
-                log.warning("bus %s: %s", self._name, error or type(error).__name__)
-            else:
-                self._note(error)
-            return
-        what, subject = denied[1].lower(), denied[2].lower()
-        log.error("bus %s: %s to %s is refused to this identity", self._name, what, subject)
-        for watcher in self._refused.get((what, subject), ()):
-            if not watcher.done():
-                watcher.set_exception(BusDenied(f"{what} to {subject} is refused to {self._tls.identity}"))
+        refusal = self._refusals.match(error)
+        if refusal is not None:
+            log.error("bus %s: %s", self._name, refusal)
+        elif self.connected:
+            log.warning("bus %s: %s", self._name, error or type(error).__name__)
+        else:
+            self._note(error)
