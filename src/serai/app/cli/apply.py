@@ -1,0 +1,97 @@
+"""`serai apply`: make it so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serai.app.cli import parse
+from serai.app.cli.options import Output, OutputOption
+from serai.app.cli.output import note, say, show_list
+from serai.app.cli.session import run
+
+if TYPE_CHECKING:
+    from serai.app.cli.changes import Change
+    from serai.app.cli.documents import Document
+    from serai.client.http import Client
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+FilesOption = Annotated[
+    list[str], typer.Option("-f", "--file", metavar="FILE", help="YAML documents; '-' is standard input; repeatable.")
+]
+
+
+@app.command()
+def apply(ctx: typer.Context, file: FilesOption, output: OutputOption = Output.TABLE) -> None:
+    """Create or change what files describe, and leave alone what is as they say.
+
+    All documents are read and checked before the first change. A document names its kind (network, pool, image,
+    volume, vm), its name and the fields of its spec that matter to you; -o yaml of any 'show' is such a document.
+
+    \b
+    Examples:
+      serai apply -f site.yaml
+      serai vm show web1 -o yaml | sed 's/cpus: 1/cpus: 2/' | serai apply -f -
+    """
+    wishes = wishes_in(file)
+
+    async def make_it_so(client: Client) -> list[Any]:
+        changes = await planned(client, wishes)
+        for change in changes:
+            await _carry_out(client, change, quiet=output is not Output.TABLE)
+        return [await client.call(f"{wish.kind}.show", wish.name) for wish in wishes]
+
+    items = run(ctx, make_it_so)
+    if output in (Output.JSON, Output.YAML, Output.NAME):
+        show_list("", items, output)
+
+
+def wishes_in(files: list[str]) -> list[Document]:
+    """The documents of all files, ready to be carried out in order. Raises InvalidError."""
+    from serai.app.cli.documents import in_order
+    from serai.app.cli.documents import parse as documents_of
+
+    documents = []
+    for name in files:
+        documents += documents_of(parse.read(name, "-f"), "standard input" if name == "-" else name)
+    if not documents:
+        raise typer.BadParameter("there is no document in it", param_hint="-f")
+    return in_order(documents)
+
+
+async def planned(client: Client, wishes: list[Document]) -> list[Change]:
+    """What each wish would change, before anything is. Raises ConflictError."""
+    from serai.app.cli.changes import plan
+    from serai.schema.errors import NotFoundError
+
+    changes = []
+    for wish in wishes:
+        try:
+            current = (await client.call(f"{wish.kind}.show", wish.name)).model_dump(mode="json")
+        except NotFoundError:
+            current = None
+        changes.append(plan(wish, current))
+    return changes
+
+
+async def _carry_out(client: Client, change: Change, *, quiet: bool) -> None:
+    from serai.app.cli.action import started
+    from serai.schema.endpoints import ENDPOINTS
+
+    tell = note if quiet else say
+    wish = change.document
+    for call in change.calls:
+        name = None if call.endpoint.endswith(".create") else wish.name
+        if ENDPOINTS[call.endpoint].job:
+            await started(client, call.endpoint, name, call.body, wait=True)
+        else:
+            await client.call(call.endpoint, name, call.body)
+    title = f"{wish.kind}/{wish.name}"
+    if change.creates:
+        tell(f"{title} created")
+    elif change.calls:
+        tell(f"{title} changed ({', '.join(change.fields)})")
+    else:
+        tell(f"{title} unchanged")

@@ -1,0 +1,152 @@
+"""What applying a document would change: pure functions from a wish and what is, to calls.
+
+A wish holds for the fields that it names. Fields that the controller filled in (a VNIC's MAC, a disk's volume) do not
+count as differences; lists are compared item by item; labels are wished for as a whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from serai.app.cli.documents import Document
+from serai.schema.errors import ConflictError
+from serai.schema.units import format_size, parse_size
+from serai.schema.vm import VmEdit
+from serai.schema.volume import VolumeEdit
+
+EDITS: dict[str, type[BaseModel]] = {"vm": VmEdit, "volume": VolumeEdit}
+TOP = ("labels", "description")
+SIZES = ("memory", "size")
+HINTS = {
+    "host": "Move it: serai vm migrate. Or leave the field out.",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the REST table."""
+
+    endpoint: str
+    body: BaseModel | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one document: no calls means that all is as wished."""
+
+    document: Document
+    calls: list[Call]
+    fields: list[str] = field(default_factory=list)
+    before: dict[str, Any] | None = None
+
+    @property
+    def creates(self) -> bool:
+        """Whether the resource is not there yet."""
+        return self.before is None
+
+
+def plan(document: Document, current: dict[str, Any] | None) -> Change:
+    """The calls that bring `current` (the resource as it travels, or none) to what the document says.
+
+    Raises ConflictError for a field that cannot change once the resource exists.
+    """
+    if current is None:
+        return Change(document, [Call(f"{document.kind}.create", document.body)])
+    wanted = document.wanted()
+    spec, have = wanted.get("spec", {}), current["spec"]
+    changed = {name: value for name, value in spec.items() if not matches(value, have.get(name))}
+    top = {name: wanted[name] for name in TOP if name in wanted and wanted[name] != current[name]}
+    calls: list[Call] = []
+    running = changed.pop("running", None) if document.kind == "vm" else None
+    fields = [*changed, *top, *([] if running is None else ["running"])]
+    if changed or top:
+        calls.append(_edit(document, {**_merged(changed, have), **top}))
+    if running is not None:
+        calls.append(Call("vm.start" if running else "vm.stop"))
+    return Change(document, calls, fields, current)
+
+
+def _edit(document: Document, body: dict[str, Any]) -> Call:
+    model = EDITS.get(document.kind)
+    for name, value in body.items():
+        if model is None or name not in model.model_fields:
+            place = (name,) if name in TOP else ("spec", name)
+            raise ConflictError(
+                f"{document.where(place)}: this cannot change once {document.kind}/{document.name} exists",
+                field=".".join(place),
+                value=value if isinstance(value, str | int) else None,
+                remedy=HINTS.get(name, "Leave it as it is, or delete the resource and apply again."),
+            )
+    if model is None:
+        raise ConflictError(f"{document.where()}: a {document.kind} cannot be changed")
+    return Call(f"{document.kind}.edit", model.model_validate(body))
+
+
+def matches(wanted: Any, have: Any) -> bool:
+    """Whether what is fulfils the wish."""
+    if isinstance(wanted, dict):
+        return isinstance(have, dict) and all(matches(value, have.get(key)) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        return isinstance(have, list) and len(wanted) == len(have) and all(map(matches, wanted, have))
+    return bool(wanted == have)
+
+
+def _merged(changed: dict[str, Any], have: dict[str, Any]) -> dict[str, Any]:
+    """Lists go as a whole: items that are as wished keep what the controller filled in."""
+    return {
+        name: _items(value, have.get(name) or []) if isinstance(value, list) else value
+        for name, value in changed.items()
+    }
+
+
+def _items(wanted: list[Any], have: list[Any]) -> list[Any]:
+    return [
+        _known(have[index]) if index < len(have) and matches(item, have[index]) else item
+        for index, item in enumerate(wanted)
+    ]
+
+
+def _known(item: Any) -> Any:
+    return {key: value for key, value in item.items() if value is not None} if isinstance(item, dict) else item
+
+
+def difference(change: Change) -> str:
+    """A unified diff for people, in YAML, of the fields that the document names; empty if there is none."""
+    document, wanted = change.document, change.document.wanted()
+    if not change.calls:
+        return ""
+    before = [] if change.before is None else _lines(_shadow(wanted, change.before))
+    title = f"{document.kind}/{document.name}"
+    lines = difflib.unified_diff(
+        before, _lines(wanted), f"{title} (now)", f"{title} ({document.where()})", lineterm="", n=3
+    )
+    return "\n".join(lines)
+
+
+def _shadow(wanted: Any, have: Any) -> Any:
+    """What is, cut to what the wish speaks of."""
+    if isinstance(wanted, dict) and isinstance(have, dict) and wanted:
+        return {key: _shadow(value, have[key]) for key, value in wanted.items() if have.get(key) is not None}
+    if isinstance(wanted, list) and isinstance(have, list):
+        return [_shadow(wanted[index], item) if index < len(wanted) else item for index, item in enumerate(have)]
+    return have
+
+
+def _lines(value: Any) -> list[str]:
+    return str(yaml.safe_dump(_readable(value), sort_keys=False, allow_unicode=True)).splitlines()
+
+
+def _readable(value: Any, name: str = "") -> Any:
+    """Sizes as people write them, where that loses nothing."""
+    if isinstance(value, dict):
+        return {key: _readable(inner, key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_readable(inner) for inner in value]
+    if name in SIZES and isinstance(value, int) and parse_size(format_size(value)) == value:
+        return format_size(value)
+    return value

@@ -1,0 +1,172 @@
+"""Resource documents in YAML: `{kind, name, spec, …}`, several in one file, with the line of whatever is wrong.
+
+What `-o yaml` prints is accepted as it is: identity and status are read over, since only the spec is anybody's wish.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from serai.app.cli.invalid import describe
+from serai.schema.errors import InvalidError
+from serai.schema.image import ImageCreate
+from serai.schema.network import NetworkCreate
+from serai.schema.vm import VmCreate
+from serai.schema.volume import PoolCreate, VolumeCreate
+
+CREATES: dict[str, type[BaseModel]] = {
+    "network": NetworkCreate,
+    "pool": PoolCreate,
+    "image": ImageCreate,
+    "volume": VolumeCreate,
+    "vm": VmCreate,
+}
+"""Kinds that can be applied, in the order in which they need one another."""
+READ_OVER = ("kind", "id", "generation", "created", "status")
+INT = "tag:yaml.org,2002:int"
+
+
+class Loader(yaml.SafeLoader):
+    """YAML without the numbers of base 60 (`52:54:00:12:34:56` is a MAC) and without octal ones (`010`)."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the library's own name for a table per class
+        first: [(tag, pattern) for tag, pattern in rules if tag != INT]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+Loader.add_implicit_resolver(INT, re.compile(r"^[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
+
+
+@dataclass(frozen=True)
+class Document:
+    """One wish. `body` is the model that creates the resource; only its fields that were set are wishes."""
+
+    kind: str
+    name: str
+    body: BaseModel
+    file: str
+    node: yaml.Node
+
+    def where(self, loc: tuple[str | int, ...] = ()) -> str:
+        """`file:line` of a field."""
+        return f"{self.file}:{line_of(self.node, loc)}"
+
+    def wanted(self) -> dict[str, Any]:
+        """What the document says, in the form in which resources travel."""
+        return self.body.model_dump(mode="json", exclude_unset=True)
+
+
+def parse(text: str, file: str) -> list[Document]:
+    """All documents of a file, in its order. Raises InvalidError with file and line."""
+    return [_document(node, data, file) for node, data in _nodes(text, file)]
+
+
+def in_order(documents: list[Document]) -> list[Document]:
+    """What others need comes first; else as written. Raises InvalidError if one thing is described twice."""
+    seen: dict[tuple[str, str], Document] = {}
+    for document in documents:
+        twin = seen.setdefault((document.kind, document.name), document)
+        if twin is not document:
+            raise InvalidError(
+                f"{document.where()}: {document.kind}/{document.name} is described twice",
+                field="name",
+                value=document.name,
+                remedy=f"The first is at {twin.where()}: keep one.",
+            )
+    ranks = {kind: rank for rank, kind in enumerate(CREATES)}
+    return sorted(documents, key=lambda document: ranks[document.kind])
+
+
+def line_of(node: yaml.Node, loc: tuple[str | int, ...]) -> int:
+    """The line, from 1, of the field at `loc`, or of what comes nearest to it."""
+    line: int = node.start_mark.line
+    for part in loc:
+        found = _child(node, part)
+        if found is None:
+            break
+        line, node = found
+    return line + 1
+
+
+def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == str(part):
+                return key.start_mark.line, value
+    elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part].start_mark.line, node.value[part]
+    return None
+
+
+def _nodes(text: str, file: str) -> Iterator[tuple[yaml.Node, Any]]:
+    loader = Loader(text)
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            if node is None:
+                break
+            _no_twins(node, file)
+            data = loader.construct_document(node)
+            if data is not None:
+                yield node, data
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{file}:{mark.line + 1}" if mark is not None else file
+        raise InvalidError(
+            f"{place}: this is not YAML: {error.problem}",
+            field="file",
+            value=file,
+            remedy="Look at the indentation, colons and quotes of this line and the one before it.",
+        ) from error
+    except yaml.YAMLError as error:
+        raise InvalidError(f"{file}: this is not YAML: {error}", field="file", value=file) from error
+    finally:
+        loader.dispose()
+
+
+def _no_twins(node: yaml.Node, file: str) -> None:
+    """YAML's library keeps the last of two equal keys and says nothing: refuse them."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise InvalidError(
+                    f"{file}:{key.start_mark.line + 1}: '{key.value}' is given twice",
+                    field=str(key.value),
+                    remedy="Keep one of them.",
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            _no_twins(value, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _no_twins(value, file)
+
+
+def _document(node: yaml.Node, data: Any, file: str) -> Document:
+    where = f"{file}:{node.start_mark.line + 1}"
+    if not isinstance(data, dict):
+        raise InvalidError(
+            f"{where}: a document must be a mapping with kind, name and spec", remedy="See: serai apply --help."
+        )
+    kind = data.get("kind")
+    if kind not in CREATES:
+        raise InvalidError(
+            f"{file}:{line_of(node, ('kind',))}: " + ("'kind' is missing" if kind is None else "there is no such kind"),
+            field="kind",
+            value=kind,
+            remedy=f"Use one of {', '.join(CREATES)}.",
+        )
+    wish = {key: value for key, value in data.items() if key not in READ_OVER}
+    try:
+        body = CREATES[kind].model_validate(wish)
+    except ValidationError as error:
+        line = line_of(node, error.errors()[0]["loc"])
+        raise describe(error, CREATES[kind], wish, f"{file}:{line}") from None
+    return Document(kind, wish["name"], body, file, node)
