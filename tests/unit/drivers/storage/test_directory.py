@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from serai.drivers.storage.directory import DirectoryPool
+from serai.drivers.storage.probe import reflink
 from serai.lib.ids import new_id
 from serai.lib.process import run
 from serai.schema.errors import CapacityError, HostError, UnsupportedError
@@ -26,6 +27,21 @@ async def small(tmp_path: Path) -> AsyncIterator[Path]:
     place = tmp_path / "small"
     place.mkdir()
     await run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)])
+    try:
+        yield place
+    finally:
+        await run(["umount", "-l", str(place)])
+
+
+@pytest.fixture
+async def reflinking(tmp_path: Path) -> AsyncIterator[Path]:
+    """An XFS, which shares blocks between files, in a sparse file."""
+    image, place = tmp_path / "xfs.img", tmp_path / "xfs"
+    image.touch()
+    os.truncate(image, 320 * MIB)
+    place.mkdir()
+    await run(["mkfs.xfs", "-q", "-m", "reflink=1", str(image)])
+    await run(["mount", "-o", "loop", str(image), str(place)])
     try:
         yield place
     finally:
@@ -140,6 +156,27 @@ async def test_copies_are_sparse_where_the_source_is(pool: DirectoryPool, tmp_pa
     await pool.create_from_image(first, image, "raw", 128 * MIB)
     await pool.clone_volume(first, second)
     assert [(volume.size, volume.allocated < MIB) for volume in await pool.list_volumes()] == [(128 * MIB, True)] * 2
+
+
+async def test_copies_share_their_blocks_where_the_file_system_can(reflinking: Path) -> None:
+    pool = DirectoryPool(reflinking)
+    await pool.open()
+    assert "reflink" in (await pool.status()).abilities
+    assert (await reflink(reflinking)).found
+    image = reflinking / "image.raw"
+    image.write_bytes(os.urandom(32 * MIB))
+    first, second = new_id(), new_id()
+    seen: list[tuple[int, int]] = []
+    before = (await pool.status()).free
+    await pool.create_from_image(first, image, "raw", 64 * MIB, lambda done, total: seen.append((done, total)))
+    await pool.clone_volume(first, second)
+    assert before - (await pool.status()).free < 4 * MIB
+    assert seen == [(32 * MIB, 32 * MIB)]
+    with pool.volume_path(first).open("r+b") as file:
+        file.write(bytes(4096))
+    content = image.read_bytes()
+    assert pool.volume_path(second).read_bytes() == content + bytes(32 * MIB)
+    assert pool.volume_path(first).read_bytes()[4096 : 32 * MIB] == content[4096:]
 
 
 async def test_an_odd_raw_image_is_rounded_up_to_a_sector(pool: DirectoryPool, tmp_path: Path) -> None:
