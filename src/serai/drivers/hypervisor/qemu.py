@@ -1,0 +1,185 @@
+"""QEMU as a hypervisor: starts it with everything handed over open, and finds it again.
+
+What QEMU gets, it gets as descriptors: its listening sockets (bound by us, so a connection waits for QEMU instead of
+being tried again and again), disks, seed, taps. It runs as a user of its own without any right to those files, in a
+session of its own, so that it outlives us, and in a sandbox that denies it to start anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from pathlib import Path
+
+from serai.drivers.hypervisor import cgroup, record
+from serai.drivers.hypervisor.argv import Handles, qemu_argv
+from serai.drivers.hypervisor.base import HypervisorFacts, Placing
+from serai.drivers.hypervisor.identity import accel_groups, owner
+from serai.drivers.hypervisor.machine import QemuMachine
+from serai.drivers.hypervisor.probe import Findings, find_out
+from serai.drivers.hypervisor.record import Runtime
+from serai.lib.process import Child, spawn
+from serai.lib.rollback import Rollback
+from serai.schema.attach import IscsiDisk, Launch
+from serai.schema.errors import ConflictError, HostError, SeraiError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+
+class QemuHypervisor:
+    """See `base.Hypervisor`. `state_dir` is where the probe's findings are remembered; `user` is what it probes as."""
+
+    def __init__(self, state_dir: Path, *, user: str | None = "serai-qemu") -> None:
+        self._state_dir = state_dir
+        self._user = user
+        self._findings: Findings | None = None
+
+    async def facts(self) -> HypervisorFacts:
+        return (await self._find_out()).facts
+
+    async def _find_out(self) -> Findings:
+        if self._findings is None:
+            self._findings = await find_out(self._state_dir, self._user)
+        return self._findings
+
+    async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> QemuMachine:
+        features = (await self._find_out()).features
+        present = record.read(placing.run_dir)
+        if present is not None and record.find(present) is not None:
+            raise ConflictError("QEMU of this VM runs on this host already", field="vm", value=launch.vm)
+        async with Rollback() as undo:
+            with contextlib.ExitStack() as ours:
+                handles = _open(launch, placing, ours)
+                argv = qemu_argv(launch, placing, features, handles, incoming=incoming)
+                child = await _spawn(argv, launch, placing, handles)
+            undo.push("QEMU", child.kill)
+            groups = () if placing.cgroup is None else tuple(cgroup.join(child.pid, placing.cgroup, launch.vm))
+            undo.push("control group", lambda: cgroup.remove(groups))
+            try:
+                machine = await self._answering(argv, child, groups, launch, placing)
+                undo.push("connection", machine.close)
+                if not incoming and not paused:
+                    await machine.cont()
+            except UnavailableError as error:
+                raise await _failure(child, launch, placing, error) from error
+            finally:
+                for secret in handles.secrets.values():
+                    secret.unlink(missing_ok=True)
+            undo.keep()
+        return machine
+
+    async def _answering(
+        self, argv: list[str], child: Child, groups: tuple[Path, ...], launch: Launch, placing: Placing
+    ) -> QemuMachine:
+        try:
+            started = record.start_time(child.pid)
+        except OSError as error:
+            raise UnavailableError(f"QEMU of VM {launch.vm} ended at once") from error
+        runtime = Runtime(child.pid, started, record.argv_hash(argv), launch, placing.tls_dir, groups)
+        record.write(placing.run_dir, runtime)
+        machine = QemuMachine(placing.run_dir, runtime, child)
+        await machine.open()
+        return machine
+
+    async def adopt(self, vm: str, run_dir: Path) -> QemuMachine | None:
+        runtime = record.read(run_dir)
+        if runtime is None or runtime.launch.vm != vm:
+            return None
+        process = record.find(runtime)
+        if process is None:
+            cgroup.remove(runtime.cgroups)
+            record.clear(run_dir, runtime.pid)
+            return None
+        machine = QemuMachine(run_dir, runtime, process)
+        try:
+            await machine.open()
+            await machine.settle()
+        except BaseException:
+            await machine.close()
+            if not process.alive:
+                return None
+            raise
+        return machine
+
+
+async def _failure(child: Child, launch: Launch, placing: Placing, error: SeraiError) -> HostError:
+    """Why QEMU did not come up: its own last words, if it is gone."""
+    if child.alive:
+        return HostError(f"QEMU of VM {launch.vm} started and did not answer: {error.info.message}")
+    code = await child.wait()
+    record.clear(placing.run_dir, child.pid)
+    lines = [line for line in record.log_tail(placing.run_dir).splitlines() if line.strip()]
+    words = lines[-1] if lines else "it said nothing"
+    return HostError(f"QEMU could not start VM {launch.vm} (code {code}): {words}")
+
+
+async def _spawn(argv: list[str], launch: Launch, placing: Placing, handles: Handles) -> Child:
+    passed = [handles.qmp, handles.console, handles.qga, *handles.disks.values()]
+    passed += [placing.taps[vnic.index] for vnic in launch.vnics]
+    if handles.seed is not None:
+        passed.append(handles.seed)
+    uid, gid = owner(placing.user)
+    return await spawn(
+        argv,
+        user=uid,
+        group=gid,
+        extra_groups=accel_groups(launch.accel),
+        pass_fds=passed,
+        stdout=placing.run_dir / record.LOG,
+        stderr=placing.run_dir / record.LOG,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"},
+        cwd="/",
+        umask=0o077,
+    )
+
+
+def _open(launch: Launch, placing: Placing, ours: contextlib.ExitStack) -> Handles:
+    """Open all that QEMU is handed; what is open here closes with `ours`."""
+    run_dir = placing.run_dir
+    uid, gid = owner(placing.user)
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chown(run_dir, -1, gid)
+    # QEMU passes through to its secrets; it can neither list the folder nor write to it.
+    run_dir.chmod(0o710)
+    (run_dir / record.LOG).unlink(missing_ok=True)
+    sockets = [_listen(run_dir / name, ours) for name in record.SOCKETS]
+    disks = {}
+    secrets = {}
+    for disk in launch.disks:
+        if isinstance(disk.source, IscsiDisk):
+            secrets[disk.index] = run_dir / f"disk{disk.index}.chap"
+            _write_secret(secrets[disk.index], disk.source.password.get_secret_value(), uid, gid)
+        elif disk.index in placing.disks:
+            disks[disk.index] = _open_file(placing.disks[disk.index], os.O_RDWR, ours)
+    seed = None if placing.seed is None else _open_file(placing.seed, os.O_RDONLY, ours)
+    return Handles(sockets[0], sockets[1], sockets[2], disks, seed, secrets)
+
+
+def _listen(path: Path, ours: contextlib.ExitStack) -> int:
+    path.unlink(missing_ok=True)
+    listener = ours.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(1)
+    return listener.fileno()
+
+
+def _open_file(path: Path, flags: int, ours: contextlib.ExitStack) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"{path} cannot be opened: {error.strerror}", field="disks", value=path) from error
+    ours.callback(os.close, descriptor)
+    return descriptor
+
+
+def _write_secret(path: Path, secret: str, uid: int, gid: int) -> None:
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    try:
+        os.write(descriptor, secret.encode())
+        os.fchown(descriptor, uid, gid)
+    finally:
+        os.close(descriptor)

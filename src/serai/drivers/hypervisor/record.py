@@ -1,0 +1,109 @@
+"""`runtime.json` in a VM's run folder: what is needed to find its QEMU again, and to be sure that it is that one.
+
+A number alone does not name a process. With its start time, its command line and a pidfd opened before both were read,
+it does. The folder is on a file system that does not outlive the machine's boot, and nor does the record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serai.lib import atomicfile
+from serai.lib.process import Watched, adopt
+from serai.schema.attach import Launch
+from serai.schema.messages import dump
+
+FILE = "runtime.json"
+LOG = "qemu.log"
+SOCKETS = ("qmp.sock", "console.sock", "qga.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """`start_time` in clock ticks since boot; `argv_hash` of /proc's cmdline; `launch` as it is now, with secrets."""
+
+    pid: int
+    start_time: int
+    argv_hash: str
+    launch: Launch
+    tls_dir: Path | None
+    cgroups: tuple[Path, ...]
+
+
+def start_time(pid: int) -> int:
+    """When a process started. Raises OSError if it is gone."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    # The name in parentheses may hold anything; the fields after it are counted from the third.
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def argv_hash(argv: Sequence[str]) -> str:
+    """The same for a command line to be started and for what /proc says of it."""
+    return hashlib.sha256(b"".join(argument.encode() + b"\0" for argument in argv)).hexdigest()
+
+
+def write(run_dir: Path, runtime: Runtime) -> None:
+    """Readable to nobody but us: the launch holds secrets."""
+    document = {
+        "pid": runtime.pid,
+        "start_time": runtime.start_time,
+        "argv_hash": runtime.argv_hash,
+        "tls_dir": None if runtime.tls_dir is None else str(runtime.tls_dir),
+        "cgroups": [str(group) for group in runtime.cgroups],
+        "launch": json.loads(dump(runtime.launch)),
+    }
+    atomicfile.write_text(run_dir / FILE, json.dumps(document), mode=0o600)
+
+
+def read(run_dir: Path) -> Runtime | None:
+    """None if there is no record. It is written whole or not at all."""
+    try:
+        document = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return Runtime(
+        pid=document["pid"],
+        start_time=document["start_time"],
+        argv_hash=document["argv_hash"],
+        launch=Launch.model_validate(document["launch"]),
+        tls_dir=None if document["tls_dir"] is None else Path(document["tls_dir"]),
+        cgroups=tuple(Path(group) for group in document["cgroups"]),
+    )
+
+
+def find(runtime: Runtime) -> Watched | None:
+    """The process of a record, held; None if it is gone, or its number is another's by now."""
+    watched = adopt(runtime.pid, expect=runtime.launch.vm)
+    if watched is None:
+        return None
+    try:
+        same = start_time(runtime.pid) == runtime.start_time
+        command = Path(f"/proc/{runtime.pid}/cmdline").read_bytes()
+    except OSError:
+        return None
+    same = same and hashlib.sha256(command).hexdigest() == runtime.argv_hash
+    return watched if same and watched.alive else None
+
+
+def clear(run_dir: Path, pid: int) -> None:
+    """Remove what belongs to a process that is gone, unless another has the folder by now; its log stays."""
+    present = read(run_dir)
+    if present is not None and present.pid != pid:
+        return
+    for name in (FILE, *SOCKETS):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def log_tail(run_dir: Path, size: int = 2000) -> str:
+    """The end of QEMU's own log."""
+    try:
+        with (run_dir / LOG).open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - size))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
