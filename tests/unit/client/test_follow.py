@@ -1,0 +1,138 @@
+"""Following events and jobs: nothing missed, nothing twice, whatever breaks."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from serai.client import follow
+from serai.client.context import Context
+from serai.client.fake import FakeApi
+from serai.client.follow import Retry
+from serai.client.http import Client
+from serai.schema.errors import InvalidError, NotFoundError, UnavailableError
+from serai.schema.job import Job, JobState, StepState
+from serai.schema.vm import VmMigrate
+
+
+async def started(api: FakeApi, client: Client) -> Job:
+    api.add("vm", "web1", {}, {"state": "running", "host": "h1"})
+    job = await client.call("vm.migrate", "web1", VmMigrate(to="h2"))
+    assert isinstance(job, Job)
+    return job
+
+
+async def test_events_resume_after_a_break_with_none_missed_and_none_twice(api: FakeApi, client: Client) -> None:
+    for _ in range(3):
+        api.emit("vm.state", "vm/web1")
+    seen = []
+    async with aclosing(client.events(after=0)) as events:
+        async for event in events:
+            seen.append(event.seq)
+            if event.seq in (3, 6):
+                api.break_streams()
+                for _ in range(3):
+                    api.emit("vm.state", "vm/web1")
+            if event.seq == 9:
+                break
+    assert seen == list(range(1, 10))
+    assert api.streams >= 3
+
+
+async def test_a_job_is_seen_through_every_state_until_its_end(api: FakeApi, client: Client) -> None:
+    api.hold.clear()
+    job = await started(api, client)
+    held = asyncio.Event()
+    seen: list[Job] = []
+
+    def look(state: Job) -> None:
+        seen.append(state)
+        if state.steps[1].state is StepState.RUNNING:
+            held.set()
+
+    waiting = asyncio.create_task(client.wait_job(job.id, look))
+    await asyncio.wait_for(held.wait(), 10)
+    api.hold.set()
+    ended = await waiting
+    assert ended.state is JobState.DONE
+    assert ended.result is not None
+    assert ended.result["downtime_ms"] == 12.0
+    assert seen[-1] == ended
+    assert len(seen) == len({state.model_dump_json() for state in seen})
+
+
+async def test_a_broken_stream_does_not_lose_the_job(api: FakeApi, client: Client) -> None:
+    api.hold.clear()
+    job = await started(api, client)
+    opened = asyncio.Event()
+    waiting = asyncio.create_task(client.wait_job(job.id, lambda _: opened.set()))
+    await asyncio.wait_for(opened.wait(), 10)
+    api.break_streams()
+    api.hold.set()
+    assert (await asyncio.wait_for(waiting, 20)).state is JobState.DONE
+
+
+async def test_the_controller_may_go_away_and_come_back(api: FakeApi) -> None:
+    async with Client(Context(socket=api.socket)) as client:
+        job = await started(api, client)
+        api.hold.clear()
+        running = await client.call("vm.migrate", "web1", VmMigrate(to="h3"))
+        opened = asyncio.Event()
+        waiting = asyncio.create_task(client.wait_job(running.id, lambda _: opened.set()))
+        await asyncio.wait_for(opened.wait(), 10)
+        hidden = api.socket.with_name("hidden")
+        api.socket.rename(hidden)
+        api.break_streams()
+        api.hold.set()
+        async with asyncio.timeout(10):
+            while not api.jobs[running.id].state.ended:
+                await asyncio.sleep(0.01)
+        assert not waiting.done()
+        hidden.rename(api.socket)
+        assert (await asyncio.wait_for(waiting, 20)).state is JobState.DONE
+        assert (await client.wait_job(job.id)).state.ended
+
+
+async def test_a_refused_stream_is_replaced_by_asking(
+    api: FakeApi, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "POLL", 0.01)
+    api.refuse_streams = True
+    api.hold.clear()
+    job = await started(api, client)
+    opened = asyncio.Event()
+    waiting = asyncio.create_task(client.wait_job(job.id, lambda _: opened.set()))
+    await asyncio.wait_for(opened.wait(), 10)
+    api.hold.set()
+    assert (await asyncio.wait_for(waiting, 10)).state is JobState.DONE
+    assert api.streams == 0
+
+
+async def test_a_failed_job_is_returned_with_its_error(api: FakeApi, client: Client) -> None:
+    api.failure = InvalidError("no", field="spec.memory", value="1P")
+    job = await started(api, client)
+    ended = await client.wait_job(job.id)
+    assert ended.state is JobState.FAILED
+    assert ended.error is not None
+    assert ended.error.field == "spec.memory"
+
+
+async def test_an_unknown_job_is_not_found(client: Client) -> None:
+    with pytest.raises(NotFoundError):
+        await client.wait_job("0" * 12)
+
+
+async def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "RETRY_FIRST", 0.0)
+    now = 0.0
+    retry = Retry(10.0, lambda: now)
+    error = UnavailableError("away")
+    await retry.pause(error)
+    now = 9.0
+    await retry.pause(error)
+    retry.succeeded()
+    now = 20.0
+    await retry.pause(error)
+    now = 31.0
+    with pytest.raises(UnavailableError):
+        await retry.pause(error)
