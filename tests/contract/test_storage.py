@@ -324,6 +324,17 @@ async def test_a_dead_target_comes_back_with_the_same_rights(lab: Lab, volume: P
     assert await lab.exporter.export(name, volume) == export
 
 
+async def test_start_may_be_repeated(lab: Lab, volume: Path) -> None:
+    name, right = new_id(), admission("a")
+    await lab.exporter.export(name, volume)
+    await lab.exporter.admit(name, right)
+    await lab.exporter.start()
+    assert await lab.opens(name, right)
+    await lab.kill_target()
+    await lab.exporter.start()
+    assert await lab.opens(name, right)
+
+
 async def test_stop_keeps_the_record(lab: Lab, volume: Path) -> None:
     name, right = new_id(), admission("a")
     await lab.exporter.export(name, volume)

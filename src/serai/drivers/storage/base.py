@@ -143,7 +143,7 @@ class Exporter(Protocol):
     """
 
     async def start(self) -> None:
-        """Start the target or take over the running one, and make it match the record."""
+        """Start the target or take over the running one, and make it match the record. Safe to repeat."""
         ...
 
     async def check(self) -> bool:

@@ -50,16 +50,19 @@ class TgtExporter:
         return self._daemon.portal
 
     async def start(self) -> None:
-        """Start `tgtd`, or take over the one that runs, and make it match the record."""
+        """Start `tgtd`, or take over the one that runs, and make it match the record; the second time, like `check`."""
         async with self._lock:
+            if self._started:
+                await self._check()
+                return
             await asyncio.to_thread(self._records.load)
-            self._started = True
             if await self._daemon.running():
                 await self._daemon.listen_only_here()
                 await self._targets.forget_accounts()
                 await self._targets.converge_all()
             else:
                 await self._start()
+            self._started = True
 
     async def check(self) -> bool:
         """Start `tgtd` again if it died, and repair any difference from the record; True if it had died.
@@ -67,16 +70,19 @@ class TgtExporter:
         Raises UnavailableError if it lives but does not answer.
         """
         async with self._lock:
-            if await self._revive():
-                return True
-            try:
-                await self._targets.converge_all()
-            except UnavailableError:
-                # Its socket takes connections until the very end of a process that is being killed.
-                if not await self._daemon.ended():
-                    raise
-                return await self._revive()
-            return False
+            return await self._check()
+
+    async def _check(self) -> bool:
+        if await self._revive():
+            return True
+        try:
+            await self._targets.converge_all()
+        except UnavailableError:
+            # Its socket takes connections until the very end of a process that is being killed.
+            if not await self._daemon.ended():
+                raise
+            return await self._revive()
+        return False
 
     async def stop(self) -> None:
         """End `tgtd` and all sessions. The record stays."""

@@ -6,15 +6,17 @@ import asyncio
 from pathlib import Path
 
 from serai.drivers.storage.directory import reflinks
+from serai.lib.paths import HostPaths
 from serai.lib.process import Completed, ProcessError, ProgramMissingError, run
 from serai.schema.host import Ability
 
 PROBE_TIMEOUT = 10.0
 
 
-async def probe(folder: Path) -> list[Ability]:
+async def probe(folder: Path | None = None) -> list[Ability]:
     """Return storage's abilities; `folder` is where pools would be (its nearest parent that exists is tried)."""
-    return [await target(), await initiator(), await image_tool(), await reflink(folder)]
+    place = HostPaths.default().pools if folder is None else folder
+    return [await target(), await initiator(), await image_tool(), await reflink(place)]
 
 
 async def target() -> Ability:
