@@ -87,6 +87,13 @@ def load(file: Path | None = None) -> Contexts:
         text = file.read_text()
     except FileNotFoundError:
         return Contexts()
+    except OSError as error:
+        raise InvalidError(
+            f"the context file cannot be read: {error.strerror}",
+            field="file",
+            value=file,
+            remedy=f"Make it yours, or name another file in ${ENV_FILE}.",
+        ) from error
     try:
         return Contexts.model_validate(yaml.safe_load(text) or {})
     except yaml.YAMLError as error:

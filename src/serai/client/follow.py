@@ -204,4 +204,8 @@ class _Watch:
 
 
 def _concerns(event: Event, job_id: str) -> bool:
-    return event.kind.startswith("job.") and job_id in (event.resource_id, event.data.get("job"), event.data.get("id"))
+    return event.kind.startswith("job.") and job_id in (
+        event.resource_id,
+        event.resource.rpartition("/")[2],
+        event.data.get("job"),
+    )

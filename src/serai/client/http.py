@@ -19,7 +19,15 @@ from pydantic import BaseModel, ValidationError
 
 from serai.client.context import Context
 from serai.schema.endpoints import ENDPOINTS, Endpoint
-from serai.schema.errors import TREE, ErrorInfo, SeraiError, UnauthorizedError, UnavailableError, from_info
+from serai.schema.errors import (
+    TREE,
+    ErrorInfo,
+    InvalidError,
+    SeraiError,
+    UnauthorizedError,
+    UnavailableError,
+    from_info,
+)
 from serai.schema.job import Event, Job
 from serai.schema.resource import Page
 
@@ -164,10 +172,18 @@ class Client:
 
 
 def tls_of(context: Context) -> ssl.SSLContext | None:
-    """The TLS settings of a context; none where the way has no TLS. Raises OSError for an unreadable CA."""
+    """The TLS settings of a context; none where the way has no TLS. Raises InvalidError for a CA that cannot be used."""
     if context.url is None or not context.url.startswith("https:"):
         return None
-    return ssl.create_default_context(cafile=None if context.ca is None else str(context.ca))
+    try:
+        return ssl.create_default_context(cafile=None if context.ca is None else str(context.ca))
+    except OSError as error:
+        raise InvalidError(
+            f"the CA file cannot be used: {error.strerror or error}",
+            field="ca",
+            value=context.ca,
+            remedy="Point the context to a PEM file: serai context set NAME --ca FILE.",
+        ) from error
 
 
 def fill(path: str, path_args: PathArgs) -> str:

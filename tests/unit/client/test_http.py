@@ -118,3 +118,12 @@ async def test_a_job_runs_to_its_end(api: FakeApi, client: Client) -> None:
     job = await client.call("vm.create", body=VmCreate(name="web1", spec=VmSpec()))
     assert (await client.wait_job(job.id)).state is JobState.DONE
     assert "web1" in api.resources["vm"]
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_ca_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InvalidError, match=r"ca\.pem"):
+        Client(Context(url="https://127.0.0.1:1", ca=file))

@@ -36,13 +36,16 @@ async def started(
 
 def ended_well(job: Job) -> Job:
     """The job itself, or the error that ended it."""
-    from serai.schema.errors import SeraiError, from_info
+    from serai.schema.errors import CancelledByUserError, HostError, from_info
     from serai.schema.job import JobState
 
     if job.error is not None:
         raise from_info(job.error)
-    if job.state in (JobState.FAILED, JobState.CANCELLED):
-        raise SeraiError(f"the job {job.state}", field="job", value=job.id, remedy=f"See: serai job show {job.id}.")
+    remedy = f"See: serai job show {job.id}."
+    if job.state is JobState.CANCELLED:
+        raise CancelledByUserError("the job was cancelled and undone", field="job", value=job.id, remedy=remedy)
+    if job.state is JobState.FAILED:
+        raise HostError("the job failed", field="job", value=job.id, remedy=remedy)
     return job
 
 
@@ -89,6 +92,8 @@ def create(ctx: typer.Context, kind: str, name: str, body: BaseModel, *, wait: b
         say(f"{kind} {name} created" + created_note(kind, item))
     else:
         show(kind, item, output)
+    for condition in getattr(item.status, "conditions", []) if item is not None else []:
+        note(f"{condition.type}: {condition.message}")
 
 
 def created_note(kind: str, item: Any) -> str:

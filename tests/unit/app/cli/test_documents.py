@@ -1,0 +1,79 @@
+"""YAML documents: what they mean, and where they are wrong."""
+
+import pytest
+
+from serai.app.cli.documents import in_order, parse
+from serai.schema.errors import InvalidError
+
+SITE = """\
+# a site
+kind: vm
+name: web1
+labels: {tier: web}
+spec:
+  memory: 128M
+  vnics:
+    - network: lan
+      mac: 52:54:00:12:34:56
+---
+kind: network
+name: lan
+spec: {bridge: br-lan, subnet: 10.77.0.0/24}
+---
+"""
+
+
+def complaint(text: str) -> str:
+    with pytest.raises(InvalidError) as caught:
+        in_order(parse(text, "site.yaml"))
+    return str(caught.value)
+
+
+def test_several_documents_come_in_the_order_of_need() -> None:
+    documents = in_order(parse(SITE, "site.yaml"))
+    assert [(document.kind, document.name) for document in documents] == [("network", "lan"), ("vm", "web1")]
+    vm = documents[1]
+    assert vm.where() == "site.yaml:2"
+    assert vm.where(("spec", "vnics", 0, "mac")) == "site.yaml:9"
+    assert vm.wanted() == {
+        "name": "web1",
+        "labels": {"tier": "web"},
+        "spec": {"memory": 128 << 20, "vnics": [{"network": "lan", "mac": "52:54:00:12:34:56"}]},
+    }
+
+
+def test_what_show_prints_is_a_document() -> None:
+    text = (
+        "kind: vm\nname: a\nid: '000000000001'\ngeneration: 4\ncreated: 2026-01-01\nspec: {cpus: 2}\nstatus: {x: y}\n"
+    )
+    assert parse(text, "-")[0].wanted() == {"name": "a", "spec": {"cpus": 2}}
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "words"),
+    [
+        (("memory: 128M", "memory: [128M"), 7, "not YAML"),
+        (("memory: 128M", "memry: 128M"), 6, "Did you mean 'memory'?"),
+        (("memory: 128M", "memory: 12Q"), 6, "12Q"),
+        (("mac: 52", "mac: zz"), 9, "mac"),
+        (("name: web1", "name: Web1"), 3, "lower-case"),
+        (("kind: vm", "kind: cluster"), 2, "no such kind"),
+        (("kind: vm", "kin: vm"), 2, "'kind' is missing"),
+        (("name: lan\nspec", "name: lan\nlabels: {a: yes}\nspec"), 13, "labels.a"),
+        (("  memory: 128M", "  memory: 128M\n  memory: 256M"), 7, "given twice"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(change: tuple[str, str], line: int, words: str) -> None:
+    text = complaint(SITE.replace(*change))
+    assert text.startswith(f"site.yaml:{line}: "), text
+    assert words in text
+
+
+def test_a_document_that_is_no_mapping() -> None:
+    assert complaint("- a\n").startswith("site.yaml:1: ")
+
+
+def test_one_thing_is_described_once() -> None:
+    text = complaint(SITE + SITE)
+    assert "described twice" in text
+    assert "site.yaml:2" in text
