@@ -21,6 +21,7 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ValidationError
 
+from serai.lib.pki import TlsFiles
 from serai.schema.endpoints import ENDPOINTS, Endpoint
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError, UnauthorizedError
 from serai.schema.job import Event, Job, JobState, Step, StepState
@@ -43,11 +44,12 @@ STATES: dict[str, dict[str, Any]] = {
 
 
 class FakeApi:
-    """Use as a context manager: serves on `socket` meanwhile."""
+    """Use as a context manager: serves on `socket` meanwhile, or with `tls` on a free port of 127.0.0.1 (`url`)."""
 
-    def __init__(self, socket: Path, token: str | None = None) -> None:
+    def __init__(self, socket: Path, token: str | None = None, tls: TlsFiles | None = None) -> None:
         self.socket = socket
         self.token = token
+        self.tls = tls
         self.resources: dict[str, dict[str, dict[str, Any]]] = {}
         self.jobs: dict[str, Job] = {}
         self.events: list[Event] = []
@@ -66,10 +68,18 @@ class FakeApi:
         self._generation = 0
 
     def __enter__(self) -> Self:
-        config = uvicorn.Config(
-            self._app(), uds=str(self.socket), ws="websockets-sansio", log_level="critical", timeout_graceful_shutdown=1
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self._app(),
+                uds=None if self.tls else str(self.socket),
+                port=0,
+                ssl_certfile=str(self.tls.cert) if self.tls else None,
+                ssl_keyfile=str(self.tls.key) if self.tls else None,
+                ws="websockets-sansio",
+                log_level="critical",
+                timeout_graceful_shutdown=1,
+            )
         )
-        self._server = uvicorn.Server(config)
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), name="fake API")
         self._thread.start()
@@ -82,6 +92,11 @@ class FakeApi:
         self._server.should_exit = True
         self._thread.join(10)
         self.socket.unlink(missing_ok=True)
+
+    @property
+    def url(self) -> str:
+        """Where it listens with TLS."""
+        return f"https://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
 
     def break_streams(self) -> None:
         """End all event streams, as a restarted controller would."""

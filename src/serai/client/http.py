@@ -172,7 +172,7 @@ class Client:
 
 
 def tls_of(context: Context) -> ssl.SSLContext | None:
-    """The TLS settings of a context; none where the way has no TLS. Raises InvalidError for a CA that cannot be used."""
+    """The TLS settings of a context; none where the way has no TLS. Raises InvalidError for a bad CA file."""
     if context.url is None or not context.url.startswith("https:"):
         return None
     try:
