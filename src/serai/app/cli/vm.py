@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 app = noun("Virtual machines: create, move, change, reach them.")
 
+MachineOption = Annotated[str, typer.Option(metavar="q35|microvm", help="The kind of machine.")]
+RestartOption = Annotated[
+    str, typer.Option(metavar="always|on-failure|never", help="Start again after it ended by itself.")
+]
+DiskOption = Annotated[list[str] | None, typer.Option(metavar="POOL:SIZE", help=f"A disk: {parse.DISK}; repeatable.")]
+VnicOption = Annotated[list[str] | None, typer.Option(metavar="NETWORK", help=f"A VNIC: {parse.VNIC}; repeatable.")]
+
 
 @app.command("create")
 def create_(
@@ -35,21 +42,15 @@ def create_(
     image: Annotated[str | None, typer.Option(help="What it starts from.", autocompletion=complete.images)] = None,
     cpus: Annotated[int, typer.Option(help="Virtual processors.")] = 1,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory, such as 768M.")] = "512M",
-    disk: Annotated[
-        list[str] | None, typer.Option(metavar="POOL:SIZE", help=f"A disk: {parse.DISK}; repeatable.")
-    ] = None,
-    network: Annotated[
-        list[str] | None, typer.Option(metavar="NETWORK", help=f"A VNIC: {parse.VNIC}; repeatable.")
-    ] = None,
+    disk: DiskOption = None,
+    network: VnicOption = None,
     ssh_key: Annotated[
         list[str] | None, typer.Option(metavar="FILE|TEXT", help="A public key for cloud-init; repeatable.")
     ] = None,
     user_data: Annotated[str | None, typer.Option(metavar="FILE", help="cloud-init user-data.")] = None,
     host: HostOption = None,
-    machine: Annotated[str, typer.Option(metavar="q35|microvm", help="The kind of machine.")] = "q35",
-    restart: Annotated[
-        str, typer.Option(metavar="always|on-failure|never", help="Start again after it ended by itself.")
-    ] = "on-failure",
+    machine: MachineOption = "q35",
+    restart: RestartOption = "on-failure",
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start it at once, or only define it.")] = True,
     autostart: Annotated[
         bool, typer.Option("--autostart/--no-autostart", help="Start again when the host has rebooted.")
