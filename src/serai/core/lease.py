@@ -69,7 +69,7 @@ def withdraw(lease: Lease, offer_id: str) -> Lease:
 
 
 def advance(lease: Lease, host: str) -> Lease:
-    """A fresh start on another host, after the old holder's journal says released. Raises ConflictError during a move."""
+    """A fresh start elsewhere, after the old holder's journal says released. Raises ConflictError during a move."""
     if lease.host == host:
         return lease
     if lease.offered_to is not None:

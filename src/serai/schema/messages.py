@@ -177,6 +177,14 @@ class VmPrepared(Frozen):
     tls_hostname: str
 
 
+class VerdictAsk(Frozen):
+    """On `Subjects.verdict(host)`: has this offer been committed? The answer may take until it is decided."""
+
+    vm: Id
+    epoch: int
+    offer_id: str
+
+
 class VmAbandon(Frozen):
     """Destination: turn the offer down for ever, unless it is committed already. Answered with the verdict."""
 
@@ -198,35 +206,6 @@ class VmRelease(Frozen):
     epoch: int
     wipe: bool = False
     reason: str = ""
-
-
-# --- VM commands, on the VM's own subject -----------------------------------------------------------------------------
-
-
-class VmStopCommand(Frozen):
-    vm: Id
-    force: bool = False
-    timeout: float = 60.0
-
-
-class VmSignal(Frozen):
-    """`vm.reset`, `vm.pause`, `vm.resume`."""
-
-    vm: Id
-
-
-class VmConfigure(Frozen):
-    """Bring a running VM to `launch` as far as can be done live; the rest is answered as pending."""
-
-    launch: Launch
-    restart: RestartPolicy
-    autostart: bool = True
-    autostart_order: int = 0
-
-
-class VmConfigured(Frozen):
-    applied: list[str] = Field(default_factory=list)
-    pending: list[str] = Field(default_factory=list)
 
 
 class VmMigrateStart(Frozen):
@@ -266,6 +245,35 @@ class VmMigrateCancelled(Frozen):
     """`too_late`: the switch had begun; its own outcome stands."""
 
     too_late: bool
+
+
+# --- VM commands, on the VM's own subject -----------------------------------------------------------------------------
+
+
+class VmStopCommand(Frozen):
+    vm: Id
+    force: bool = False
+    timeout: float = 60.0
+
+
+class VmSignal(Frozen):
+    """`vm.reset`, `vm.pause`, `vm.resume`."""
+
+    vm: Id
+
+
+class VmConfigure(Frozen):
+    """Bring a running VM to `launch` as far as can be done live; the rest is answered as pending."""
+
+    launch: Launch
+    restart: RestartPolicy
+    autostart: bool = True
+    autostart_order: int = 0
+
+
+class VmConfigured(Frozen):
+    applied: list[str] = Field(default_factory=list)
+    pending: list[str] = Field(default_factory=list)
 
 
 class GuestExec(Frozen):
@@ -436,8 +444,8 @@ COMMANDS: dict[Kind, CommandType] = {
     Kind.VM_PAUSE: CommandType(body=VmSignal, result=VmReport, to="vm"),
     Kind.VM_RESUME: CommandType(body=VmSignal, result=VmReport, to="vm"),
     Kind.VM_CONFIGURE: CommandType(body=VmConfigure, result=VmConfigured, to="vm"),
-    Kind.VM_MIGRATE: CommandType(body=VmMigrateStart, result=VmMigrated, to="vm"),
-    Kind.VM_MIGRATE_CANCEL: CommandType(body=VmMigrateCancel, result=VmMigrateCancelled, to="vm"),
+    Kind.VM_MIGRATE: CommandType(body=VmMigrateStart, result=VmMigrated, to="host"),
+    Kind.VM_MIGRATE_CANCEL: CommandType(body=VmMigrateCancel, result=VmMigrateCancelled, to="host"),
     Kind.VM_GUEST: CommandType(body=GuestExec, result=GuestAnswer, to="vm"),
     Kind.POOL_OPEN: CommandType(body=PoolOpen, result=PoolStatus, to="host"),
     Kind.POOL_CLOSE: CommandType(body=PoolClose, result=Empty, to="host"),

@@ -1,0 +1,1 @@
+"""Network drivers: bridges, taps and announcements on one host."""

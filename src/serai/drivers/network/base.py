@@ -1,0 +1,69 @@
+"""The contract of a host's network: bridges, taps whose port can be closed, and announcements of a VM's new place.
+
+A tap is not persistent: it goes with the last descriptor of it, and QEMU holds one, so a killed QEMU leaves none.
+A closed port neither takes nor delivers a frame and has nothing in the bridge's forwarding table. Errors: HostError,
+NotFoundError (no such bridge or tap), InvalidError.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serai.schema.attach import VnicAttachment
+
+
+@dataclass
+class Tap:
+    """A tap on its bridge. `fd` is ours until `close`; QEMU gets a copy."""
+
+    name: str
+    fd: int
+    closed: bool = field(default=False, compare=False)
+
+    def close(self) -> None:
+        """Close our descriptor. If QEMU has none, the tap is gone. Harmless when repeated."""
+        if not self.closed:
+            self.closed = True
+            if self.fd >= 0:
+                os.close(self.fd)
+
+
+class NetworkDriver(Protocol):
+    """What every network driver does."""
+
+    async def start(self) -> None:
+        """Make ready; before anything else."""
+        ...
+
+    async def ensure_bridge(self, name: str, mtu: int) -> None:
+        """A bridge of this name is there and up; one that exists is left as it is. InvalidError if it is no bridge."""
+        ...
+
+    async def create_tap(self, vnic: VnicAttachment, *, open_port: bool) -> Tap:
+        """Create the VNIC's tap on its bridge. A leftover of the same name without a holder is replaced."""
+        ...
+
+    async def open_port(self, tap: str) -> None:
+        """Let frames through."""
+        ...
+
+    async def close_port(self, tap: str) -> None:
+        """Let nothing through, and forget what the bridge learned behind it."""
+        ...
+
+    async def announce(self, vnic: VnicAttachment) -> None:
+        """Tell bridges, switches and neighbours where the VNIC's MAC and addresses are now (RARP, gratuitous ARP).
+
+        The first frames are out when it returns; repeats follow within half a second.
+        """
+        ...
+
+    async def list_taps(self) -> list[str]:
+        """Names of the VNICs' taps that are there."""
+        ...
+
+    async def close(self) -> None:
+        """Give sockets back; taps and bridges stay."""
+        ...

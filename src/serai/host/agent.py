@@ -1,0 +1,202 @@
+"""The host agent: commands in, status out.
+
+A command is carried out once per id: its answer is journaled, a repeat gets the same answer, and a repeat while it runs
+joins it. One that takes longer than `HOLD` is answered `running`; the asker asks again. A generation older than the
+newest that was carried out for the same key is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+from pydantic import ValidationError
+
+from serai.host.executor import Executor
+from serai.host.records import Records
+from serai.host.storage import HostStorage
+from serai.host.vms import Vms
+from serai.lib.bus import Bus, Message, Subscription
+from serai.lib.clock import Clock
+from serai.lib.tasks import Tasks
+from serai.schema.errors import ErrorInfo, InvalidError, SeraiError, StaleError, UnavailableError
+from serai.schema.host import HostFacts
+from serai.schema.messages import (
+    HOLD,
+    Command,
+    Hello,
+    HostReport,
+    Progress,
+    Reply,
+    Subjects,
+    VerdictAsk,
+    dump,
+)
+from serai.schema.vm import VmReport
+
+log = logging.getLogger(__name__)
+
+REPORT_PERIOD = 5.0
+"""Seconds between two full reports; the controller calls a host silent after three of them."""
+
+
+class HostAgent:
+    """Joins the bus for one host. `vms` publishes through `publish_report`."""
+
+    def __init__(
+        self, *, name: str, bus: Bus, clock: Clock, tasks: Tasks, records: Records, facts: HostFacts, storage: HostStorage
+    ) -> None:
+        self._name = name
+        self._bus = bus
+        self._clock = clock
+        self._tasks = tasks
+        self._records = records
+        self._facts = facts
+        self._storage = storage
+        self._running: dict[str, asyncio.Task[Reply]] = {}
+        self._subscriptions: list[Subscription] = []
+        self._vm_subscriptions: dict[str, Subscription] = {}
+        self._vms: Vms | None = None
+        self._executor: Executor | None = None
+        self._welcomed = False
+        self._following = asyncio.Lock()
+
+    async def join(self, vms: Vms, executor: Executor) -> None:
+        """Take commands from now on, say hello, and report every few seconds and after each reconnect."""
+        self._vms = vms
+        self._executor = executor
+        self._subscriptions = [
+            await self._bus.subscribe(Subjects.host_command(self._name), self._on_command),
+            await self._bus.subscribe(Subjects.verdict(self._name), self._on_verdict),
+        ]
+        self._bus.on_reconnect(self._hello_and_report)
+        self._tasks.start(self._report_forever(), "report")
+
+    async def leave(self) -> None:
+        """Stop taking commands; VMs go on."""
+        for subscription in (*self._subscriptions, *self._vm_subscriptions.values()):
+            await subscription.unsubscribe()
+
+    # --- reports ---
+
+    def publish_report(self, report: VmReport) -> None:
+        """One VM's report, without waiting; the next full report says it again."""
+        self._tasks.start(self._publish_vm(report))
+
+    async def _publish_vm(self, report: VmReport) -> None:
+        await self._follow_vm(report.vm)
+        try:
+            await self._bus.publish(Subjects.vm_report(report.vm), dump(report))
+        except UnavailableError as error:
+            log.debug("report of %s waits for the bus: %s", report.vm, error)
+
+    async def _follow_vm(self, vm: str) -> None:
+        """Answer on the VM's own subject exactly while this host holds its lease."""
+        holds = self._vms is not None and vm in self._vms.agents and self._records.may_run(vm) is not None
+        async with self._following:
+            if holds and vm not in self._vm_subscriptions:
+                subject = Subjects.vm_command(vm)
+                self._vm_subscriptions[vm] = await self._bus.subscribe(subject, self._on_command)
+            elif not holds and vm in self._vm_subscriptions:
+                await self._vm_subscriptions.pop(vm).unsubscribe()
+
+    async def _report_forever(self) -> None:
+        while True:
+            await self._hello_and_report()
+            await self._clock.sleep(REPORT_PERIOD)
+
+    async def _hello_and_report(self) -> None:
+        try:
+            if not self._welcomed:
+                await self._bus.request(Subjects.HELLO, dump(Hello(host=self._name, facts=self._facts)), timeout=5.0)
+                self._welcomed = True
+            await self.report_all()
+        except UnavailableError as error:
+            self._welcomed = False
+            log.debug("the controller does not answer: %s", error)
+
+    async def report_all(self) -> None:
+        """Everything that this host has, at once."""
+        if self._vms is None:
+            return
+        for vm in [*self._vms.agents, *self._vm_subscriptions]:
+            await self._follow_vm(vm)
+        report = HostReport(
+            host=self._name,
+            time=self._clock.now(),
+            vms=self._vms.reports(),
+            leases=self._records.leases(),
+            pools=await self._storage.statuses(),
+        )
+        await self._bus.publish(Subjects.host_report(self._name), dump(report))
+
+    # --- commands ---
+
+    async def _on_command(self, message: Message) -> bytes | None:
+        try:
+            command = Command.model_validate_json(message.payload)
+        except ValidationError as error:
+            raise InvalidError(f"not a command: {error.errors()[0]['msg']}", field="command") from error
+        return dump(await self.command(command))
+
+    async def command(self, command: Command) -> Reply:
+        """Carry out, join or repeat; see the module's text."""
+        known = self._records.answer(command.id)
+        if known is not None:
+            return known
+        task = self._running.get(command.id)
+        if task is None:
+            task = self._tasks.start(self._carry_out(command), f"command-{command.id}")
+            self._running[command.id] = task
+        done, _ = await asyncio.wait({task}, timeout=HOLD)
+        return task.result() if done else Reply(state="running")
+
+    async def _carry_out(self, command: Command) -> Reply:
+        try:
+            reply = await self._execute(command)
+        except SeraiError as error:
+            log.info("%s on %s (job %s) failed: %s", command.kind, command.key, command.job, error)
+            reply = Reply(state="failed", error=error.info)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(str(part) for part in first["loc"])
+            reply = Reply(state="failed", error=InvalidError(first["msg"], field=path).info)
+        except Exception as error:
+            # A fault of ours must reach the job that asked, with the trace here.
+            log.exception("%s on %s (job %s) failed", command.kind, command.key, command.job)
+            reply = Reply(state="failed", error=ErrorInfo(code="internal", message=f"{type(error).__name__}: {error}"))
+        finally:
+            self._running.pop(command.id, None)
+        if reply.error is None or reply.error.code != "unavailable":
+            # "Unavailable" may be over by the next try; every other answer is final.
+            self._records.put_answer(command.id, reply)
+        return reply
+
+    async def _execute(self, command: Command) -> Reply:
+        if self._executor is None:
+            raise UnavailableError("the host agent is still starting")
+        newest = self._records.generation(command.key)
+        if command.generation and command.generation < newest:
+            raise StaleError(f"{command.key} is at generation {newest} here already", field="generation", value=command.generation)
+
+        def report(phase: str, fraction: float | None) -> None:
+            progress = Progress(command=command.id, phase=phase, fraction=fraction)
+            self._tasks.start(self._publish_progress(progress))
+
+        result = await self._executor.run(command, report)
+        if command.generation > newest:
+            self._records.put_generation(command.key, command.generation)
+        return Reply(state="done", result=json.loads(dump(result)))
+
+    async def _publish_progress(self, progress: Progress) -> None:
+        try:
+            await self._bus.publish(Subjects.progress(progress.command), dump(progress))
+        except UnavailableError as error:
+            log.debug("progress of %s is lost: %s", progress.command, error)
+
+    async def _on_verdict(self, message: Message) -> bytes | None:
+        if self._vms is None:
+            raise UnavailableError("the host agent is still starting")
+        ask = VerdictAsk.model_validate_json(message.payload)
+        return dump(await self._vms.moves.verdict(ask, hold=HOLD / 2))

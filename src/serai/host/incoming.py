@@ -1,0 +1,126 @@
+"""The destination of a live migration: prepared, then committed or abandoned, decided once and in its own journal.
+
+`_commit` is the hot path: between QEMU's word that all state is here and `cont` stands one journal line with fsync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from serai.core.migration import DESTINATION, DestinationEvent, DestinationPhase
+from serai.drivers.hypervisor.base import Machine, MachineEvent
+from serai.host.kit import Kit
+from serai.host.records import Incoming
+from serai.schema.attach import VnicAttachment
+from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.messages import Verdict
+
+log = logging.getLogger(__name__)
+
+
+class IncomingMove:
+    """One move to this host. `on_decided(claim)` is called after the journal's word and, if committed, after `cont`."""
+
+    def __init__(
+        self,
+        kit: Kit,
+        vm: str,
+        vnics: list[VnicAttachment],
+        move: Incoming,
+        on_decided: Callable[[Claim, str], None],
+    ) -> None:
+        self._kit = kit
+        self._vm = vm
+        self._vnics = vnics
+        self.move = move
+        self._on_decided = on_decided
+        self._phase = DestinationPhase.PREPARED
+        self._reason = ""
+        self._decided = asyncio.Event()
+        self._forget: Callable[[], None] | None = None
+        self.commit_s = 0.0
+
+    @property
+    def phase(self) -> DestinationPhase:
+        return self._phase
+
+    def watch(self, machine: Machine) -> None:
+        """Follow QEMU's MIGRATION events from now on."""
+
+        def on_event(event: MachineEvent) -> None:
+            if event.name != "MIGRATION":
+                return
+            status = event.data.get("status")
+            if status == "completed":
+                self._kit.tasks.start(self.loaded(machine, event.at), f"commit-{self._vm}-{self.move.offer_id}")
+            elif status == "failed":
+                self.turn_down(DestinationEvent.QEMU_FAILED, "the destination's QEMU could not load the state")
+
+        self._forget = machine.subscribe(on_event)
+
+    async def loaded(self, machine: Machine, since: float) -> None:
+        """All state is here: the commit point, then run."""
+        if not self._step(DestinationEvent.LOADED, Claim.COMMITTED, ""):
+            return
+        taps = [vnic.tap for vnic in self._vnics]
+        # From here on nothing may keep the VM from running: what fails below is this host's own trouble with it.
+        results = await asyncio.gather(
+            machine.cont(), *(self._kit.network.open_port(tap) for tap in taps), return_exceptions=True
+        )
+        self.commit_s = self._kit.clock.monotonic() - since
+        for vnic in self._vnics:
+            try:
+                await self._kit.network.announce(vnic)
+            except Exception as error:  # noqa: BLE001 - QEMU and the guest announce too; the VM must go on all the same
+                log.warning("vm %s: could not announce %s: %s", self._vm, vnic.mac, error)
+        for result in results:
+            if isinstance(result, BaseException):
+                log.error("vm %s: after the commit: %s", self._vm, result, exc_info=result)
+        self._finish(Claim.COMMITTED)
+
+    def turn_down(self, event: DestinationEvent, reason: str) -> Verdict:
+        """Abandon, unless it is committed already. Durable when it returns."""
+        if self._step(event, Claim.ABANDONED, reason):
+            self._finish(Claim.ABANDONED)
+        return self.verdict()
+
+    def verdict(self) -> Verdict:
+        """What the journal says now (`offered` while undecided)."""
+        claim = {
+            DestinationPhase.PREPARED: Claim.OFFERED,
+            DestinationPhase.COMMITTED: Claim.COMMITTED,
+            DestinationPhase.ABANDONED: Claim.ABANDONED,
+        }[self._phase]
+        return Verdict(claim=claim, reason=self._reason)
+
+    async def decided(self) -> Verdict:
+        """Wait for the journal's word."""
+        await self._decided.wait()
+        return self.verdict()
+
+    def _step(self, event: DestinationEvent, claim: Claim, reason: str) -> bool:
+        after = DESTINATION[self._phase, event]
+        if after is self._phase:
+            return False
+        self._kit.records.put_claim(
+            LeaseRecord(
+                vm=self._vm,
+                epoch=self.move.epoch,
+                claim=claim,
+                offer_id=self.move.offer_id,
+                peer=self.move.source,
+                reason=reason,
+            )
+        )
+        self._phase = after
+        self._reason = reason
+        self._decided.set()
+        return True
+
+    def _finish(self, claim: Claim) -> None:
+        if self._forget is not None:
+            self._forget()
+            self._forget = None
+        self._on_decided(claim, self._reason)

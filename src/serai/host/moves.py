@@ -1,0 +1,282 @@
+"""A host's part in migrations: which VM agents are leaving, which are arriving, and what becomes of them.
+
+The journal leads: `outgoing` and `incoming` of a VM's record, and the lease claims, are enough to take up any move after
+the agent was killed at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from serai.core.lifecycle import End, VmEvent, follow
+from serai.core.migration import DestinationEvent
+from serai.drivers.hypervisor.base import MigrationSetup
+from serai.host.incoming import IncomingMove
+from serai.host.kit import Kit
+from serai.host.outgoing import OutgoingMove
+from serai.host.placing import place
+from serai.host.records import Incoming, Outgoing, VmRecord
+from serai.host.vm import VmAgent
+from serai.schema.errors import ConflictError, SeraiError, StaleError
+from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.messages import (
+    Verdict,
+    VerdictAsk,
+    VmAbandon,
+    VmMigrateCancel,
+    VmMigrateCancelled,
+    VmMigrated,
+    VmMigrateStart,
+    VmPrepare,
+    VmPrepared,
+)
+from serai.schema.vm import VmState
+
+log = logging.getLogger(__name__)
+
+MIGRATION_PORTS = (49152, 49215)
+
+
+class Moves:
+    """All moves of one host. `agents` is the host's table of VM agents, shared with its owner."""
+
+    def __init__(self, kit: Kit, agents: dict[str, VmAgent]) -> None:
+        self._kit = kit
+        self._agents = agents
+        self._outgoing: dict[str, OutgoingMove] = {}
+        self._incoming: dict[str, IncomingMove] = {}
+        self._outcomes: dict[str, asyncio.Future[VmMigrated]] = {}
+
+    # --- destination ---
+
+    async def prepare(self, body: VmPrepare) -> VmPrepared:
+        """Tap closed, disks, QEMU `-incoming defer -S`, journal `offered`; undone as a whole if a part fails."""
+        launch = body.launch
+        present = self._agents.get(launch.vm)
+        if present is not None and not present.gone.is_set():
+            raise ConflictError(
+                f"VM {launch.name} is on {self._kit.host} already", field="to", value=self._kit.host, remedy="Name another host."
+            )
+        self._kit.records.put_claim(
+            LeaseRecord(vm=launch.vm, epoch=body.epoch, claim=Claim.OFFERED, offer_id=body.offer_id, peer=body.source)
+        )
+        move = Incoming(offer_id=body.offer_id, epoch=body.epoch, source=body.source)
+        record = VmRecord(
+            launch=launch,
+            epoch=body.epoch,
+            restart=body.restart,
+            autostart=body.autostart,
+            autostart_order=body.autostart_order,
+            state=follow(VmState.DEFINED, VmEvent.INCOMING),
+            since=self._kit.clock.now().isoformat(),
+            incoming=move,
+        )
+        self._kit.records.put_vm(record)
+        agent = VmAgent(self._kit, record)
+        self._agents[launch.vm] = agent
+        try:
+            async with place(self._kit, launch, open_ports=False) as placing:
+                machine = await self._kit.hypervisor.start(launch, placing, incoming=True, paused=True)
+            agent.attach(machine)
+            self._receive(agent, move)
+            setup = MigrationSetup(
+                capabilities=body.capabilities, downtime_limit_ms=0, bandwidth_bytes=0, tls_hostname=body.source_identity
+            )
+            port = await machine.prepare_incoming(setup, self._kit.migration_address, MIGRATION_PORTS)
+        except BaseException as error:
+            await self._turn_down(agent, move, f"could not be prepared: {error}")
+            raise
+        return VmPrepared(address=self._kit.migration_address, port=port, tls_hostname=self._kit.tls_hostname)
+
+    def _receive(self, agent: VmAgent, move: Incoming) -> IncomingMove:
+        incoming = IncomingMove(
+            self._kit,
+            agent.vm,
+            agent.record.launch.vnics,
+            move,
+            lambda claim, reason: self._arrived(agent, claim, reason),
+        )
+        self._incoming[agent.vm] = incoming
+
+        def on_gone(end: End) -> None:
+            incoming.turn_down(DestinationEvent.QEMU_ENDED, f"the destination's {end.reason}")
+
+        agent.on_gone = on_gone
+        if agent.machine is not None:
+            incoming.watch(agent.machine)
+        return incoming
+
+    def _arrived(self, agent: VmAgent, claim: Claim, reason: str) -> None:
+        """The offer was decided: committed and running, or abandoned and to be cleared away."""
+        agent.on_gone = None
+        if claim is Claim.COMMITTED:
+            agent.follow(VmEvent.ARRIVED, f"arrived from {self._incoming[agent.vm].move.source}", incoming=None)
+            if agent.gone.is_set():
+                # It died between the commit and now: from the commit on a crash is the VM's own.
+                agent.ended(End(VmEvent.CRASHED, "QEMU ended right after the commit", failure=True))
+        else:
+            self._kit.tasks.start(self._clear(agent, reason))
+
+    async def _clear(self, agent: VmAgent, reason: str) -> None:
+        await agent.end_qemu()
+        if self._agents.get(agent.vm) is agent:
+            log.info("vm %s: the offer was turned down: %s", agent.vm, reason)
+            del self._agents[agent.vm]
+            self._incoming.pop(agent.vm, None)
+            self._kit.records.forget_vm(agent.vm)
+
+    async def _turn_down(self, agent: VmAgent, move: Incoming, reason: str) -> None:
+        incoming = self._incoming.get(agent.vm) or self._receive(agent, move)
+        incoming.turn_down(DestinationEvent.TURN_DOWN, reason)
+        await self._clear(agent, reason)
+
+    async def abandon(self, body: VmAbandon) -> Verdict:
+        """Turn the offer down for ever, unless committed. An offer never heard of is turned down too, durably."""
+        verdict = self._decide(VerdictAsk(vm=body.vm, epoch=body.epoch, offer_id=body.offer_id), body.reason)
+        agent = self._agents.get(body.vm)
+        if verdict.claim is Claim.ABANDONED and agent is not None and agent.record.incoming is not None:
+            await self._clear(agent, body.reason)
+        return verdict
+
+    def _decide(self, ask: VerdictAsk, reason: str) -> Verdict:
+        incoming = self._incoming.get(ask.vm)
+        if incoming is not None and incoming.move.offer_id == ask.offer_id:
+            return incoming.turn_down(DestinationEvent.TURN_DOWN, reason)
+        claim = self._kit.records.claim(ask.vm, ask.epoch)
+        if claim in (Claim.COMMITTED, Claim.HELD, Claim.RELEASED):
+            # Released here means that it was committed here and has moved on since.
+            return Verdict(claim=Claim.COMMITTED)
+        if claim is not Claim.ABANDONED:
+            self._kit.records.put_claim(
+                LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id, reason=reason)
+            )
+        return Verdict(claim=Claim.ABANDONED, reason=reason)
+
+    async def verdict(self, ask: VerdictAsk, hold: float) -> Verdict:
+        """Committed or abandoned? Waits up to `hold` seconds for a move that is still being decided."""
+        incoming = self._incoming.get(ask.vm)
+        if incoming is not None and incoming.move.offer_id == ask.offer_id:
+            try:
+                return await asyncio.wait_for(incoming.decided(), hold)
+            except TimeoutError:
+                return incoming.verdict()
+        return self._decide(ask, "the destination knows nothing of this offer")
+
+    # --- source ---
+
+    async def migrate(self, body: VmMigrateStart) -> VmMigrated:
+        """Move a VM away; returns when the outcome is certain. Repeats of one offer share one outcome."""
+        known = self._outcomes.get(body.offer_id)
+        if known is not None:
+            return await asyncio.shield(known)
+        agent = self._agents.get(body.vm)
+        if agent is None:
+            raise ConflictError(f"the VM is not on {self._kit.host}", field="vm", value=body.vm)
+        if self._kit.records.may_run(body.vm) != body.epoch - 1 and agent.record.epoch >= body.epoch:
+            raise StaleError(f"the VM runs under epoch {agent.record.epoch} already")
+        async with agent.lock:
+            machine = agent.live_machine()
+            move = Outgoing(offer_id=body.offer_id, epoch=body.epoch, destination=body.destination)
+            agent.follow(VmEvent.MIGRATE, f"moving to {body.destination}", outgoing=move)
+            outgoing = self._leave(agent, move)
+        outcome: asyncio.Future[VmMigrated] = asyncio.get_running_loop().create_future()
+        self._outcomes[body.offer_id] = outcome
+        self._kit.tasks.start(self._carry(agent, outgoing, outcome, outgoing.run(machine, body)))
+        return await asyncio.shield(outcome)
+
+    def _leave(self, agent: VmAgent, move: Outgoing) -> OutgoingMove:
+        def on_sent() -> None:
+            agent.update(outgoing=move.model_copy(update={"sent": True}))
+
+        taps = [vnic.tap for vnic in agent.record.launch.vnics]
+        outgoing = OutgoingMove(self._kit, agent.vm, taps, move, on_sent)
+        self._outgoing[agent.vm] = outgoing
+        agent.on_gone = lambda end: outgoing.qemu_ended(end.reason)
+        return outgoing
+
+    async def _carry(
+        self,
+        agent: VmAgent,
+        outgoing: OutgoingMove,
+        outcome: asyncio.Future[VmMigrated],
+        run: Coroutine[Any, Any, VmMigrated],
+    ) -> None:
+        try:
+            result = await run
+            await self._settle(agent, result)
+        except BaseException as error:
+            if not outcome.done():
+                outcome.set_exception(error if isinstance(error, Exception) else SeraiError("the agent was stopped"))
+                outcome.exception()  # whoever asks again gets it; nobody may be asking now
+            raise
+        finally:
+            self._outgoing.pop(agent.vm, None)
+        if not outcome.done():
+            outcome.set_result(result)
+
+    async def _settle(self, agent: VmAgent, result: VmMigrated) -> None:
+        agent.on_gone = None
+        if result.committed:
+            await self._left(agent)
+            return
+        agent.follow(VmEvent.MIGRATE_ENDED, f"stayed: {result.reason}", outgoing=None)
+        if agent.gone.is_set():
+            agent.ended(End(VmEvent.CRASHED, result.reason, failure=True))
+
+    async def _left(self, agent: VmAgent) -> None:
+        """The destination holds the VM: end QEMU here and give the old epoch up, for good."""
+        epoch = agent.record.epoch
+        await agent.end_qemu()
+        claim = self._kit.records.claim(agent.vm, epoch)
+        if claim is not Claim.RELEASED:
+            self._kit.records.put_claim(LeaseRecord(vm=agent.vm, epoch=epoch, claim=Claim.RELEASED, reason="moved away"))
+        if self._agents.get(agent.vm) is agent:
+            del self._agents[agent.vm]
+            self._kit.records.forget_vm(agent.vm)
+            self._kit.records.prune_leases(agent.vm)
+
+    def cancel(self, body: VmMigrateCancel) -> VmMigrateCancelled:
+        """Ask a move to end before its switch. One that is over, or unknown here, is too late to cancel."""
+        outgoing = self._outgoing.get(body.vm)
+        return VmMigrateCancelled(too_late=outgoing is None or not outgoing.cancel(body.reason))
+
+    # --- after a restart of the agent ---
+
+    async def take_up(self, agent: VmAgent) -> None:
+        """Continue what an earlier agent had begun with this VM."""
+        record = agent.record
+        if record.outgoing is not None:
+            self._take_up_outgoing(agent, record.outgoing)
+        elif record.incoming is not None:
+            await self._take_up_incoming(agent, record.incoming)
+
+    def _take_up_outgoing(self, agent: VmAgent, move: Outgoing) -> None:
+        outgoing = self._leave(agent, move)
+        outcome: asyncio.Future[VmMigrated] = asyncio.get_running_loop().create_future()
+        self._outcomes[move.offer_id] = outcome
+        # Without QEMU, whether all had been sent is unknown here: the destination's journal decides.
+        run = outgoing.run(agent.machine, None) if agent.machine is not None else outgoing.run_without_qemu()
+        self._kit.tasks.start(self._carry(agent, outgoing, outcome, run))
+
+    async def _take_up_incoming(self, agent: VmAgent, move: Incoming) -> None:
+        incoming = self._receive(agent, move)
+        claim = self._kit.records.claim(agent.vm, move.epoch)
+        if claim is Claim.COMMITTED:
+            agent.on_gone = None
+            agent.follow(VmEvent.ARRIVED, f"arrived from {move.source}", incoming=None)
+            if agent.machine is not None:
+                await agent.machine.cont()
+                for vnic in agent.record.launch.vnics:
+                    await self._kit.network.open_port(vnic.tap)
+                    await self._kit.network.announce(vnic)
+            else:
+                agent.ended(End(VmEvent.CRASHED, "QEMU ended while no agent watched it", failure=True))
+            return
+        if agent.machine is None or claim is not Claim.OFFERED:
+            await self._turn_down(agent, move, "the destination's QEMU ended while its agent was away")
+            return
+        if (await agent.machine.migration_stats()).status == "completed":
+            await incoming.loaded(agent.machine, self._kit.clock.monotonic())

@@ -1,0 +1,237 @@
+"""The source of a live migration: follows core.migration's table on QMP events, one queue, one consumer.
+
+`OutgoingMove.run` starts the move or, after an agent's restart, takes it up where QEMU stands. It returns when the
+outcome is certain. In between, once all state was sent, it asks the destination's journal for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+from serai.core.migration import Act, SourceEvent, SourcePhase, source_step
+from serai.drivers.hypervisor.base import Machine, MachineEvent, MigrationSetup, MigrationStats
+from serai.host.kit import Kit
+from serai.host.records import Outgoing
+from serai.schema.errors import ConflictError, SeraiError, UnavailableError
+from serai.schema.lease import Claim
+from serai.schema.messages import VerdictAsk, VmMigrated, VmMigrateStart
+
+log = logging.getLogger(__name__)
+
+VERDICT_RETRY = 0.5
+"""Seconds between two questions to a destination that does not answer; outside the blackout of a move that succeeds."""
+
+STATUS_EVENT = {event.value: event for event in SourceEvent}
+RESUME_PHASE: dict[str, SourcePhase] = {
+    "setup": SourcePhase.SETUP,
+    "active": SourcePhase.PRECOPY,
+    "pre-switchover": SourcePhase.PRECOPY,
+    "cancelling": SourcePhase.CANCELLING,
+    "device": SourcePhase.SWITCH,
+    "completed": SourcePhase.SENT,
+}
+"""Where a restarted agent finds itself, by what QEMU says. In the first three it cancels: the move's watcher was gone."""
+
+PHASE_NAMES = {
+    SourcePhase.SETUP: "setup",
+    SourcePhase.PRECOPY: "precopy",
+    SourcePhase.CANCELLING: "cancelling",
+    SourcePhase.SWITCH: "switch",
+    SourcePhase.SENT: "commit",
+}
+
+
+class OutgoingMove:
+    """One move away from this host. `on_sent` makes durable that only the destination's journal may decide now."""
+
+    def __init__(self, kit: Kit, vm: str, taps: list[str], move: Outgoing, on_sent: Callable[[], None]) -> None:
+        self._kit = kit
+        self._vm = vm
+        self._taps = taps
+        self._move = move
+        self._on_sent = on_sent
+        self._events: asyncio.Queue[tuple[SourceEvent, float]] = asyncio.Queue()
+        self._phase = SourcePhase.SETUP
+        self._entered: dict[SourcePhase, float] = {}
+        self._reason = ""
+        self._stats: MigrationStats | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._machine: Machine | None = None
+        self.waits_for = ""
+
+    @property
+    def phase(self) -> SourcePhase:
+        return self._phase
+
+    def cancel(self, reason: str) -> bool:
+        """Ask for the end of the move. False when it is too late: the switch has begun."""
+        if self._phase in (SourcePhase.SETUP, SourcePhase.PRECOPY, SourcePhase.CANCELLING):
+            self._reason = self._reason or reason
+            self._push(SourceEvent.CANCEL)
+            return True
+        return False
+
+    def qemu_ended(self, reason: str) -> None:
+        """QEMU of the source is gone; what that means depends on the phase."""
+        self._reason = self._reason or reason
+        self._push(SourceEvent.QEMU_ENDED)
+
+    async def run(self, machine: Machine, start: VmMigrateStart | None) -> VmMigrated:
+        """Carry the move to its certain end. `start` none: take up what an earlier agent began."""
+        self._machine = machine
+        self._enter(SourcePhase.SETUP, self._kit.clock.monotonic())
+        forget = machine.subscribe(self._on_event)
+        try:
+            if start is not None:
+                await self._begin(machine, start)
+            else:
+                await self._take_up(machine)
+            while not self._phase.ended:
+                event, at = await self._events.get()
+                await self._take(event, at)
+        finally:
+            forget()
+            if self._asking is not None:
+                self._asking.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._asking
+        return await self._summary()
+
+    async def run_without_qemu(self) -> VmMigrated:
+        """QEMU is gone and nobody saw it go: the destination's journal alone says whether the VM lives there."""
+        at = self._kit.clock.monotonic()
+        self._enter(SourcePhase.SETUP, at)
+        self._enter(SourcePhase.SENT, at)
+        self._reason = "the source's QEMU ended in mid-migration"
+        await self._ask()
+        event, _ = await self._events.get()
+        self._enter(SourcePhase.DONE if event is SourceEvent.COMMITTED else SourcePhase.STAYED, at)
+        return await self._summary()
+
+    async def _begin(self, machine: Machine, start: VmMigrateStart) -> None:
+        setup = MigrationSetup(
+            capabilities=start.capabilities,
+            downtime_limit_ms=start.downtime_limit_ms,
+            bandwidth_bytes=start.bandwidth // 8,
+            tls_hostname=start.tls_hostname,
+        )
+        try:
+            await machine.migrate(start.address, start.port, setup)
+        except SeraiError as error:
+            self._reason = f"QEMU refused to start the migration: {error}"
+            self._push(SourceEvent.QEMU_FAILED)
+
+    async def _take_up(self, machine: Machine) -> None:
+        status = (await machine.migration_stats()).status
+        self._phase = RESUME_PHASE.get(status, SourcePhase.SETUP)
+        log.info("vm %s: an interrupted move to %s stands at %s", self._vm, self._move.destination, status)
+        if self._phase is SourcePhase.SENT:
+            self._phase = SourcePhase.SWITCH
+            self._push(SourceEvent.QEMU_COMPLETED)
+        elif status in RESUME_PHASE:
+            self.cancel("the source's agent was restarted in mid-migration")
+        else:
+            self._reason = self._reason or "the source's agent was restarted in mid-migration"
+            self._push(SourceEvent.QEMU_FAILED)
+
+    def _on_event(self, event: MachineEvent) -> None:
+        if event.name == "MIGRATION":
+            known = STATUS_EVENT.get(str(event.data.get("status")))
+            if known is not None:
+                self._events.put_nowait((known, event.at))
+
+    def _push(self, event: SourceEvent) -> None:
+        self._events.put_nowait((event, self._kit.clock.monotonic()))
+
+    def _enter(self, phase: SourcePhase, at: float) -> None:
+        self._phase = phase
+        self._entered.setdefault(phase, at)
+
+    async def _take(self, event: SourceEvent, at: float) -> None:
+        try:
+            phase, acts = source_step(self._phase, event)
+        except ConflictError:
+            log.info("vm %s: %s does not count in phase %s", self._vm, event, self._phase)
+            return
+        self._enter(phase, at)
+        for act in acts:
+            await self._do(act)
+
+    async def _do(self, act: Act) -> None:
+        machine = self._machine
+        if machine is None:
+            raise RuntimeError("a move acts only while it runs")
+        match act:
+            case Act.CONTINUE:
+                await machine.migrate_continue()
+            case Act.CLOSE_PORT:
+                await asyncio.gather(*(self._kit.network.close_port(tap) for tap in self._taps))
+            case Act.OPEN_PORT:
+                await self._each_tap(self._kit.network.open_port)
+            case Act.CANCEL:
+                await machine.migrate_cancel()
+            case Act.CONT:
+                await machine.cont()
+                await machine.announce()
+            case Act.ASK_VERDICT | Act.ABANDON:
+                if act is Act.ASK_VERDICT:
+                    self._on_sent()
+                    self._asking = asyncio.create_task(self._ask(), name=f"verdict-{self._vm}")
+                # ABANDON is the controller's and the caller's: they tell the destination once this end is certain.
+            case Act.QUIT:
+                pass  # the VM agent ends QEMU after the statistics were read
+
+    async def _each_tap(self, action: Callable[[str], Awaitable[None]]) -> None:
+        for tap in self._taps:
+            try:
+                await action(tap)
+            except SeraiError as error:
+                # The tap goes with QEMU; a crash that took both is reported by the crash itself.
+                log.warning("vm %s: port %s: %s", self._vm, tap, error)
+
+    async def _ask(self) -> None:
+        question = VerdictAsk(vm=self._vm, epoch=self._move.epoch, offer_id=self._move.offer_id)
+        while True:
+            try:
+                verdict = await self._kit.ask_verdict(self._move.destination, question)
+            except UnavailableError as error:
+                self.waits_for = f"{self._move.destination}'s journal: {error.info.message}"
+                log.warning("vm %s stays paused, waiting for %s", self._vm, self.waits_for)
+                await self._kit.clock.sleep(VERDICT_RETRY)
+                continue
+            self.waits_for = ""
+            if verdict.claim is Claim.COMMITTED:
+                self._push(SourceEvent.COMMITTED)
+                return
+            if verdict.claim in (Claim.ABANDONED, Claim.RELEASED):
+                self._reason = self._reason or verdict.reason or "the destination turned it down"
+                self._push(SourceEvent.ABANDONED)
+                return
+
+    async def _summary(self) -> VmMigrated:
+        committed = self._phase is SourcePhase.DONE
+        ended = self._kit.clock.monotonic()
+        try:
+            stats = await self._machine.migration_stats() if self._machine is not None else None
+        except SeraiError as error:
+            log.info("vm %s: QEMU's statistics of the move are gone: %s", self._vm, error)
+            stats = None
+        if stats is not None and not committed:
+            self._reason = self._reason or stats.error
+        marks = [(phase, at) for phase, at in self._entered.items() if phase in PHASE_NAMES]
+        phases = {}
+        for index, (phase, at) in enumerate(marks):
+            until = marks[index + 1][1] if index + 1 < len(marks) else self._entered.get(self._phase, ended)
+            phases[PHASE_NAMES[phase]] = round(max(0.0, until - at), 6)
+        return VmMigrated(
+            committed=committed,
+            reason="" if committed else self._reason or "QEMU ended the migration without a reason",
+            total_s=round(self._entered.get(self._phase, ended) - self._entered[SourcePhase.SETUP], 6),
+            downtime_ms=stats.downtime_ms if stats else 0.0,
+            rounds=stats.rounds if stats else 0,
+            bytes_sent=stats.ram_transferred if stats else 0,
+            phases=phases,
+        )

@@ -1,0 +1,138 @@
+"""Typed views on the journal: what a host remembers of its VMs, leases, pools and commands."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from serai.core import lease as rules
+from serai.host.journal import Journal
+from serai.schema.attach import Launch
+from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.messages import PoolOpen, Reply, dump
+from serai.schema.resource import Frozen, Name
+from serai.schema.vm import RestartPolicy, VmState
+
+COMMANDS_KEPT = 500
+"""Answers kept for repeats of a command id; the controller repeats within minutes, not thousands of commands."""
+
+
+class Incoming(Frozen):
+    """A move to this host that is not decided yet."""
+
+    offer_id: str
+    epoch: int
+    source: Name
+
+
+class Outgoing(Frozen):
+    """A move from this host that is not decided yet."""
+
+    offer_id: str
+    epoch: int
+    destination: Name
+    sent: bool = False
+    """All state was sent: only the destination's journal may let this VM go on here."""
+
+
+class VmRecord(Frozen):
+    """All that is needed to run, restart or adopt a VM without a controller."""
+
+    launch: Launch
+    epoch: int
+    restart: RestartPolicy
+    autostart: bool
+    autostart_order: int
+    state: VmState
+    reason: str = ""
+    since: str = ""
+    restarts: int = 0
+    wanted: bool = True
+    """It should run: false after a stop that was asked for, or the guest's own poweroff under its policy."""
+    incoming: Incoming | None = None
+    outgoing: Outgoing | None = None
+
+
+class Records:
+    """Reads and writes typed records. Every write is durable when it returns."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._commands: deque[str] = deque(journal.all("command"))
+
+    # --- VMs ---
+
+    def vm(self, vm: str) -> VmRecord | None:
+        data = self._journal.get("vm", vm)
+        return None if data is None else VmRecord.model_validate(data)
+
+    def vms(self) -> dict[str, VmRecord]:
+        return {key: VmRecord.model_validate(data) for key, data in self._journal.all("vm").items()}
+
+    def put_vm(self, record: VmRecord) -> None:
+        self._journal.append("vm", record.launch.vm, _json(record))
+
+    def forget_vm(self, vm: str) -> None:
+        self._journal.append("vm", vm, None)
+
+    # --- leases ---
+
+    def leases(self, vm: str | None = None) -> list[LeaseRecord]:
+        found = (LeaseRecord.model_validate(data) for data in self._journal.all("lease").values())
+        return sorted((row for row in found if vm is None or row.vm == vm), key=lambda row: row.epoch)
+
+    def claim(self, vm: str, epoch: int) -> Claim | None:
+        data = self._journal.get("lease", f"{vm}/{epoch}")
+        return None if data is None else LeaseRecord.model_validate(data).claim
+
+    def put_claim(self, record: LeaseRecord) -> None:
+        """The one place where a claim changes. Raises StaleError for a step that core.lease forbids."""
+        rules.step(self.claim(record.vm, record.epoch), record.claim)
+        self._journal.append("lease", f"{record.vm}/{record.epoch}", _json(record))
+
+    def may_run(self, vm: str) -> int | None:
+        return rules.may_run(self.leases(vm))
+
+    def prune_leases(self, vm: str) -> None:
+        """Forget final claims below the newest one: no command can name them any more."""
+        rows = self.leases(vm)
+        for row in rows[:-8]:
+            if row.claim in (Claim.ABANDONED, Claim.RELEASED):
+                self._journal.append("lease", f"{vm}/{row.epoch}", None)
+
+    # --- pools ---
+
+    def pools(self) -> dict[str, PoolOpen]:
+        return {key: PoolOpen.model_validate(data) for key, data in self._journal.all("pool").items()}
+
+    def put_pool(self, pool: PoolOpen) -> None:
+        self._journal.append("pool", pool.pool, _json(pool))
+
+    def forget_pool(self, pool: str) -> None:
+        self._journal.append("pool", pool, None)
+
+    # --- commands ---
+
+    def answer(self, command: str) -> Reply | None:
+        data = self._journal.get("command", command)
+        return None if data is None else Reply.model_validate(data)
+
+    def put_answer(self, command: str, reply: Reply) -> None:
+        self._journal.append("command", command, _json(reply))
+        self._commands.append(command)
+        while len(self._commands) > COMMANDS_KEPT:
+            self._journal.append("command", self._commands.popleft(), None)
+
+    def generation(self, key: str) -> int:
+        data = self._journal.get("generation", key)
+        return 0 if data is None else int(data["generation"])
+
+    def put_generation(self, key: str, generation: int) -> None:
+        if generation > self.generation(key):
+            self._journal.append("generation", key, {"generation": generation})
+
+
+def _json(model: Frozen) -> dict[str, object]:
+    import json
+
+    value: dict[str, object] = json.loads(dump(model))
+    return value

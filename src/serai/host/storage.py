@@ -1,0 +1,186 @@
+"""A host's pools, volumes and exports: what joins the storage drivers to the journal and to images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from serai.drivers.storage.base import Exporter, PoolDriver
+from serai.host.records import Records
+from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError, UnsupportedError
+from serai.schema.messages import (
+    PoolClose,
+    PoolOpen,
+    VolumeAdmit,
+    VolumeAdmitted,
+    VolumeDrop,
+    VolumeGrow,
+    VolumeMake,
+    VolumeRefuse,
+)
+from serai.schema.volume import ExportKind, PoolStatus
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[str, float | None], None]
+
+
+class HostStorage:
+    """`open_driver(pool)` names the concrete driver; `image_disk(image)` is (file, format) of a disk image's copy here."""
+
+    def __init__(
+        self,
+        *,
+        records: Records,
+        exporter: Exporter | None,
+        portal: str,
+        open_driver: Callable[[PoolOpen], PoolDriver],
+        image_disk: Callable[[str], tuple[Path, str]],
+    ) -> None:
+        self._records = records
+        self._exporter = exporter
+        self._portal = portal
+        self._open_driver = open_driver
+        self._image_disk = image_disk
+        self._pools: dict[str, PoolDriver] = {}
+
+    async def start(self) -> None:
+        """Open the pools of the journal again, and the target with what it exported."""
+        for pool in self._records.pools().values():
+            try:
+                await self._open(pool)
+            except SeraiError as error:
+                log.error("pool %s cannot be opened: %s", pool.pool, error)
+        if any(pool.export is ExportKind.ISCSI for pool in self._records.pools().values()):
+            await self._target().start()
+
+    async def check(self) -> None:
+        """Make the target what it should be; called every few seconds. A dead one is started again."""
+        if self._exporter is not None and any(p.export is ExportKind.ISCSI for p in self._records.pools().values()):
+            await self._exporter.check()
+
+    def _target(self) -> Exporter:
+        if self._exporter is None:
+            raise UnsupportedError(
+                "this host cannot export volumes over iSCSI: tgtd is not installed",
+                field="spec.export",
+                value="iscsi",
+                remedy="Install the package tgt there, or create the pool with export: none.",
+            )
+        return self._exporter
+
+    async def _open(self, pool: PoolOpen) -> PoolDriver:
+        driver = self._open_driver(pool)
+        await driver.open()
+        self._pools[pool.pool] = driver
+        return driver
+
+    def _pool(self, pool: str) -> PoolDriver:
+        found = self._pools.get(pool)
+        if found is None:
+            raise NotFoundError("the pool is not open on this host", field="pool", value=pool)
+        return found
+
+    # --- pools ---
+
+    async def open_pool(self, body: PoolOpen) -> PoolStatus:
+        """Open a pool here, now and after every restart."""
+        if body.path and not Path(body.path).is_absolute():
+            raise InvalidError(
+                "a pool's path is absolute", field="spec.path", value=body.path, remedy="Begin it with a slash."
+            )
+        if body.export is ExportKind.ISCSI:
+            await self._target().start()
+        await self._open(body)
+        self._records.put_pool(body)
+        return (await self.statuses())[body.pool]
+
+    async def close_pool(self, body: PoolClose) -> None:
+        """Forget a pool that is empty."""
+        driver = self._pools.get(body.pool)
+        if driver is not None and await driver.list_volumes():
+            raise ConflictError("the pool still has volumes", field="pool", value=body.pool, remedy="Delete them first.")
+        self._pools.pop(body.pool, None)
+        self._records.forget_pool(body.pool)
+
+    async def statuses(self) -> dict[str, PoolStatus]:
+        """Every pool's room, in bytes; one that cannot be read says why."""
+        found = {}
+        for pool, record in self._records.pools().items():
+            driver = self._pools.get(pool)
+            try:
+                if driver is None:
+                    driver = await self._open(record)
+                room = await driver.status()
+                volumes = await driver.list_volumes()
+            except SeraiError as error:
+                found[pool] = PoolStatus(state="failed", reason=str(error), path=record.path)
+                continue
+            found[pool] = PoolStatus(
+                state="ready",
+                path=str(driver.volume_path("0" * 12).parent),
+                total=room.total,
+                free=room.free,
+                committed=sum(volume.size for volume in volumes),
+                volumes=len(volumes),
+            )
+        return found
+
+    # --- volumes ---
+
+    async def make(self, body: VolumeMake, report: Report) -> None:
+        """Create a volume, empty, from an image or as a copy of another; one that is there whole already stays."""
+        driver = self._pool(body.pool)
+        present = {volume.id: volume for volume in await driver.list_volumes()}
+        if body.volume not in present:
+
+            def progress(done: int, total: int) -> None:
+                report("copy", done / total if total else None)
+
+            if body.image is not None:
+                file, file_format = self._image_disk(body.image)
+                await driver.create_from_image(body.volume, file, file_format, body.size, progress)
+            elif body.clone_of is not None:
+                await driver.clone_volume(body.clone_of, body.volume, progress)
+            else:
+                await driver.create_volume(body.volume, body.size)
+        if body.clone_of is not None:
+            await driver.grow_volume(body.volume, body.size)
+
+    async def drop(self, body: VolumeDrop) -> None:
+        """End its export and delete it; one that is gone is deleted already."""
+        if self._exports(body.pool):
+            await self._target().unexport(body.volume)
+        await self._pool(body.pool).delete_volume(body.volume)
+
+    async def grow(self, body: VolumeGrow) -> None:
+        """Make a volume, and its LUN, larger."""
+        await self._pool(body.pool).grow_volume(body.volume, body.size)
+        if self._exports(body.pool):
+            try:
+                await self._target().grow(body.volume)
+            except NotFoundError:
+                log.debug("volume %s is not exported: nobody has to be told of its size", body.volume)
+
+    async def admit(self, body: VolumeAdmit) -> VolumeAdmitted:
+        """Export the volume if it is not yet, and let one lease epoch in."""
+        target = self._target()
+        export = await target.export(body.volume, self._pool(body.pool).volume_path(body.volume))
+        await target.admit(body.volume, body.admission)
+        return VolumeAdmitted(portal=self._portal, target=export.target_iqn, lun=export.lun)
+
+    async def refuse(self, body: VolumeRefuse) -> None:
+        """Fence one lease epoch. A volume that is not exported has nobody to refuse."""
+        try:
+            await self._target().refuse(body.volume, body.initiator)
+        except NotFoundError:
+            log.debug("volume %s is not exported: %s holds nothing", body.volume, body.initiator)
+
+    def _exports(self, pool: str) -> bool:
+        record = self._records.pools().get(pool)
+        return record is not None and record.export is ExportKind.ISCSI
+
+    def disk_path(self, pool: str, volume: str) -> Path:
+        """Where a volume is as a file on this host."""
+        return self._pool(pool).volume_path(volume)

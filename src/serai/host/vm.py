@@ -1,0 +1,290 @@
+"""The VM agent: supervises one VM on this host. It is an actor inside the host agent's process.
+
+Whatever changes the VM goes through here, one action at a time (`_lock`). `_follow` is the one setter of its state: it
+asks core.lifecycle's table, writes the record, logs and reports. QEMU's own end comes in through `_watch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from serai.core.lifecycle import SETTLED, End, VmEvent, after_end, classify_end, follow
+from serai.drivers.hypervisor.base import ExitInfo, Machine, MachineEvent, RunState
+from serai.host.kit import Kit
+from serai.host.placing import place
+from serai.host.records import VmRecord
+from serai.schema.errors import ConflictError, SeraiError, StaleError
+from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.messages import VmStart
+from serai.schema.vm import VmReport, VmState
+
+log = logging.getLogger(__name__)
+
+ALIVE = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.MIGRATING, VmState.STOPPING})
+
+
+class VmAgent:
+    """One VM on this host. `record` is always what the journal holds."""
+
+    def __init__(self, kit: Kit, record: VmRecord, machine: Machine | None = None) -> None:
+        self._kit = kit
+        self.record = record
+        self.machine = machine
+        self.lock = asyncio.Lock()
+        self._asked_to_end = False
+        self._gone = asyncio.Event()
+        self._running_since: float | None = None
+        self.guest_agent = False
+        self.on_gone: Callable[[End], None] | None = None
+        if machine is not None:
+            self.attach(machine)
+        else:
+            self._gone.set()
+
+    @property
+    def vm(self) -> str:
+        return self.record.launch.vm
+
+    @property
+    def state(self) -> VmState:
+        return self.record.state
+
+    # --- state ---
+
+    def update(self, **changes: Any) -> None:
+        """Change the record, durably."""
+        self.record = self.record.model_copy(update=changes)
+        self._kit.records.put_vm(self.record)
+
+    def follow(self, event: VmEvent, reason: str = "", **changes: Any) -> None:
+        """One step of the lifecycle table. Raises ConflictError when there is no such step; then nothing changes."""
+        after = follow(self.state, event)
+        if after is not self.state:
+            log.info("vm %s (%s): %s -> %s on %s %s", self.record.launch.name, self.vm, self.state, after, event, reason)
+            changes["since"] = self._kit.clock.now().isoformat()
+        self.update(state=after, reason=reason, **changes)
+        self.report()
+
+    def report(self) -> None:
+        """Say on the VM's own subject what it is."""
+        self._kit.report(self.current_report())
+
+    def current_report(self) -> VmReport:
+        since = self.record.since or self._kit.clock.now().isoformat()
+        return VmReport.model_validate(
+            {
+                "vm": self.vm,
+                "host": self._kit.host,
+                "epoch": self.record.epoch,
+                "state": self.state,
+                "reason": self.record.reason,
+                "since": since,
+                "pid": self.machine.pid if self.machine is not None and not self._gone.is_set() else None,
+                "accel": self.record.launch.accel,
+                "generation": self.record.launch.generation,
+                "guest_agent": self.guest_agent,
+                "restarts": self.record.restarts,
+                "sequence": int(self._kit.clock.now().timestamp() * 1_000_000),
+            }
+        )
+
+    # --- QEMU's process ---
+
+    def attach(self, machine: Machine) -> None:
+        """Watch this QEMU from now on."""
+        self.machine = machine
+        self._gone.clear()
+        self._asked_to_end = False
+        machine.subscribe(self._on_event)
+        self._kit.tasks.start(self._watch(machine))
+
+    def _on_event(self, event: MachineEvent) -> None:
+        if event.name == "BLOCK_IO_ERROR" and event.data.get("action") == "stop" and self.state is VmState.RUNNING:
+            self.follow(VmEvent.IO_ERROR, f"paused: I/O error on {event.data.get('device') or event.data.get('node-name')}")
+        elif event.name == "VSERPORT_CHANGE":
+            self.guest_agent = bool(event.data.get("open"))
+
+    async def _watch(self, machine: Machine) -> None:
+        exit_info = await machine.ended()
+        await machine.close()
+        self._gone.set()
+        await self.on_end(exit_info)
+
+    async def on_end(self, exit_info: ExitInfo) -> None:
+        """QEMU is gone: end in the right state with a reason, and do what the restart policy says."""
+        end = classify_end(
+            code=exit_info.code,
+            signal=exit_info.signal,
+            shutdown=exit_info.shutdown,
+            asked=self._asked_to_end,
+            log_tail=exit_info.log_tail,
+        )
+        if self.on_gone is not None and (self.record.incoming is not None or self.record.outgoing is not None):
+            self.on_gone(end)  # the move's own table decides what this means
+            return
+        if self.state in (VmState.DEFINED, VmState.STOPPED, VmState.CRASHED):
+            return
+        self.ended(end)
+
+    def ended(self, end: End) -> None:
+        """Record the end and plan a restart where the policy wants one."""
+        asked = self._asked_to_end or not self.record.wanted
+        restarts = 0 if self._settled() else self.record.restarts
+        delay = after_end(self.record.restart, end, asked=asked, restarts=restarts)
+        self.follow(end.event, end.reason, wanted=delay is not None, restarts=restarts)
+        if delay is not None:
+            self._kit.tasks.start(self._restart_later(delay, end.reason))
+
+    def _settled(self) -> bool:
+        return self._running_since is not None and self._kit.clock.monotonic() - self._running_since > SETTLED
+
+    async def _restart_later(self, delay: float, reason: str) -> None:
+        await self._kit.clock.sleep(delay)
+        async with self.lock:
+            if not self.record.wanted or self.state not in (VmState.STOPPED, VmState.CRASHED):
+                return
+            self.update(restarts=self.record.restarts + 1)
+            await self.run_again(f"restarted after: {reason}")
+
+    # --- what may be asked ---
+
+    async def start(self, body: VmStart) -> VmReport:
+        """Start afresh under `body.epoch`; a VM that runs under it already is left as it is."""
+        async with self.lock:
+            if self.state in ALIVE and self.record.epoch == body.epoch:
+                return self.current_report()
+            self._take_epoch(body.epoch)
+            self.update(
+                launch=body.launch,
+                epoch=body.epoch,
+                restart=body.restart,
+                autostart=body.autostart,
+                autostart_order=body.autostart_order,
+                restarts=0,
+                wanted=True,
+            )
+            await self.run_again("")
+            return self.current_report()
+
+    def _take_epoch(self, epoch: int) -> None:
+        claim = self._kit.records.claim(self.vm, epoch)
+        if claim in (Claim.HELD, Claim.COMMITTED):
+            return
+        self._kit.records.put_claim(LeaseRecord(vm=self.vm, epoch=epoch, claim=Claim.HELD))
+
+    async def run_again(self, reason: str) -> None:
+        """Start QEMU from the record. The caller holds the lock. Raises what keeps it from starting, state recorded."""
+        epoch = self._kit.records.may_run(self.vm)
+        if epoch is None or epoch != self.record.epoch:
+            raise StaleError(f"this host may not run VM {self.record.launch.name} (lease epoch {self.record.epoch})")
+        self.follow(VmEvent.START, reason)
+        try:
+            async with place(self._kit, self.record.launch, open_ports=True) as placing:
+                machine = await self._kit.hypervisor.start(self.record.launch, placing, incoming=False, paused=True)
+            self.attach(machine)
+            await machine.cont()
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            await self._kill()
+            self.follow(VmEvent.START_FAILED, f"could not start: {error}", wanted=False)
+            raise
+        self._running_since = self._kit.clock.monotonic()
+        self.follow(VmEvent.RUNS, reason)
+        for vnic in self.record.launch.vnics:
+            await self._kit.network.announce(vnic)
+
+    async def _kill(self) -> None:
+        if self.machine is not None and not self._gone.is_set():
+            self._asked_to_end = True
+            await self.machine.kill()
+            await self._gone.wait()
+
+    async def stop(self, *, force: bool, timeout: float) -> VmReport:
+        """ACPI power button, then by force after `timeout` seconds. One that is down already stays down."""
+        async with self.lock:
+            if self.state is VmState.MIGRATING or self.record.incoming is not None:
+                follow(VmState.MIGRATING, VmEvent.STOP)
+            if self.machine is None or self._gone.is_set():
+                if self.state in (VmState.STOPPED, VmState.CRASHED):
+                    self.follow(VmEvent.STOP, "stopped", wanted=False)
+                return self.current_report()
+            self._asked_to_end = True
+            was_paused = self.state is VmState.PAUSED
+            self.follow(VmEvent.STOP, "shutting down", wanted=False)
+            if not force:
+                await self._ask_guest(self.machine, was_paused, timeout)
+            if not self._gone.is_set():
+                await self.machine.quit(timeout=5.0)
+                await self._gone.wait()
+            while self.state is VmState.STOPPING:
+                await asyncio.sleep(0)
+            return self.current_report()
+
+    async def _ask_guest(self, machine: Machine, was_paused: bool, timeout: float) -> None:
+        try:
+            if was_paused:
+                await machine.cont()
+            await machine.powerdown()
+            await asyncio.wait_for(self._gone.wait(), timeout)
+        except TimeoutError:
+            log.info("vm %s did not shut down within %g s: ending it by force", self.record.launch.name, timeout)
+        except SeraiError as error:
+            log.info("vm %s cannot be asked to shut down (%s): ending it by force", self.record.launch.name, error)
+
+    async def signal(self, event: VmEvent) -> VmReport:
+        """Pause, resume or reset."""
+        async with self.lock:
+            follow(self.state, event)  # refuses before anything is done
+            machine = self.live_machine()
+            match event:
+                case VmEvent.PAUSE:
+                    await machine.stop()
+                case VmEvent.RESUME:
+                    await machine.cont()
+                case VmEvent.RESET:
+                    await machine.reset()
+                case _:
+                    raise ValueError(f"{event} is no signal")
+            self.follow(event)
+            return self.current_report()
+
+    def live_machine(self) -> Machine:
+        """The running QEMU. Raises ConflictError when there is none."""
+        if self.machine is None or self._gone.is_set():
+            raise ConflictError(
+                f"VM {self.record.launch.name} is not running here", field="state", value=self.state, remedy="Start it."
+            )
+        return self.machine
+
+    async def end_qemu(self) -> None:
+        """End QEMU for good, whatever it does; used once the VM is known to live elsewhere, or to be deleted."""
+        self._asked_to_end = True
+        if self.machine is not None and not self._gone.is_set():
+            await self.machine.quit(timeout=2.0)
+            await self._gone.wait()
+
+    @property
+    def gone(self) -> asyncio.Event:
+        """Set while no QEMU of this VM is on this host."""
+        return self._gone
+
+    async def settle_run_state(self) -> None:
+        """After adoption: make the record say what QEMU is doing. Raises SeraiError if QEMU does not answer."""
+        if self.machine is None:
+            return
+        state = await self.machine.run_state()
+        self._running_since = self._kit.clock.monotonic()
+        if state is RunState.RUNNING:
+            wanted = VmState.RUNNING
+        elif self.state is VmState.STARTING:
+            await self.machine.cont()  # started by an agent that died before it could say so
+            wanted = VmState.RUNNING
+        else:
+            wanted = VmState.PAUSED
+        if self.state is not wanted:
+            self.update(state=wanted, reason=f"found {state} by a restarted agent", since=self._kit.clock.now().isoformat())
+        self.report()

@@ -1,0 +1,189 @@
+"""A host's table of VM agents: commands find their VM here, and a restarted agent adopts what still runs.
+
+At start, for each VM of the journal: a QEMU that lives is adopted through its QMP socket; one that is gone ended while
+nobody watched (a crash), unless the machine itself was rebooted, when autostart decides, in order.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from serai.core.lifecycle import End, VmEvent
+from serai.host.kit import Kit
+from serai.host.moves import Moves
+from serai.host.records import VmRecord
+from serai.host.vm import ALIVE, VmAgent
+from serai.schema.errors import NotFoundError, SeraiError
+from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.messages import VmConfigure, VmConfigured, VmRelease, VmStart
+from serai.schema.vm import VmReport, VmState
+
+log = logging.getLogger(__name__)
+
+
+def machine_boot_id() -> str:
+    """The kernel's id of this boot: a new one after each reboot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+class Vms:
+    """All VMs of this host."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit = kit
+        self.agents: dict[str, VmAgent] = {}
+        self.moves = Moves(kit, self.agents)
+
+    def agent(self, vm: str) -> VmAgent:
+        """The agent of a VM. Raises NotFoundError when the VM is not on this host."""
+        found = self.agents.get(vm)
+        if found is None:
+            raise NotFoundError(f"the VM is not on {self._kit.host}", field="vm", value=vm)
+        return found
+
+    def reports(self) -> list[VmReport]:
+        return [agent.current_report() for agent in self.agents.values()]
+
+    # --- start of the agent ---
+
+    async def take_over(self, *, rebooted: bool) -> None:
+        """Adopt what runs, settle what ended meanwhile, take up moves, and autostart after a reboot."""
+        for vm, record in self._kit.records.vms().items():
+            try:
+                machine = await self._kit.hypervisor.adopt(vm, self._kit.paths.vm_run(vm))
+            except SeraiError as error:
+                log.error("vm %s: QEMU is there but does not answer: %s", record.launch.name, error)
+                continue
+            agent = VmAgent(self._kit, record, machine)
+            self.agents[vm] = agent
+            await self._settle(agent, rebooted=rebooted)
+        if rebooted:
+            await self._autostart()
+
+    async def _settle(self, agent: VmAgent, *, rebooted: bool) -> None:
+        record = agent.record
+        if record.incoming is not None or record.outgoing is not None:
+            await self.moves.take_up(agent)
+        elif agent.machine is not None:
+            if self._kit.records.may_run(agent.vm) is None:
+                log.error("vm %s runs here without a lease: ending it", record.launch.name)
+                await agent.end_qemu()
+            else:
+                await agent.settle_run_state()
+        elif agent.state in ALIVE or agent.state is VmState.STARTING:
+            if rebooted:
+                agent.follow(VmEvent.CRASHED, "its host was rebooted", restarts=0)
+            else:
+                agent.ended(End(VmEvent.CRASHED, "QEMU ended while no agent watched it", failure=True))
+
+    async def _autostart(self) -> None:
+        waiting = [a for a in self.agents.values() if a.record.autostart and a.record.wanted and a.gone.is_set()]
+        for agent in sorted(waiting, key=lambda found: (found.record.autostart_order, found.record.launch.name)):
+            if agent.record.incoming is not None or agent.record.outgoing is not None:
+                continue
+            try:
+                async with agent.lock:
+                    await agent.run_again("started after its host's reboot")
+            except SeraiError as error:
+                log.error("vm %s could not be started after the reboot: %s", agent.record.launch.name, error)
+
+    # --- commands ---
+
+    async def start(self, body: VmStart) -> VmReport:
+        agent = self.agents.get(body.launch.vm)
+        if agent is None:
+            agent = self._new(body)
+        return await agent.start(body)
+
+    def _new(self, body: VmStart) -> VmAgent:
+        record = VmRecord(
+            launch=body.launch,
+            epoch=body.epoch,
+            restart=body.restart,
+            autostart=body.autostart,
+            autostart_order=body.autostart_order,
+            state=VmState.DEFINED,
+            wanted=True,
+        )
+        self._kit.records.put_vm(record)
+        agent = VmAgent(self._kit, record)
+        self.agents[body.launch.vm] = agent
+        return agent
+
+    async def release(self, body: VmRelease) -> None:
+        """Give up `epoch` and all lower ones: end QEMU, forget the VM. Idempotent."""
+        agent = self.agents.get(body.vm)
+        if agent is not None and agent.record.epoch <= body.epoch:
+            async with agent.lock:
+                agent.update(wanted=False)
+                await agent.end_qemu()
+            del self.agents[body.vm]
+            self._kit.records.forget_vm(body.vm)
+        for row in self._kit.records.leases(body.vm):
+            if row.epoch <= body.epoch and row.claim in (Claim.HELD, Claim.COMMITTED):
+                self._kit.records.put_claim(row.model_copy(update={"claim": Claim.RELEASED, "reason": body.reason}))
+        if self._kit.records.claim(body.vm, body.epoch) is None:
+            self._kit.records.put_claim(
+                LeaseRecord(vm=body.vm, epoch=body.epoch, claim=Claim.RELEASED, reason=body.reason)
+            )
+
+    async def configure(self, body: VmConfigure) -> VmConfigured:
+        """Bring a running VM to `body.launch` as far as it goes live; keep the launch for the next start."""
+        agent = self.agent(body.launch.vm)
+        async with agent.lock:
+            before = agent.record.launch
+            applied, pending = [], []
+            for name, action in self._changes(agent, body).items():
+                try:
+                    await action()
+                    applied.append(name)
+                except SeraiError as error:
+                    pending.append(f"{name}: {error.info.message}")
+            agent.update(
+                # What QEMU was really started with keeps its generation until all is applied.
+                launch=body.launch if not pending else body.launch.model_copy(update={"generation": before.generation}),
+                restart=body.restart,
+                autostart=body.autostart,
+                autostart_order=body.autostart_order,
+            )
+            agent.report()
+            return VmConfigured(applied=applied, pending=pending)
+
+    def _changes(self, agent: VmAgent, body: VmConfigure) -> dict[str, Any]:
+        before, after = agent.record.launch, body.launch
+        if agent.gone.is_set():
+            return {}
+        machine = agent.live_machine()
+        changes: dict[str, Any] = {}
+        if after.cpus != before.cpus:
+            changes["cpus"] = lambda: machine.set_cpus(after.cpus)
+        if after.memory != before.memory:
+            changes["memory"] = lambda: machine.set_memory(after.memory)
+        old_disks = {disk.index: disk for disk in before.disks}
+        new_disks = {disk.index: disk for disk in after.disks}
+        for index in sorted(old_disks.keys() - new_disks.keys()):
+            changes[f"disk {index} removed"] = lambda index=index: machine.detach_disk(index)
+        for index in sorted(new_disks.keys() - old_disks.keys()):
+            changes[f"disk {index} added"] = lambda disk=new_disks[index]: machine.attach_disk(disk, self._path(disk))
+        for index in sorted(new_disks.keys() & old_disks.keys()):
+            if new_disks[index].size > old_disks[index].size:
+                changes[f"disk {index} grown"] = lambda disk=new_disks[index]: machine.block_grow(disk.index, disk.size)
+        old_vnics = {vnic.index: vnic for vnic in before.vnics}
+        new_vnics = {vnic.index: vnic for vnic in after.vnics}
+        for index in sorted(old_vnics.keys() - new_vnics.keys()):
+            changes[f"vnic {index} removed"] = lambda index=index: machine.detach_vnic(index)
+        for index in sorted(new_vnics.keys() - old_vnics.keys()):
+            changes[f"vnic {index} added"] = lambda vnic=new_vnics[index]: self._plug_vnic(agent, vnic)
+        return changes
+
+    async def _plug_vnic(self, agent: VmAgent, vnic: Any) -> None:
+        tap = await self._kit.network.create_tap(vnic, open_port=True)
+        try:
+            await agent.live_machine().attach_vnic(vnic, tap.fd)
+        finally:
+            tap.close()
+
+    def _path(self, disk: Any) -> Path | None:
+        return self._kit.disk_path(disk.source.pool, disk.source.volume) if disk.source.kind == "file" else None

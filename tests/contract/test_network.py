@@ -1,0 +1,88 @@
+"""The network contract: the bridge driver in a namespace of its own, and the fake."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Interface
+
+import pytest
+
+from serai.drivers.network.base import NetworkDriver
+from serai.drivers.network.fake import FakeNetwork
+from serai.drivers.network.links import BridgeNetwork
+from serai.lib import namespace, netlink
+from serai.lib.ids import new_id
+from serai.schema.attach import VnicAttachment
+from serai.schema.errors import HostError, NotFoundError, SeraiError
+
+VNIC = VnicAttachment(
+    index=0, mac="52:54:00:00:00:01", bridge="br-lan", tap="sv0123456789-0", ips=[IPv4Interface("10.9.0.100/24")]
+)
+
+
+@pytest.fixture(params=["fake", "real"])
+async def network(request: pytest.FixtureRequest) -> AsyncIterator[NetworkDriver]:
+    if request.param == "fake":
+        yield FakeNetwork(bridges=())
+        return
+    name = f"serai-test-{new_id()[:6]}"
+    await namespace.create(name)
+    try:
+        driver = BridgeNetwork(netns=name)
+        await driver.start()
+        try:
+            yield driver
+        finally:
+            await driver.close()
+    finally:
+        await namespace.delete(name)
+
+
+async def test_a_tap_lives_as_long_as_its_descriptor(network: NetworkDriver) -> None:
+    await network.ensure_bridge("br-lan", 1500)
+    tap = await network.create_tap(VNIC, open_port=False)
+    assert await network.list_taps() == [VNIC.tap]
+    tap.close()
+    tap.close()
+    assert await network.list_taps() == []
+
+
+async def test_a_port_opens_and_closes(network: NetworkDriver) -> None:
+    await network.ensure_bridge("br-lan", 1500)
+    await network.ensure_bridge("br-lan", 1500)
+    tap = await network.create_tap(VNIC, open_port=False)
+    try:
+        assert not await _is_open(network, VNIC.tap)
+        await network.open_port(VNIC.tap)
+        assert await _is_open(network, VNIC.tap)
+        await network.close_port(VNIC.tap)
+        assert not await _is_open(network, VNIC.tap)
+        await network.announce(VNIC)
+    finally:
+        tap.close()
+
+
+async def _is_open(network: NetworkDriver, tap: str) -> bool:
+    if isinstance(network, FakeNetwork):
+        return network.ports[tap]
+    (name,) = namespace.names("serai-test-")
+    return (await namespace.in_netns(name, netlink.links))[tap].up
+
+
+async def test_a_bridge_that_is_missing_is_named(network: NetworkDriver) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        await network.create_tap(VNIC, open_port=True)
+    assert caught.value.info.value == "br-lan"
+    assert await network.list_taps() == []
+    with pytest.raises(HostError):
+        await network.announce(VNIC)
+
+
+async def test_a_tap_that_is_taken_is_refused(network: NetworkDriver) -> None:
+    await network.ensure_bridge("br-lan", 1500)
+    tap = await network.create_tap(VNIC, open_port=True)
+    try:
+        with pytest.raises(SeraiError):
+            await network.create_tap(VNIC, open_port=True)
+    finally:
+        tap.close()
