@@ -18,6 +18,7 @@ from typing import Protocol
 
 import pytest
 
+from serai.drivers.hypervisor import record
 from serai.drivers.hypervisor.base import Hypervisor, Machine, MachineEvent, MigrationSetup, Placing, RunState
 from serai.drivers.hypervisor.fake import FakeHypervisor, FakeMachine, FakeWorld
 from serai.drivers.hypervisor.machine import QemuMachine
@@ -35,8 +36,8 @@ SLOW = MigrationSetup(capabilities=CAPABILITIES, downtime_limit_ms=1, bandwidth_
 SAY_READY = "baf803 b052 ee"  # mov dx, 0x3f8; mov al, 'R'; out dx, al
 POWER_OFF = "ba0406 b80020 ef f4 ebfd"  # out 0x604, 0x2000: ACPI's S5; hlt; jmp
 GUESTS = {
-    # out 0x602, 0x100 (enable the power button); sti; hlt; in ax, 0x600; test ah, 1; jz to hlt; then power off
-    "button": f"{SAY_READY} ba0206 b80001 ef fb f4 ba0006 ed f6c401 74f4 {POWER_OFF}",
+    # out 0x602, 0x100 (enable the power button); say so; sti; hlt; in ax, 0x600; test ah, 1; jz to hlt; then power off
+    "button": f"ba0206 b80001 ef {SAY_READY} fb f4 ba0006 ed f6c401 74f6 {POWER_OFF}",
     "off": f"{SAY_READY} {POWER_OFF}",
     "panic": f"{SAY_READY} ba0505 b001 ee f4 ebfd",  # pvpanic's port
 }
@@ -131,11 +132,12 @@ class QemuBench:
         """Its boot sector does."""
 
     async def close(self) -> None:
-        for record in self.folder.glob("*/*/runtime.json"):
-            machine = await self.one.adopt(record.parent.name, record.parent)
-            if machine is not None:
-                await machine.kill()
-                await machine.close()
+        # A test that failed may have left some, and still hold their connections.
+        for folder in self.folder.glob("*/*/"):
+            runtime = record.read(folder)
+            process = None if runtime is None else record.find(runtime)
+            if process is not None:
+                await process.kill()
 
 
 def make_launch(machine: str) -> Launch:
