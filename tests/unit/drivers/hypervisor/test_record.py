@@ -1,0 +1,68 @@
+"""A recorded process is found again, and a stranger is not taken for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from serai.drivers.hypervisor import record
+from serai.drivers.hypervisor.record import Runtime
+from serai.lib.process import spawn
+from serai.schema.attach import Disk, IscsiDisk, Launch
+
+VM = "0123456789ab"
+
+
+def launch() -> Launch:
+    source = IscsiDisk(
+        volume="00000000000b", portal="h:3260", target="t", lun=1, initiator="i", user="u", password=SecretStr("secret")
+    )
+    return Launch(
+        vm=VM,
+        name="t",
+        generation=1,
+        machine="pc-q35-10.0",
+        accel="tcg",
+        cpus=1,
+        max_cpus=1,
+        memory=1 << 25,
+        uuid="6f9619ff-8b86-d011-b42d-00c04fc964ff",
+        disks=[Disk(index=0, name="d", size=512, source=source)],
+    )
+
+
+async def test_found_while_it_lives(tmp_path: Path) -> None:
+    argv = ["sh", "-c", "kill -STOP $$", f"guest={VM}"]
+    child = await spawn(argv)
+    try:
+        runtime = Runtime(child.pid, record.start_time(child.pid), record.argv_hash(argv), launch(), tmp_path, ())
+        record.write(tmp_path, runtime)
+        assert (tmp_path / record.FILE).stat().st_mode & 0o777 == 0o600
+        again = record.read(tmp_path)
+        assert again == runtime
+        found = record.find(runtime)
+        assert found is not None
+        assert found.pid == child.pid
+        assert record.find(dataclasses.replace(runtime, start_time=runtime.start_time + 1)) is None
+        assert record.find(dataclasses.replace(runtime, argv_hash=record.argv_hash(["other"]))) is None
+    finally:
+        await child.kill()
+    assert record.find(runtime) is None
+
+
+def test_no_record(tmp_path: Path) -> None:
+    assert record.read(tmp_path) is None
+    assert record.log_tail(tmp_path) == ""
+
+
+def test_clear_leaves_the_log_and_a_successor(tmp_path: Path) -> None:
+    runtime = Runtime(10, 1, "", launch(), None, ())
+    record.write(tmp_path, runtime)
+    (tmp_path / record.LOG).write_text("x" * 5000 + "the end")
+    record.clear(tmp_path, 11)
+    assert record.read(tmp_path) is not None
+    record.clear(tmp_path, 10)
+    assert record.read(tmp_path) is None
+    assert record.log_tail(tmp_path, 9) == "xxthe end"
