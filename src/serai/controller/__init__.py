@@ -1,0 +1,1 @@
+"""The controller: API, desired state, placement, long jobs. It meets hosts on the bus and clients over HTTP."""
