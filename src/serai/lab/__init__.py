@@ -1,0 +1,1 @@
+"""Several hosts on one machine: namespaces, links, probes, guest workloads."""

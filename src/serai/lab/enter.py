@@ -1,0 +1,36 @@
+"""Programs inside a node of a lab: its network namespace, and for a host its mount namespace with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+from serai.lab.state import LabFolder, LabState
+from serai.lib import namespace
+from serai.schema.errors import NotFoundError, UnsupportedError
+
+
+def prefix(folder: LabFolder, state: LabState, node: str) -> list[str]:
+    """What to put before a program's argv so that it runs in the node. Raises NotFoundError."""
+    plan = state.plan
+    if node not in plan.nodes:
+        raise NotFoundError(
+            "the lab has no such node", field="node", value=node, remedy=f"Choose one of {', '.join(plan.nodes)}."
+        )
+    return namespace.enter_argv(plan.netns(node), folder.pin(node) if node in plan.hosts else None)
+
+
+def enter(name: str, node: str, argv: Sequence[str]) -> NoReturn:
+    """Become the program `argv` in the node of the lab; its exit code and its input and output are ours.
+
+    Raises NotFoundError, and UnsupportedError if nsenter is missing; a program that is missing there ends with 127.
+    """
+    folder = LabFolder.of(name)
+    line = [*prefix(folder, folder.load(), node), *argv]
+    try:
+        os.execvp(line[0], line)  # noqa: S606 - to become it is the point: no shell is meant
+    except FileNotFoundError as error:
+        raise UnsupportedError(
+            "nsenter is not installed", field="program", value=line[0], remedy="Install util-linux."
+        ) from error
