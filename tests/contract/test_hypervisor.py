@@ -18,7 +18,7 @@ from typing import Protocol
 
 import pytest
 
-from serai.drivers.hypervisor import record
+from serai.drivers.hypervisor import qmp, record
 from serai.drivers.hypervisor.base import Hypervisor, Machine, MachineEvent, MigrationSetup, Placing, RunState
 from serai.drivers.hypervisor.fake import FakeHypervisor, FakeMachine, FakeWorld
 from serai.drivers.hypervisor.machine import QemuMachine
@@ -63,6 +63,12 @@ class Bench(Protocol):
 
     def kill_from_outside(self, machine: Machine) -> None: ...
 
+    def silence(self, machine: Machine) -> None:
+        """QEMU answers no more, and is not dead."""
+        ...
+
+    def wake(self, machine: Machine) -> None: ...
+
     def guest_ends(self, machine: Machine, reason: str) -> None:
         """The guest does so by itself, if it has not been started to."""
         ...
@@ -89,6 +95,14 @@ class FakeBench:
     def kill_from_outside(self, machine: Machine) -> None:
         assert isinstance(machine, FakeMachine)
         machine.process.end(by_signal=signal.SIGKILL)
+
+    def silence(self, machine: Machine) -> None:
+        assert isinstance(machine, FakeMachine)
+        machine.process.silent = True
+
+    def wake(self, machine: Machine) -> None:
+        assert isinstance(machine, FakeMachine)
+        machine.process.silent = False
 
     def guest_ends(self, machine: Machine, reason: str) -> None:
         assert isinstance(machine, FakeMachine)
@@ -127,6 +141,12 @@ class QemuBench:
 
     def kill_from_outside(self, machine: Machine) -> None:
         os.kill(machine.pid, signal.SIGKILL)
+
+    def silence(self, machine: Machine) -> None:
+        os.kill(machine.pid, signal.SIGSTOP)
+
+    def wake(self, machine: Machine) -> None:
+        os.kill(machine.pid, signal.SIGCONT)
 
     def guest_ends(self, machine: Machine, reason: str) -> None:
         """Its boot sector does."""
@@ -285,6 +305,21 @@ async def test_killed(bench: Bench) -> None:
     assert (info.code, info.signal, info.shutdown) == (None, signal.SIGKILL, None)
     with pytest.raises(UnavailableError):
         await machine.run_state()
+    await machine.close()
+
+
+async def test_silence_is_not_death(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = await started(bench)
+    monkeypatch.setattr(qmp, "COMMAND_TIMEOUT", 0.05)
+    bench.silence(machine)
+    with pytest.raises(UnavailableError):
+        await machine.run_state()
+    monkeypatch.undo()
+    bench.wake(machine)
+    assert await machine.run_state() is RunState.PRELAUNCH
+    bench.silence(machine)
+    await machine.quit(0.05)
+    assert (await machine.ended()).signal == signal.SIGKILL
     await machine.close()
 
 

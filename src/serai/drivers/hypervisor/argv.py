@@ -43,6 +43,8 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 SERIAL_SLOT, RNG_SLOT, SEED_SLOT = 0x02, 0x03, 0x1D
 FIXED_DISK_SLOT, FIXED_VNIC_SLOT = 0x05, 0x11
 STANDARD_MTU = 1500
+QUEUES_MAX = 4
+"""Of a disk; each costs memory and a little of a migration's last state."""
 
 Json = dict[str, Any]
 
@@ -181,7 +183,7 @@ def _disk(launch: Launch, disk: Disk, handles: Handles) -> list[str]:
         argv += ["-add-fd", f"fd={descriptor},set={fd_set(disk.index)}"]
         protocol = file_node(disk.index, fd_set(disk.index))
     argv += ["-blockdev", _json(protocol), "-blockdev", _json(format_node(disk.index))]
-    return [*argv, "-device", _text(disk_device(launch.machine, disk))]
+    return [*argv, "-device", _text(disk_device(launch, disk))]
 
 
 def _seed(launch: Launch, handles: Handles) -> list[str]:
@@ -239,20 +241,25 @@ def format_node(index: int) -> Json:
     return {"driver": "raw", "node-name": f"disk{index}", "file": f"disk{index}-file", "discard": "unmap"}
 
 
-def disk_device(machine: str, disk: Disk) -> Json:
-    """The device. An I/O error stops the machine: the guest sees none while the storage is being brought back."""
+def disk_device(launch: Launch, disk: Disk) -> Json:
+    """The device. An I/O error stops the machine: the guest sees none while the storage is being brought back.
+
+    Left to itself QEMU makes a queue for each vCPU of that moment, and two ends of a migration would differ once a vCPU
+    had been plugged in. So the number comes from what never changes while the machine runs.
+    """
     device: Json = {
-        "driver": _virtio(machine, "blk"),
+        "driver": _virtio(launch.machine, "blk"),
         "id": f"disk{disk.index}-dev",
         "drive": f"disk{disk.index}",
         "werror": "stop",
         "rerror": "stop",
+        "num-queues": min(launch.max_cpus, QUEUES_MAX),
         "bootindex": disk.index + 1,
     }
     if disk.serial:
         # What virtio-blk can carry.
         device["serial"] = disk.serial[:20]
-    return device | _place(machine, "disk", disk.index, FIXED_DISK_SLOT)
+    return device | _place(launch.machine, "disk", disk.index, FIXED_DISK_SLOT)
 
 
 def vnic_device(machine: str, vnic: VnicAttachment) -> Json:

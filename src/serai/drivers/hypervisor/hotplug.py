@@ -61,7 +61,7 @@ async def attach_disk(qmp: Qmp, launch: Launch, disk: Disk, path: Path | None) -
         undo.push("protocol node", lambda: qmp.execute("blockdev-del", {"node-name": f"{node}-file"}))
         await qmp.execute("blockdev-add", argv.format_node(disk.index))
         undo.push("format node", lambda: qmp.execute("blockdev-del", {"node-name": node}))
-        device = argv.disk_device(launch.machine, disk)
+        device = argv.disk_device(launch, disk)
         await qmp.execute("device_add", device)
         undo.keep()
     return launch.model_copy(update={"disks": [*launch.disks, disk]})

@@ -73,10 +73,14 @@ class QemuMachine:
             if not connecting.done():
                 raise UnavailableError(f"QEMU of VM {self.vm} ended before it answered")
             await connecting
+        except BaseException:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            await self._qmp.close()
+            raise
         finally:
-            for task in (connecting, exiting):
-                task.cancel()
-            await asyncio.gather(connecting, exiting, return_exceptions=True)
+            exiting.cancel()
+            await asyncio.gather(exiting, return_exceptions=True)
         self._watching = asyncio.create_task(self._watch(), name=f"watch-{self.vm}")
 
     async def settle(self) -> None:
@@ -146,10 +150,12 @@ class QemuMachine:
         return self._exit
 
     async def close(self) -> None:
-        if self._exit is None and self._watching is not None and not self._watching.done():
-            self._watching.cancel()
+        if self._watching is not None:
+            if self._process.alive:
+                self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-            self._watching = None
+            if self._exit is None:
+                self._watching = None
         await self._qmp.close()
         if self._ending is not None:
             await asyncio.gather(self._ending, return_exceptions=True)

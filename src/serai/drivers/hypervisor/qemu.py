@@ -110,9 +110,14 @@ async def _failure(child: Child, launch: Launch, placing: Placing, error: SeraiE
         return HostError(f"QEMU of VM {launch.vm} started and did not answer: {error.info.message}")
     code = await child.wait()
     record.clear(placing.run_dir, child.pid)
-    lines = [line for line in record.log_tail(placing.run_dir).splitlines() if line.strip()]
-    words = lines[-1] if lines else "it said nothing"
+    words = " ".join(_words(record.log_tail(placing.run_dir))) or "it said nothing"
     return HostError(f"QEMU could not start VM {launch.vm} (code {code}): {words}")
+
+
+def _words(log_text: str) -> list[str]:
+    """QEMU's lines without the time and its own name before each."""
+    lines = [line.partition("qemu-system-x86_64: ") for line in log_text.splitlines() if line.strip()]
+    return [(rest or head).strip() for head, _, rest in lines]
 
 
 async def _spawn(argv: list[str], launch: Launch, placing: Placing, handles: Handles) -> Child:

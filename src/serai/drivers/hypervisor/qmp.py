@@ -40,7 +40,7 @@ COMMAND_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 3.0
 
 # The library reports each lost connection as an error of its own; we say it in the errors that callers get.
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 
 class _Client(QMPClient):
@@ -84,8 +84,9 @@ class Qmp:
     def connected(self) -> bool:
         return self._client.runstate is Runstate.RUNNING
 
-    async def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
+    async def connect(self) -> None:
         """Connect and negotiate. Raises UnavailableError."""
+        timeout = CONNECT_TIMEOUT
         try:
             async with asyncio.timeout(timeout):
                 await self._client.connect(str(self._path))
@@ -103,9 +104,10 @@ class Qmp:
         arguments: Mapping[str, object] | None = None,
         *,
         oob: bool = False,
-        timeout: float = COMMAND_TIMEOUT,
+        timeout: float | None = None,
     ) -> Any:
-        """Ask one command. Raises QmpError (QEMU said no) and UnavailableError (no answer)."""
+        """Ask one command. Raises QmpError (QEMU said no) and UnavailableError (no answer within `timeout` seconds)."""
+        timeout = COMMAND_TIMEOUT if timeout is None else timeout
         try:
             async with asyncio.timeout(timeout):
                 return await self._client.execute(command, arguments, oob=oob)

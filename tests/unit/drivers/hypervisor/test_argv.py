@@ -90,14 +90,14 @@ def test_golden_q35() -> None:
         *["-add-fd", "fd=13,set=100", "-blockdev"],
         '{"driver":"file","node-name":"disk0-file","filename":"/dev/fdset/100","discard":"unmap"}',
         *["-blockdev", '{"driver":"raw","node-name":"disk0","file":"disk0-file","discard":"unmap"}', "-device"],
-        "virtio-blk-pci,id=disk0-dev,drive=disk0,werror=stop,rerror=stop,bootindex=1,serial=root,bus=port-disk0,addr=0",
+        "virtio-blk-pci,id=disk0-dev,drive=disk0,werror=stop,rerror=stop,num-queues=4,bootindex=1,serial=root,bus=port-disk0,addr=0",
         *["-object", "secret,id=disk1-chap,file=/run/serai/disk1.chap", "-blockdev"],
         '{"driver":"iscsi","node-name":"disk1-file","transport":"tcp","portal":"10.78.0.11:3260",'
         '"target":"iqn.2025-01.org.serai:vol-00000000000b","lun":1,'
         '"initiator-name":"iqn.2025-01.org.serai:vm-0123456789ab-e1","user":"vm-e1","password-secret":"disk1-chap",'
         '"cache":{"direct":true,"no-flush":false},"discard":"unmap"}',
         *["-blockdev", '{"driver":"raw","node-name":"disk1","file":"disk1-file","discard":"unmap"}', "-device"],
-        "virtio-blk-pci,id=disk1-dev,drive=disk1,werror=stop,rerror=stop,bootindex=2,bus=port-disk1,addr=0",
+        "virtio-blk-pci,id=disk1-dev,drive=disk1,werror=stop,rerror=stop,num-queues=4,bootindex=2,bus=port-disk1,addr=0",
         *["-add-fd", "fd=16,set=99", "-blockdev"],
         '{"driver":"file","node-name":"seed-file","filename":"/dev/fdset/99","read-only":true}',
         *["-blockdev", '{"driver":"raw","node-name":"seed","file":"seed-file","read-only":true}'],
