@@ -45,7 +45,15 @@ class HostAgent:
     """Joins the bus for one host. `vms` publishes through `publish_report`."""
 
     def __init__(
-        self, *, name: str, bus: Bus, clock: Clock, tasks: Tasks, records: Records, facts: HostFacts, storage: HostStorage
+        self,
+        *,
+        name: str,
+        bus: Bus,
+        clock: Clock,
+        tasks: Tasks,
+        records: Records,
+        facts: HostFacts,
+        storage: HostStorage,
     ) -> None:
         self._name = name
         self._bus = bus
@@ -178,7 +186,9 @@ class HostAgent:
             raise UnavailableError("the host agent is still starting")
         newest = self._records.generation(command.key)
         if command.generation and command.generation < newest:
-            raise StaleError(f"{command.key} is at generation {newest} here already", field="generation", value=command.generation)
+            raise StaleError(
+                f"{command.key} is at generation {newest} here already", field="generation", value=command.generation
+            )
 
         def report(phase: str, fraction: float | None) -> None:
             progress = Progress(command=command.id, phase=phase, fraction=fraction)

@@ -29,8 +29,6 @@ from serai.schema.messages import (
     NetworkEnsure,
     PoolClose,
     PoolOpen,
-    UplinkConfirm,
-    UplinkTakeCommand,
     VmAbandon,
     VmConfigure,
     VmMigrateCancel,
@@ -67,11 +65,15 @@ class Executor:
         """Check the body and carry the command out. Raises SeraiError."""
         kind = Kind(command.kind) if command.kind in set(Kind) else None
         if kind is None or kind not in self._table:
-            raise InvalidError("the command is not known here", field="kind", value=command.kind, remedy="Update the agent.")
+            raise InvalidError(
+                "the command is not known here", field="kind", value=command.kind, remedy="Update the agent."
+            )
         body = COMMANDS[kind].body.model_validate(command.body)
         return await self._table[kind](body, report)
 
-    def _on(self, kind: Kind, model: type[BodyT], handler: Callable[[BodyT, Report], Awaitable[BaseModel | None]]) -> None:
+    def _on(
+        self, kind: Kind, model: type[BodyT], handler: Callable[[BodyT, Report], Awaitable[BaseModel | None]]
+    ) -> None:
         async def call(body: BaseModel, report: Report) -> BaseModel:
             if not isinstance(body, model):
                 raise TypeError(f"{kind} takes {model.__name__}, not {type(body).__name__}")
@@ -104,8 +106,6 @@ class Executor:
         self._on(Kind.IMAGE_FETCH, ImageFetch, images.fetch)
         self._on(Kind.IMAGE_DROP, ImageDrop, lambda body, _: images.drop(body))
         self._on(Kind.NETWORK_ENSURE, NetworkEnsure, lambda body, _: uplinks.ensure(body))
-        self._on(Kind.UPLINK_TAKE, UplinkTakeCommand, lambda body, _: uplinks.take(body))
-        self._on(Kind.UPLINK_CONFIRM, UplinkConfirm, lambda body, _: uplinks.confirm(body))
 
     async def _cancel(self, body: VmMigrateCancel, _: Report) -> BaseModel:
         return self._vms.moves.cancel(body)

@@ -12,7 +12,6 @@ from serai.host.records import Records
 from serai.lib.clock import Clock
 from serai.lib.paths import HostPaths
 from serai.lib.tasks import Tasks
-from serai.schema.lease import Claim
 from serai.schema.messages import Verdict, VerdictAsk
 from serai.schema.vm import VmReport
 
@@ -37,6 +36,4 @@ class Kit:
     migration_address: str
     tls_hostname: str
     """The name in this host's certificate that the other end of a migration checks."""
-
-
-__all__ = ["Claim", "Kit"]
+    qemu_user: str | None = "serai-qemu"

@@ -1,7 +1,7 @@
 """A host's part in migrations: which VM agents are leaving, which are arriving, and what becomes of them.
 
-The journal leads: `outgoing` and `incoming` of a VM's record, and the lease claims, are enough to take up any move after
-the agent was killed at any moment.
+The journal leads: `outgoing` and `incoming` of a VM's record, and the lease claims, are enough to take up any move
+after the agent was killed at any moment.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class Moves:
         present = self._agents.get(launch.vm)
         if present is not None and not present.gone.is_set():
             raise ConflictError(
-                f"VM {launch.name} is on {self._kit.host} already", field="to", value=self._kit.host, remedy="Name another host."
+                f"VM {launch.name} is on {self._kit.host} already",
+                field="to",
+                value=self._kit.host,
+                remedy="Name another host.",
             )
         self._kit.records.put_claim(
             LeaseRecord(vm=launch.vm, epoch=body.epoch, claim=Claim.OFFERED, offer_id=body.offer_id, peer=body.source)
@@ -83,7 +86,10 @@ class Moves:
             agent.attach(machine)
             self._receive(agent, move)
             setup = MigrationSetup(
-                capabilities=body.capabilities, downtime_limit_ms=0, bandwidth_bytes=0, tls_hostname=body.source_identity
+                capabilities=body.capabilities,
+                downtime_limit_ms=0,
+                bandwidth_bytes=0,
+                tls_hostname=body.source_identity,
             )
             port = await machine.prepare_incoming(setup, self._kit.migration_address, MIGRATION_PORTS)
         except BaseException as error:
@@ -232,7 +238,9 @@ class Moves:
         await agent.end_qemu()
         claim = self._kit.records.claim(agent.vm, epoch)
         if claim is not Claim.RELEASED:
-            self._kit.records.put_claim(LeaseRecord(vm=agent.vm, epoch=epoch, claim=Claim.RELEASED, reason="moved away"))
+            self._kit.records.put_claim(
+                LeaseRecord(vm=agent.vm, epoch=epoch, claim=Claim.RELEASED, reason="moved away")
+            )
         if self._agents.get(agent.vm) is agent:
             del self._agents[agent.vm]
             self._kit.records.forget_vm(agent.vm)

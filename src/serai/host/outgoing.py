@@ -33,7 +33,7 @@ RESUME_PHASE: dict[str, SourcePhase] = {
     "device": SourcePhase.SWITCH,
     "completed": SourcePhase.SENT,
 }
-"""Where a restarted agent finds itself, by what QEMU says. In the first three it cancels: the move's watcher was gone."""
+"""Where a restarted agent finds itself, by what QEMU says. In the first three it cancels: nobody watched."""
 
 PHASE_NAMES = {
     SourcePhase.SETUP: "setup",

@@ -27,7 +27,7 @@ Report = Callable[[str, float | None], None]
 
 
 class HostStorage:
-    """`open_driver(pool)` names the concrete driver; `image_disk(image)` is (file, format) of a disk image's copy here."""
+    """`open_driver(pool)` names the concrete driver; `image_disk(image)` is (file, format) of an image's copy here."""
 
     def __init__(
         self,
@@ -100,7 +100,9 @@ class HostStorage:
         """Forget a pool that is empty."""
         driver = self._pools.get(body.pool)
         if driver is not None and await driver.list_volumes():
-            raise ConflictError("the pool still has volumes", field="pool", value=body.pool, remedy="Delete them first.")
+            raise ConflictError(
+                "the pool still has volumes", field="pool", value=body.pool, remedy="Delete them first."
+            )
         self._pools.pop(body.pool, None)
         self._records.forget_pool(body.pool)
 

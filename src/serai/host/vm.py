@@ -63,7 +63,9 @@ class VmAgent:
         """One step of the lifecycle table. Raises ConflictError when there is no such step; then nothing changes."""
         after = follow(self.state, event)
         if after is not self.state:
-            log.info("vm %s (%s): %s -> %s on %s %s", self.record.launch.name, self.vm, self.state, after, event, reason)
+            log.info(
+                "vm %s (%s): %s -> %s on %s %s", self.record.launch.name, self.vm, self.state, after, event, reason
+            )
             changes["since"] = self._kit.clock.now().isoformat()
         self.update(state=after, reason=reason, **changes)
         self.report()
@@ -103,7 +105,9 @@ class VmAgent:
 
     def _on_event(self, event: MachineEvent) -> None:
         if event.name == "BLOCK_IO_ERROR" and event.data.get("action") == "stop" and self.state is VmState.RUNNING:
-            self.follow(VmEvent.IO_ERROR, f"paused: I/O error on {event.data.get('device') or event.data.get('node-name')}")
+            self.follow(
+                VmEvent.IO_ERROR, f"paused: I/O error on {event.data.get('device') or event.data.get('node-name')}"
+            )
         elif event.name == "VSERPORT_CHANGE":
             self.guest_agent = bool(event.data.get("open"))
 
@@ -286,5 +290,7 @@ class VmAgent:
         else:
             wanted = VmState.PAUSED
         if self.state is not wanted:
-            self.update(state=wanted, reason=f"found {state} by a restarted agent", since=self._kit.clock.now().isoformat())
+            self.update(
+                state=wanted, reason=f"found {state} by a restarted agent", since=self._kit.clock.now().isoformat()
+            )
         self.report()

@@ -1,0 +1,208 @@
+"""The host agent's process: `python -m serai.app.agent --config FILE`.
+
+`HostParts` wires drivers, journal and agent together; `serai up` uses it too, in one process with the controller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from serai.drivers.hypervisor.base import HypervisorFacts
+from serai.drivers.image.store import ImageStore
+from serai.host import registry
+from serai.host.agent import HostAgent
+from serai.host.executor import Executor
+from serai.host.images import HostImages
+from serai.host.journal import Journal
+from serai.host.kit import Kit
+from serai.host.records import Records
+from serai.host.storage import HostStorage
+from serai.host.uplinks import HostUplinks
+from serai.host.vms import Vms, machine_boot_id
+from serai.lib import service
+from serai.lib.bus import Bus
+from serai.lib.clock import SystemClock
+from serai.lib.natsbus import NatsBus
+from serai.lib.paths import HostPaths
+from serai.lib.pki import TlsFiles, write_qemu_folder
+from serai.lib.reconcile import Reconciler
+from serai.lib.stream import StreamServer
+from serai.lib.tasks import Tasks
+from serai.schema.host import HostFacts
+from serai.schema.messages import Subjects, TicketRedeem, TicketRedeemed, Verdict, VerdictAsk, dump
+from serai.schema.resource import Frozen
+from serai.schema.ticket import Purpose, Ticket
+
+log = logging.getLogger(__name__)
+
+STREAM_PORT = 7443
+VERDICT_TIMEOUT = 8.0
+"""Seconds for one question to the destination's journal; longer than the destination holds it open."""
+CHECK_PERIOD = 5.0
+
+
+class AgentConfig(Frozen):
+    """`addresses`: `management`, `storage` (iSCSI), `migration`. `pki` holds ca.pem, cert.pem and key.pem."""
+
+    name: str
+    bus_url: str = ""
+    pki: Path
+    addresses: dict[str, str]
+    state: Path = Path("/var/lib/serai")
+    run: Path = Path("/run/serai")
+    image_cache: Path = Path("/var/cache/serai/images")
+
+
+class HostParts:
+    """One host's parts, wired. `run` works until cancelled; VMs and targets outlive it."""
+
+    def __init__(self, config: AgentConfig, bus: Bus) -> None:
+        self._config = config
+        self._bus = bus
+        self._clock = SystemClock()
+        self.paths = HostPaths(state=config.state, run=config.run)
+        self._tasks = Tasks(f"agent-{config.name}")
+
+    async def run(self, ready: asyncio.Event) -> None:
+        """Start all, say so by `ready`, and work."""
+        config, paths = self._config, self.paths
+        for folder in (paths.state, paths.run):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user passes through to its own folders
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._tasks.close)
+            journal = Journal.open(paths.journal)
+            stack.callback(journal.close)
+            records = Records(journal)
+            tls = TlsFiles.in_folder(config.pki)
+            write_qemu_folder(tls, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
+            hypervisor = registry.hypervisor(paths)
+            network = registry.network()
+            await network.start()
+            stack.push_async_callback(network.close)
+            store = ImageStore(paths.images)
+            store.open()
+            images = HostImages(
+                store=store,
+                builders={name: make() for name, make in registry.IMAGE_BUILDERS.items()},
+                tls=tls,
+                cache=config.image_cache,
+            )
+            storage_address = config.addresses["storage"]
+            storage = HostStorage(
+                records=records,
+                exporter=registry.exporter(paths, storage_address),
+                portal=f"{storage_address}:3260",
+                open_driver=lambda pool: registry.POOL_DRIVERS[pool.driver](pool, paths),
+                image_disk=store.disk,
+            )
+            await storage.start()
+            agent = HostAgent(
+                name=config.name,
+                bus=self._bus,
+                clock=self._clock,
+                tasks=self._tasks,
+                records=records,
+                facts=self._facts(await hypervisor.facts()),
+                storage=storage,
+            )
+            kit = Kit(
+                host=config.name,
+                paths=paths,
+                clock=self._clock,
+                tasks=self._tasks,
+                records=records,
+                hypervisor=hypervisor,
+                network=network,
+                report=agent.publish_report,
+                ask_verdict=self._ask_verdict,
+                disk_path=storage.disk_path,
+                image_file=store.file,
+                migration_address=config.addresses["migration"],
+                tls_hostname=config.name,
+            )
+            vms = Vms(kit)
+            boot = machine_boot_id()
+            rebooted = (journal.get("machine", "boot") or {}).get("id") not in (None, boot)
+            journal.append("machine", "boot", {"id": boot})
+            await vms.take_over(rebooted=rebooted)
+            await agent.join(vms, Executor(vms, storage, images, HostUplinks(network)))
+            stack.push_async_callback(agent.leave)
+            handlers = {str(Purpose.IMAGE_READ): images.serve_read, str(Purpose.IMAGE_WRITE): images.serve_write}
+            server = StreamServer(
+                tls, (config.addresses["management"], STREAM_PORT), self._redeem, handlers, clock=self._clock
+            )
+            await stack.enter_async_context(server)
+            check = Reconciler("storage", storage.check, period=CHECK_PERIOD, clock=self._clock)
+            self._tasks.start(check.run(), "storage-check")
+            ready.set()
+            await asyncio.Event().wait()
+
+    def _facts(self, facts: HypervisorFacts) -> HostFacts:
+        return HostFacts(
+            cpus=os.cpu_count() or 1,
+            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            accel=facts.accel,
+            qemu_version=facts.version,
+            machine_types=facts.machine_types,
+            migration_capabilities=facts.migration_capabilities,
+            cpu_model=facts.cpu_model,
+            addresses=self._config.addresses,
+            abilities=facts.abilities,
+            agent_version=importlib.metadata.version("serai"),
+        )
+
+    async def _ask_verdict(self, host: str, ask: VerdictAsk) -> Verdict:
+        answer = await self._bus.request(Subjects.verdict(host), dump(ask), timeout=VERDICT_TIMEOUT)
+        return Verdict.model_validate_json(answer)
+
+    async def _redeem(self, ticket: str, peer: str) -> Ticket:
+        ask = TicketRedeem(ticket=ticket, holder=peer, server=f"host.{self._config.name}")
+        answer = await self._bus.request(Subjects.REDEEM, dump(ask), timeout=10.0)
+        return TicketRedeemed.model_validate_json(answer).ticket
+
+
+async def serve(config: AgentConfig, frame: service.Service) -> None:
+    """Join the bus and work until asked to stop."""
+    # The bus may be away when a host boots: its VMs start all the same.
+    bus = await NatsBus.connect(config.bus_url, TlsFiles.in_folder(config.pki), f"host.{config.name}", timeout=None)
+    ready = asyncio.Event()
+    work = asyncio.create_task(HostParts(config, bus).run(ready))
+    try:
+        waiting = {asyncio.create_task(ready.wait()), work}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            frame.ready(config.name)
+            stop = asyncio.create_task(frame.stopping.wait())
+            await asyncio.wait({stop, work}, return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+        for task in waiting - {work}:
+            task.cancel()
+        if work.done():
+            await work
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await bus.close()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read the configuration and run; the process's exit code."""
+    if len(argv) != 2 or argv[0] != "--config":
+        sys.stderr.write("usage: python -m serai.app.agent --config FILE\n")
+        return 2
+    config = AgentConfig.model_validate(json.loads(Path(argv[1]).read_text(encoding="utf-8")))
+    return service.run(f"agent-{config.name}", lambda frame: serve(config, frame))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""A host's images: built, imported, taken from another host over the data channel, and served to others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+from serai.drivers.image.base import MANIFEST, ImageBuilder, read_manifest
+from serai.drivers.image.importer import from_stream, from_url
+from serai.drivers.image.store import ImageStore
+from serai.lib.pki import TlsFiles
+from serai.lib.stream import Reader, Writer, stream
+from serai.lib.streamfile import receive_file, send_file
+from serai.schema.errors import InvalidError
+from serai.schema.image import ImageManifest, ImageSource
+from serai.schema.messages import ImageDrop, ImageFetch, ImageMake
+from serai.schema.ticket import Ticket
+
+Report = Callable[[str, float | None], None]
+
+
+class HostImages:
+    """`builders` is the visible table of recipes; `cache` keeps built images by recipe hash, for the whole machine."""
+
+    def __init__(
+        self, *, store: ImageStore, builders: Mapping[str, ImageBuilder], tls: TlsFiles | None, cache: Path
+    ) -> None:
+        self.store = store
+        self._builders = builders
+        self._tls = tls
+        self._cache = cache
+
+    async def make(self, body: ImageMake, report: Report) -> ImageManifest:
+        """Build or download; an image that is here already stays."""
+        if self.store.has(body.image):
+            return self.store.manifest(body.image)
+        async with self.store.adding(body.image) as folder:
+            if body.spec.source is ImageSource.BUILD:
+                await self._build(body.spec.recipe or "", folder, report)
+            elif body.spec.source is ImageSource.URL:
+                await from_url(body.spec.url or "", body.spec.sha256, body.name, folder, report)
+            else:
+                raise InvalidError("an upload comes over the data channel", field="spec.source", value=body.spec.source)
+        return self.store.manifest(body.image)
+
+    async def _build(self, recipe: str, folder: Path, report: Report) -> None:
+        builder = self._builders.get(recipe)
+        if builder is None:
+            raise InvalidError(
+                "there is no such recipe",
+                field="spec.recipe",
+                value=recipe,
+                remedy=f"Choose one of {', '.join(sorted(self._builders))}.",
+            )
+        cached = self._cache / f"{recipe}-{(await builder.recipe())[:16]}"
+        if not (cached / MANIFEST).exists():
+            part = self._cache / f".part-{recipe}-{os.getpid()}"
+            part.mkdir(parents=True)
+            try:
+                await builder.build(part, report)
+                with contextlib.suppress(FileExistsError, OSError):
+                    part.rename(
+                        cached
+                    )  # another host of the same machine may have been quicker: same recipe, same image
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+        for row in [MANIFEST, *(file.name for file in read_manifest(cached).files)]:
+            shutil.copyfile(cached / row, folder / row)
+
+    async def fetch(self, body: ImageFetch, report: Report) -> None:
+        """Take a copy from another host; one that is here already stays."""
+        if self.store.has(body.image):
+            return
+        if self._tls is None:
+            raise InvalidError("this host has no certificate for the data channel", field="image", value=body.image)
+        total = sum(file.size for file in body.manifest.files) or 1
+        before = 0
+        async with (
+            self.store.adding(body.image) as folder,
+            stream(body.address, body.port, self._tls, body.ticket, server=body.server) as (reader, writer),
+        ):
+            for file in sorted(body.manifest.files, key=lambda row: row.name):
+
+                def progress(done: int, _total: int, before: int = before) -> None:
+                    report("fetching", (before + done) / total)
+
+                await receive_file(reader, writer, folder / file.name, sha256=file.sha256, progress=progress)
+                before += file.size
+            (folder / MANIFEST).write_text(body.manifest.model_dump_json(), encoding="utf-8")
+
+    async def drop(self, body: ImageDrop) -> None:
+        """Delete this host's copy."""
+        self.store.delete(body.image)
+
+    # --- the data channel's handlers ---
+
+    async def serve_read(self, ticket: Ticket, reader: Reader, writer: Writer) -> None:
+        """Send the image's files, in order of name, to the ticket's holder."""
+        for file in sorted(self.store.manifest(ticket.resource).files, key=lambda row: row.name):
+            await send_file(reader, writer, self.store.file(ticket.resource, file.name))
+
+    async def serve_write(self, ticket: Ticket, reader: Reader, writer: Writer) -> None:
+        """Receive an uploaded disk image, and answer with its manifest."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            async for chunk in reader:
+                yield chunk
+
+        total = int(ticket.params.get("size", "0"))
+        async with self.store.adding(ticket.resource) as folder:
+            await from_stream(
+                chunks(),
+                total,
+                ticket.params.get("sha256"),
+                ticket.params["name"],
+                folder,
+                lambda phase, fraction: None,
+            )
+        await writer.write_message(self.store.manifest(ticket.resource).model_dump_json().encode())

@@ -1,0 +1,53 @@
+"""The visible tables of concrete drivers: here, and nowhere else in `host`, they have names."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from serai.drivers.hypervisor import probe as hypervisor_probe
+from serai.drivers.hypervisor.base import Hypervisor
+from serai.drivers.hypervisor.qemu import QemuHypervisor
+from serai.drivers.image.base import ImageBuilder
+from serai.drivers.image.tiny import TinyBuilder
+from serai.drivers.network import probe as network_probe
+from serai.drivers.network.base import NetworkDriver
+from serai.drivers.network.links import BridgeNetwork
+from serai.drivers.storage import probe as storage_probe
+from serai.drivers.storage.base import Exporter, PoolDriver
+from serai.drivers.storage.directory import DirectoryPool
+from serai.drivers.storage.iscsi import TgtExporter
+from serai.lib.paths import HostPaths
+from serai.schema.messages import PoolOpen
+from serai.schema.volume import ExportKind, PoolDriverName
+
+QEMU_USER = "serai-qemu"
+
+
+def _directory(pool: PoolOpen, paths: HostPaths) -> PoolDriver:
+    root = Path(pool.path) if pool.path else paths.pools / pool.pool
+    # Exported volumes are tgtd's alone; local ones are opened as files by QEMU.
+    return DirectoryPool(root, group=QEMU_USER if pool.export is ExportKind.NONE else None)
+
+
+POOL_DRIVERS: Mapping[PoolDriverName, Callable[[PoolOpen, HostPaths], PoolDriver]] = {PoolDriverName.DIR: _directory}
+
+IMAGE_BUILDERS: Mapping[str, Callable[[], ImageBuilder]] = {"tiny": TinyBuilder}
+
+PROBES = {"hypervisor": hypervisor_probe.probe, "storage": storage_probe.probe, "network": network_probe.probe}
+
+
+def hypervisor(paths: HostPaths) -> Hypervisor:
+    """QEMU, run by its own user."""
+    return QemuHypervisor(paths.state, user=QEMU_USER)
+
+
+def network() -> NetworkDriver:
+    """Linux bridges in the process's own namespace."""
+    return BridgeNetwork()
+
+
+def exporter(paths: HostPaths, address: str) -> Exporter | None:
+    """tgtd on the storage address; none where it is not installed."""
+    return TgtExporter(paths, address) if shutil.which("tgtd") else None
