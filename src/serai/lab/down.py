@@ -165,7 +165,7 @@ async def _gone(found: list[process.Watched]) -> None:
         await watched.exited()
         # Our own child would stay as a zombie; others have their own parent.
         with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, watched.pidfd, os.WEXITED | os.WNOHANG)
+            os.waitid(os.P_PIDFD, watched.pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - does not wait
 
 
 def _program(pid: int) -> str:

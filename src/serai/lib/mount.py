@@ -109,10 +109,8 @@ async def make_namespace(pin: Path, binds: Sequence[tuple[Path, Path]]) -> None:
         if found.source.startswith("/dev/loop") or found.kind.startswith("fuse.")
     ]
     pairs = [str(path) for pair in binds for path in pair]
-    await run(
-        ["unshare", f"--mount={pin}", "--propagation", "slave", "--"]
-        + ["sh", "-c", _FURNISH, "sh", str(len(dropped)), *dropped, *pairs]
-    )
+    furnish = ["sh", "-c", _FURNISH, "sh", str(len(dropped)), *dropped, *pairs]
+    await run(["unshare", f"--mount={pin}", "--propagation", "slave", "--", *furnish])
 
 
 def loops_on(folder: Path) -> list[Path]:

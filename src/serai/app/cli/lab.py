@@ -12,7 +12,7 @@ from serai.app.cli.options import Output, OutputOption, noun
 from serai.app.cli.output import draw, note, say
 
 if TYPE_CHECKING:
-    from serai.lab.state import LabFolder, LabState
+    from serai.lab.state import LabFolder, LabState, ProcessRecord
 
 app = noun("Several hosts on this one machine, to try and test.")
 
@@ -186,7 +186,9 @@ def _print(folder: LabFolder, state: LabState) -> None:
         table.add_column(title)
     plan = state.plan
     for node in plan.nodes[1:]:
-        own = [record for record in state.processes if record.role.partition(" ")[2] == node]
+        own: list[ProcessRecord | None] = [
+            record for record in state.processes if record.role.partition(" ")[2] == node
+        ]
         addresses = [
             next((wire.address.partition("/")[0] for wire in plan.wires if (wire.node, wire.segment) == (node, on)), "")
             for on in ("lan", "san")
