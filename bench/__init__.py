@@ -1,0 +1,1 @@
+"""Measurements, each with the bare baseline beside it in the same run."""

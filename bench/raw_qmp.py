@@ -1,0 +1,289 @@
+"""The bare baseline: the same migration by a short QMP script, with nothing of Serai in its way.
+
+It takes the command line of a QEMU that Serai started and runs the same one by hand at both ends: same guest, links,
+kind of disk (a volume of its own behind a tgtd of its own, CHAP, libiscsi), TLS on the stream, capabilities and `-S`.
+Then it does what has to be done and no more: prepare the destination, migrate, continue, `cont` over there, quit here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TGT_PORT = 3261
+CAPABILITIES = {"events": True, "pause-before-switchover": True, "return-path": False, "auto-converge": False}
+TARGET = "iqn.2026-01.bench:bare"
+
+
+class Qmp:
+    """A blocking QMP connection: one command at a time, events kept in order."""
+
+    def __init__(self, path: Path, timeout: float = 30.0) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            self._socket = socket.socket(socket.AF_UNIX)
+            try:
+                self._socket.connect(str(path))
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                self._socket.close()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+        self._socket.settimeout(timeout)
+        self._file = self._socket.makefile("rb")
+        self._events: list[dict[str, Any]] = []
+        self._read()
+        self.run("qmp_capabilities")
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._file.readline()
+        if not line:
+            raise ConnectionError("QEMU closed its QMP socket")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def run(self, command: str, **arguments: Any) -> Any:
+        message: dict[str, Any] = {"execute": command}
+        if arguments:
+            message["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self._socket.sendall(json.dumps(message).encode())
+        while True:
+            answer = self._read()
+            if "event" in answer:
+                self._events.append(answer)
+            elif "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']['desc']}")
+            else:
+                return answer.get("return")
+
+    def wait_migration(self, *statuses: str) -> str:
+        """The next MIGRATION status among these."""
+        while True:
+            event = self._events.pop(0) if self._events else self._read()
+            if event.get("event") == "MIGRATION" and event["data"]["status"] in (*statuses, "failed"):
+                return str(event["data"]["status"])
+
+
+@dataclass(frozen=True)
+class Node:
+    """One lab host: how to get in (an argv prefix), its migration address, its name in its certificate."""
+
+    name: str
+    enter: tuple[str, ...]
+    address: str
+    tls_dir: str = "/var/lib/serai/pki/qemu"
+
+
+@dataclass
+class Running:
+    """One QEMU by hand."""
+
+    node: Node
+    process: subprocess.Popen[bytes]
+    qmp: Qmp
+    folder: Path
+
+
+@dataclass
+class Bare:
+    """A VM without Serai: `template` is the argv that Serai gave its own."""
+
+    template: Sequence[str]
+    nodes: dict[str, Node]
+    storage: Node
+    folder: Path
+    address: str
+    mac: str = "52:54:00:ba:4e:01"
+    running: Running | None = None
+    _tgtd: subprocess.Popen[bytes] | None = None
+    _secret: str = field(default_factory=lambda: secrets.token_hex(8))
+    _count: int = 0
+
+    def start(self, node: str) -> None:
+        """Bring the disk up and start the guest on a node."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        os.chmod(self.folder, 0o711)
+        self._target()
+        self.running = self._qemu(self.nodes[node], incoming=False)
+        self.running.qmp.run("cont")
+
+    def stop(self) -> None:
+        """End what was started; harmless when repeated."""
+        if self.running is not None:
+            _end(self.running)
+            self.running = None
+        if self._tgtd is not None:
+            self._tgtd.kill()
+            self._tgtd.wait()
+            self._tgtd = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _target(self) -> None:
+        disk = self.folder / "disk.raw"
+        with disk.open("wb") as file:
+            file.truncate(64 << 20)
+        env = {**os.environ, "TGT_IPC_SOCKET": str(self.folder / "tgt")}
+        portal = f"portal={self.storage.address}:{TGT_PORT}"
+        self._tgtd = subprocess.Popen(
+            [*self.storage.enter, "tgtd", "-f", "--nr_iothreads", "1", "-C", "9", "--iscsi", portal],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        admin = [*self.storage.enter, "tgtadm", "-C", "9", "--lld", "iscsi"]
+        for attempt in range(100):
+            done = subprocess.run([*admin, "--op", "show", "--mode", "sys"], env=env, capture_output=True, check=False)
+            if done.returncode == 0:
+                break
+            time.sleep(0.02 * (attempt > 0))
+        for words in (
+            f"--op new --mode target --tid 1 -T {TARGET}",
+            f"--op new --mode logicalunit --tid 1 --lun 1 -b {disk}",
+            "--op bind --mode target --tid 1 -I ALL",
+            f"--op new --mode account --user bare --password {self._secret}",
+            "--op bind --mode account --tid 1 --user bare",
+        ):
+            subprocess.run([*admin, *words.split()], env=env, check=True, capture_output=True)
+
+    def _qemu(self, node: Node, *, incoming: bool) -> Running:
+        self._count += 1
+        folder = self.folder / f"q{self._count}"
+        folder.mkdir(mode=0o711)
+        shutil.chown(folder, "serai-qemu", "serai-qemu")
+        secret = folder / "chap"
+        secret.write_text(self._secret)
+        shutil.chown(secret, "serai-qemu", "serai-qemu")
+        tap = f"bare{self._count % 100}"
+        for words in (
+            f"ip tuntap add dev {tap} mode tap user serai-qemu vnet_hdr",
+            f"ip link set {tap} address fe:54:00:ba:4e:{self._count % 256:02x} master br-lan up",
+        ):
+            subprocess.run([*node.enter, *words.split()], check=True, capture_output=True)
+        argv = _bare_argv(self.template, folder, secret, tap, self)
+        if incoming:
+            argv += ["-incoming", "defer"]
+        drop = ["setpriv", "--reuid", "serai-qemu", "--regid", "serai-qemu", "--clear-groups", "--"]
+        process = subprocess.Popen(
+            [*node.enter, *drop, *argv],
+            stdout=(folder / "log").open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return Running(node, process, Qmp(folder / "qmp.sock"), folder)
+        except OSError as error:
+            process.kill()
+            process.wait()
+            raise RuntimeError(f"QEMU did not start: {(folder / 'log').read_text()}") from error
+
+    def migrate(self, to: str, downtime_limit_ms: int = 20) -> dict[str, Any]:
+        """Move the guest; returns total_s (from nothing prepared to running there) and QEMU's downtime in ms."""
+        source = self.running
+        if source is None:
+            raise RuntimeError("nothing runs")
+        began = time.monotonic()
+        destination = self._qemu(self.nodes[to], incoming=True)
+        _parameters(destination, "server", None, downtime_limit_ms)
+        destination.qmp.run("migrate-incoming", uri=f"tcp:{destination.node.address}:0")
+        (where,) = destination.qmp.run("query-migrate")["socket-address"]
+        _parameters(source, "client", to, downtime_limit_ms)
+        source.qmp.run("migrate", uri=f"tcp:{destination.node.address}:{where['port']}")
+        if source.qmp.wait_migration("pre-switchover") != "pre-switchover":
+            raise RuntimeError(f"the bare migration failed: {source.qmp.run('query-migrate')}")
+        source.qmp.run("migrate-continue", state="pre-switchover")
+        if destination.qmp.wait_migration("completed") != "completed":
+            raise RuntimeError("the bare migration failed at its destination")
+        destination.qmp.run("cont")
+        total = time.monotonic() - began
+        source.qmp.wait_migration("completed")
+        stats = source.qmp.run("query-migrate")
+        _end(source)
+        self.running = destination
+        return {"total_s": round(total, 4), "downtime_ms": stats.get("downtime", 0)}
+
+
+def _parameters(running: Running, endpoint: str, peer: str | None, downtime_limit_ms: int) -> None:
+    wanted = [{"capability": name, "state": state} for name, state in CAPABILITIES.items()]
+    running.qmp.run("migrate-set-capabilities", capabilities=wanted)
+    with contextlib.suppress(RuntimeError):
+        running.qmp.run("object-del", id="bare-tls")
+    creds = {"qom-type": "tls-creds-x509", "id": "bare-tls", "dir": running.node.tls_dir, "endpoint": endpoint}
+    running.qmp.run("object-add", **creds, verify_peer=True)
+    running.qmp.run(
+        "migrate-set-parameters",
+        max_bandwidth=1 << 40,
+        downtime_limit=downtime_limit_ms,
+        tls_creds="bare-tls",
+        tls_hostname=peer or "",
+    )
+
+
+def _end(running: Running) -> None:
+    with contextlib.suppress(OSError, RuntimeError, ConnectionError):
+        running.qmp.run("quit")
+    running.qmp.close()
+    try:
+        running.process.wait(5)
+    except subprocess.TimeoutExpired:
+        running.process.send_signal(signal.SIGKILL)
+        running.process.wait()
+    # The tap was made persistent by `ip tuntap`.
+    for tap in _taps(running.process.args):
+        subprocess.run([*running.node.enter, "ip", "link", "del", tap], check=False, capture_output=True)
+
+
+def _taps(argv: Any) -> Iterator[str]:
+    for word in argv:
+        found = re.search(r"tap,.*ifname=([^,]+)", str(word))
+        if found:
+            yield found[1]
+
+
+def _bare_argv(template: Sequence[str], folder: Path, secret: Path, tap: str, bare: Bare) -> list[str]:
+    """Serai's own command line with sockets, tap, disk, name and addresses of ours."""
+    argv = []
+    for word in template:
+        changed = re.sub(r"^socket,id=(qmp|console|qga),fd=\d+,", rf"socket,id=\1,path={folder}/\1.sock,", word)
+        changed = re.sub(r"^guest=[^,]+", "guest=bare", changed)
+        changed = re.sub(r"^(secret,id=[^,]+),file=.*", rf"\1,file={secret}", changed)
+        changed = re.sub(r"^tap,id=net0,fd=\d+", f"tap,id=net0,ifname={tap},script=no,downscript=no", changed)
+        changed = re.sub(r"mac=[0-9a-f:]{17}", f"mac={bare.mac}", changed)
+        changed = re.sub(r"serai\.ip=[0-9.]+", f"serai.ip={bare.address}", changed)
+        if changed.startswith('{"driver":"iscsi"'):
+            node = json.loads(changed)
+            node |= {
+                "portal": f"{bare.storage.address}:{TGT_PORT}",
+                "target": TARGET,
+                "lun": 1,
+                "initiator-name": "iqn.2026-01.bench:qemu",
+                "user": "bare",
+            }
+            changed = json.dumps(node)
+        argv.append(changed)
+    if "-uuid" in argv:
+        argv[argv.index("-uuid") + 1] = "00000000-0000-4000-8000-0000000000ba"
+    if "-incoming" in argv:  # the template's own QEMU was the destination of a move
+        place = argv.index("-incoming")
+        del argv[place : place + 2]
+    if "-S" not in argv:
+        argv.append("-S")
+    return argv

@@ -1,0 +1,186 @@
+"""What several workflows do: look up a VM's parts, bring an image to a host, admit a lease epoch to its disks.
+
+The actions here are idempotent: a repeated step sends the same commands with the same ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serai.controller.jobs import JobContext
+from serai.controller.workflows.shelf import Shelf
+from serai.core import launch as plan
+from serai.schema.attach import Launch
+from serai.schema.errors import ConflictError, UnavailableError
+from serai.schema.host import Host, HostFacts, HostState
+from serai.schema.image import Image, ImageKind
+from serai.schema.messages import (
+    ImageFetch,
+    Kind,
+    Progress,
+    VmStart,
+    VolumeAdmit,
+    VolumeAdmitted,
+    VolumeRefuse,
+)
+from serai.schema.ticket import Purpose
+from serai.schema.vm import Vm, VmState
+from serai.schema.volume import ExportKind, Pool, Volume
+
+STREAM_PORT = 7443
+
+
+@dataclass(frozen=True)
+class Office:
+    """What every workflow works with: the shelf of resources, and the installation's secret."""
+
+    shelf: Shelf
+    secret: bytes
+
+
+async def facts_of(office: Office, host: str) -> HostFacts:
+    """An online host's facts. Raises UnavailableError with the host's name."""
+    found: Host = await office.shelf.host(host)
+    if found.status.state is not HostState.ONLINE or found.status.facts is None:
+        raise UnavailableError(
+            f"host {host} does not answer",
+            field="host",
+            value=host,
+            remedy="Start its agent, or wait until it is back.",
+        )
+    return found.status.facts
+
+
+async def disks_of(office: Office, vm: Vm) -> list[tuple[Volume, Pool]]:
+    """The VM's volumes with their pools, in the order of its disks."""
+    found = []
+    for disk in vm.spec.disks:
+        if disk.volume is None:
+            raise ConflictError(f"a disk of VM {vm.name} has no volume yet", field="spec.disks")
+        volume = await office.shelf.volume(disk.volume)
+        found.append((volume, await office.shelf.pool(volume.spec.pool)))
+    return found
+
+
+async def image_of(office: Office, vm: Vm) -> Image | None:
+    """The VM's image, if it has one."""
+    return await office.shelf.image(vm.spec.image) if vm.spec.image is not None else None
+
+
+async def bring_image(office: Office, ctx: JobContext, image: Image, host: str) -> None:
+    """A copy of the image is on `host`: taken over the data channel from a host that has one."""
+    current = await office.shelf.image(image.id)
+    manifest = current.status.manifest
+    if host in current.status.hosts:
+        return
+    if manifest is None:
+        raise ConflictError(f"image {image.name} is not ready", field="spec.image", value=image.name)
+    source, facts = await _image_source(office, current)
+    ticket = await office.shelf.issue_ticket(
+        Purpose.IMAGE_READ, resource=image.id, holder=f"host.{host}", server=f"host.{source}"
+    )
+
+    def progress(step: Progress) -> None:
+        ctx.progress(step.fraction, f"image {image.name} to {host}")
+
+    body = ImageFetch(
+        image=image.id,
+        manifest=manifest,
+        address=facts.addresses["management"],
+        port=STREAM_PORT,
+        server=f"host.{source}",
+        ticket=ticket.id,
+    )
+    await ctx.command(Kind.IMAGE_FETCH, host, f"image/{image.id}", body, on_progress=progress, deadline=600.0)
+    await office.shelf.add_image_host(image.id, host)
+
+
+async def _image_source(office: Office, image: Image) -> tuple[str, HostFacts]:
+    for name in image.status.hosts:
+        found = await office.shelf.host(name)
+        if found.status.state is HostState.ONLINE and found.status.facts is not None:
+            return name, found.status.facts
+    raise UnavailableError(
+        f"no host that has image {image.name} is online",
+        field="spec.image",
+        value=image.name,
+        remedy=f"Start one of {', '.join(image.status.hosts) or 'them'}.",
+    )
+
+
+async def admit(office: Office, ctx: JobContext, vm: Vm, host: str, epoch: int) -> list[plan.DiskPlan]:
+    """Let a lease epoch open the VM's volumes, and say how. Local pools are checked to be on `host`."""
+    plans = []
+    right = plan.admission(office.secret, vm.id, epoch)
+    for volume, pool in await disks_of(office, vm):
+        if pool.spec.export is ExportKind.NONE:
+            if pool.spec.host != host:
+                raise ConflictError(
+                    f"volume {volume.name} is on {pool.spec.host} only",
+                    field="host",
+                    value=host,
+                    remedy="Its pool is not exported: run the VM there, or use an iscsi pool.",
+                )
+            plans.append(plan.DiskPlan(volume=volume, pool=pool))
+            continue
+        body = VolumeAdmit(pool=pool.id, volume=volume.id, admission=right)
+        answer: VolumeAdmitted = await ctx.command(Kind.VOLUME_ADMIT, pool.spec.host, f"volume/{volume.id}", body)
+        plans.append(
+            plan.DiskPlan(volume=volume, pool=pool, portal=answer.portal, target=answer.target, lun=answer.lun)
+        )
+    return plans
+
+
+async def refuse(office: Office, ctx: JobContext, vm: Vm, epoch: int) -> None:
+    """Fence a lease epoch at all of the VM's targets."""
+    for volume, pool in await disks_of(office, vm):
+        if pool.spec.export is ExportKind.ISCSI:
+            body = VolumeRefuse(pool=pool.id, volume=volume.id, initiator=plan.initiator(vm.id, epoch))
+            await ctx.command(Kind.VOLUME_REFUSE, pool.spec.host, f"volume/{volume.id}", body)
+
+
+async def make_launch(
+    office: Office, ctx: JobContext, vm: Vm, host: str, epoch: int, disks: Sequence[plan.DiskPlan]
+) -> Launch:
+    """The VM's launch for one host and epoch; the files that it boots from are brought there."""
+    facts = await facts_of(office, host)
+    machine = vm.spec.machine_type or plan.pin_machine(vm.spec.machine, facts)
+    plan.check_machine(machine, facts, None)
+    image = await image_of(office, vm)
+    manifest = image.status.manifest if image is not None else None
+    if image is not None and manifest is not None and manifest.kind is ImageKind.KERNEL:
+        await bring_image(office, ctx, image, host)
+    networks = {vnic.network: await office.shelf.network(vnic.network) for vnic in vm.spec.vnics}
+    parts = plan.Parts(
+        vm=vm, disks=disks, networks=networks, image=image, image_id=image.id if image is not None else None
+    )
+    return plan.launch(parts, epoch=epoch, accel=facts.accel, machine=machine, secret=office.secret)
+
+
+async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
+    """Start a VM under its lease, on the lease's host, and record what became of it."""
+    vm = await office.shelf.vm(vm_id)
+    lease = await office.shelf.lease(vm_id)
+    facts = await facts_of(office, lease.host)
+    if vm.spec.machine_type is None:
+        machine = plan.pin_machine(vm.spec.machine, facts)
+        vm = await office.shelf.set_vm_spec(vm_id, machine_type=machine)
+    disks = await admit(office, ctx, vm, lease.host, lease.epoch)
+    launch = await make_launch(office, ctx, vm, lease.host, lease.epoch, disks)
+    await office.shelf.set_vm_status(vm_id, host=lease.host, state=VmState.STARTING, reason="")
+    body = VmStart(
+        launch=launch,
+        epoch=lease.epoch,
+        restart=vm.spec.restart,
+        autostart=vm.spec.autostart,
+        autostart_order=vm.spec.autostart_order,
+    )
+    report = await ctx.command(Kind.VM_START, lease.host, f"vm/{vm_id}", body, generation=vm.generation, deadline=120.0)
+    await office.shelf.take_report(report)
+    ctx.result = {"host": lease.host, "state": report.state, "accel": report.accel, "addresses": addresses(vm)}
+
+
+def addresses(vm: Vm) -> list[str]:
+    """The VM's own addresses."""
+    return [str(vnic.ip) for vnic in vm.spec.vnics if vnic.ip is not None]

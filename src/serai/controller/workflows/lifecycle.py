@@ -1,0 +1,181 @@
+"""The VM's life: create, start, stop, pause, resume, reset, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.workflows.common import Office, addresses, bring_image, image_of, refuse, start_vm
+from serai.core.placement import place
+from serai.schema.errors import ConflictError, NotFoundError
+from serai.schema.image import ImageKind
+from serai.schema.messages import Kind, Progress, VmRelease, VmSignal, VmStopCommand, VolumeDrop, VolumeMake
+from serai.schema.vm import VmState
+from serai.schema.volume import VolumeState
+
+DOWN = (VmState.DEFINED, VmState.STOPPED, VmState.CRASHED)
+
+
+def workflows(office: Office) -> list[Workflow]:
+    """All kinds of this file."""
+
+    def bound(action: Callable[[Office, JobContext], Awaitable[None]]) -> Callable[[JobContext], Awaitable[None]]:
+        async def step(ctx: JobContext) -> None:
+            await action(office, ctx)
+
+        return step
+
+    def one(kind: str, name: str, action: Callable[[Office, JobContext], Awaitable[None]]) -> Workflow:
+        return Workflow(kind, (StepDef(name, bound(action), repeatable=True),))
+
+    return [
+        Workflow(
+            "vm.create",
+            (
+                StepDef("place", bound(_place), undo=bound(_forget), repeatable=True),
+                StepDef("volumes", bound(_volumes), undo=bound(_drop_volumes), repeatable=True),
+                StepDef("start", bound(_start), undo=bound(_take_down), repeatable=True),
+            ),
+        ),
+        Workflow(
+            "vm.start",
+            (
+                StepDef("place", bound(_replace), repeatable=True),
+                StepDef("start", bound(_start), repeatable=True),
+            ),
+        ),
+        one("vm.stop", "stop", _stop),
+        one("vm.pause", "pause", _signal(Kind.VM_PAUSE)),
+        one("vm.resume", "resume", _signal(Kind.VM_RESUME)),
+        one("vm.reset", "reset", _signal(Kind.VM_RESET)),
+        Workflow(
+            "vm.delete",
+            (
+                StepDef("stop", bound(_take_down), repeatable=True, cancellable=False, point_of_no_return=True),
+                StepDef("volumes", bound(_drop_volumes), repeatable=True, cancellable=False),
+                StepDef("forget", bound(_forget), repeatable=True, cancellable=False),
+            ),
+        ),
+    ]
+
+
+async def _place(office: Office, ctx: JobContext) -> None:
+    """Pick the host, say why, and give it the lease."""
+    vm = await office.shelf.vm(ctx.params["id"])
+    choice = place(vm, await office.shelf.hosts(), await office.shelf.local_hosts(vm))
+    await office.shelf.ensure_lease(vm.id, choice.host)
+    await office.shelf.set_vm_status(vm.id, host=choice.host, placement=choice.why, addresses=addresses(vm), epoch=1)
+    ctx.progress(None, f"on {choice.host}: {choice.why}")
+
+
+async def _replace(office: Office, ctx: JobContext) -> None:
+    """A stopped VM starts where it was, if that host can; else elsewhere, once the old one has let go."""
+    vm = await office.shelf.vm(ctx.params["id"])
+    lease = await office.shelf.lease(vm.id)
+    choice = place(vm, await office.shelf.hosts(), await office.shelf.local_hosts(vm), prefer=lease.host)
+    if choice.host != lease.host:
+        body = VmRelease(vm=vm.id, epoch=lease.epoch, reason=f"starts on {choice.host}")
+        await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)
+        await refuse(office, ctx, vm, lease.epoch)
+        lease = await office.shelf.advance(vm.id, choice.host)
+    await office.shelf.set_vm_status(vm.id, host=choice.host, placement=choice.why, epoch=lease.epoch)
+    ctx.progress(None, f"on {choice.host}: {choice.why}")
+
+
+async def _volumes(office: Office, ctx: JobContext) -> None:
+    """Make the volumes that the VM brought with it; the first one starts with the image's content."""
+    vm = await office.shelf.vm(ctx.params["id"])
+    image = await image_of(office, vm)
+    manifest = image.status.manifest if image is not None else None
+    for index, disk in enumerate(vm.spec.disks):
+        volume = await office.shelf.volume(disk.volume or "")
+        if volume.status.state is VolumeState.READY:
+            continue
+        pool = await office.shelf.pool(volume.spec.pool)
+        from_image = None
+        if index == 0 and image is not None and manifest is not None and manifest.kind is ImageKind.DISK:
+            await bring_image(office, ctx, image, pool.spec.host)
+            from_image = image.id
+
+        def progress(step: Progress, name: str = volume.name) -> None:
+            ctx.progress(step.fraction, f"volume {name}: {step.phase}")
+
+        body = VolumeMake(pool=pool.id, volume=volume.id, size=volume.spec.size, image=from_image)
+        await ctx.command(
+            Kind.VOLUME_MAKE, pool.spec.host, f"volume/{volume.id}", body, on_progress=progress, deadline=600.0
+        )
+        await office.shelf.set_volume_status(
+            volume.id, state=VolumeState.READY, size=volume.spec.size, vm=vm.name, reason=""
+        )
+
+
+async def _start(office: Office, ctx: JobContext) -> None:
+    vm = await office.shelf.vm(ctx.params["id"])
+    if ctx.kind == "vm.create" and not vm.spec.running:
+        await office.shelf.set_vm_status(vm.id, state=VmState.STOPPED, reason="created, not started")
+        ctx.result = {"host": vm.status.host, "state": VmState.STOPPED, "addresses": addresses(vm)}
+        return
+    await start_vm(office, ctx, vm.id)
+
+
+async def _stop(office: Office, ctx: JobContext) -> None:
+    vm = await office.shelf.vm(ctx.params["id"])
+    if vm.status.state in (VmState.DEFINED, VmState.STOPPED):
+        ctx.result = {"state": vm.status.state}
+        return
+    timeout = float(ctx.params.get("timeout", 60.0))
+    body = VmStopCommand(vm=vm.id, force=bool(ctx.params.get("force", False)), timeout=timeout)
+    report = await ctx.command(Kind.VM_STOP, vm.id, f"vm/{vm.id}", body, deadline=timeout + 60.0)
+    await office.shelf.take_report(report)
+    ctx.result = {"state": report.state, "reason": report.reason}
+
+
+def _signal(kind: Kind) -> Callable[[Office, JobContext], Awaitable[None]]:
+    async def step(office: Office, ctx: JobContext) -> None:
+        vm_id = ctx.params["id"]
+        report: Any = await ctx.command(kind, vm_id, f"vm/{vm_id}", VmSignal(vm=vm_id))
+        await office.shelf.take_report(report)
+        ctx.result = {"state": report.state}
+
+    return step
+
+
+async def _take_down(office: Office, ctx: JobContext) -> None:
+    """End the VM wherever its lease is, and fence it: nothing of it runs when this returns."""
+    vm_id = ctx.params["id"]
+    vm = await office.shelf.vm(vm_id)
+    try:
+        lease = await office.shelf.lease(vm_id)
+    except NotFoundError:
+        return
+    if lease.offered_to is not None:
+        raise ConflictError(
+            f"VM {vm.name} is on the move", field="vm", value=vm.name, remedy="Wait until it has arrived."
+        )
+    body = VmRelease(vm=vm_id, epoch=lease.epoch, wipe=True, reason="deleted")
+    await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm_id}", body, deadline=float("inf"))
+    await refuse(office, ctx, vm, lease.epoch)
+
+
+async def _drop_volumes(office: Office, ctx: JobContext) -> None:
+    """Delete the volumes that came with the VM; others, and those to keep, only lose it."""
+    vm = await office.shelf.vm(ctx.params["id"])
+    for disk in vm.spec.disks:
+        try:
+            volume = await office.shelf.volume(disk.volume or "")
+        except NotFoundError:
+            continue
+        if disk.keep or not await office.shelf.came_with(volume, vm):
+            await office.shelf.set_volume_status(volume.id, vm=None)
+            continue
+        pool = await office.shelf.pool(volume.spec.pool)
+        body = VolumeDrop(pool=pool.id, volume=volume.id)
+        await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body, deadline=float("inf"))
+        await office.shelf.delete_volume(volume.id)
+
+
+async def _forget(office: Office, ctx: JobContext) -> None:
+    """The database forgets the VM, its lease and its addresses, and says so."""
+    await office.shelf.drop_vm(ctx.params["id"])
+    ctx.result = {"deleted": ctx.target}

@@ -1,0 +1,222 @@
+"""`vm.migrate`: a running VM moves to another host.
+
+Steps: check, offer the lease, prepare the destination, move, settle. The offer is durable before either end hears of
+it; the commit is the destination's own (`host/incoming.py`). Until then every failure ends with the VM on the source:
+undoing asks the destination to abandon, and only its word withdraws the offer. After it, `settle` goes on until the database
+says what is true. A controller that dies in between does either, by what the journals say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.workflows.common import Office, admit, facts_of, make_launch, refuse
+from serai.core import launch as plan
+from serai.core.migration import agreed_capabilities
+from serai.core.placement import choose_destination
+from serai.lib.ids import new_id
+from serai.schema.errors import CancelledByUserError, ConflictError, HostError
+from serai.schema.lease import Claim
+from serai.schema.messages import (
+    Kind,
+    Verdict,
+    VmAbandon,
+    VmMigrateCancel,
+    VmMigrated,
+    VmMigrateStart,
+    VmPrepare,
+    VmPrepared,
+    VmRelease,
+)
+from serai.schema.vm import MigrationSummary, VmState
+
+DOWNTIME_LIMIT_MS = 20
+"""QEMU switches when it expects less than this; shorter makes more rounds, longer a longer blackout."""
+
+
+def workflow(office: Office) -> Workflow:
+    """The steps, bound to what they work with."""
+
+    async def check(ctx: JobContext) -> None:
+        await _check(office, ctx)
+
+    async def offer(ctx: JobContext) -> None:
+        lease = await office.shelf.offer(ctx.params["id"], ctx.data["to"], ctx.data["offer_id"])
+        ctx.data["epoch"] = lease.highest
+
+    async def prepare(ctx: JobContext) -> None:
+        await _prepare(office, ctx)
+
+    async def move(ctx: JobContext) -> None:
+        await _move(office, ctx)
+
+    async def moved(ctx: JobContext) -> bool:
+        return await _moved(office, ctx)
+
+    async def abandon(ctx: JobContext) -> None:
+        await _abandon(office, ctx)
+
+    async def settle(ctx: JobContext) -> None:
+        await _settle(office, ctx)
+
+    return Workflow(
+        "vm.migrate",
+        (
+            StepDef("check", check, repeatable=True),
+            StepDef("offer", offer, undo=abandon, repeatable=True),
+            StepDef("prepare", prepare),
+            StepDef("move", move, resume=moved, point_of_no_return=True),
+            StepDef("settle", settle, repeatable=True, cancellable=False),
+        ),
+    )
+
+
+async def _check(office: Office, ctx: JobContext) -> None:
+    """Everything that can be known beforehand is known before anything is prepared."""
+    vm = await office.shelf.vm(ctx.params["id"])
+    lease = await office.shelf.lease(vm.id)
+    if vm.status.state is not VmState.RUNNING:
+        raise ConflictError(
+            f"VM {vm.name} is {vm.status.state}: only a running VM moves alive",
+            field="state",
+            value=vm.status.state,
+            remedy="Start it first; a stopped VM starts wherever placement puts it.",
+        )
+    wanted = ctx.params.get("to")
+    choice = choose_destination(vm, await office.shelf.hosts(), wanted, await office.shelf.local_hosts(vm))
+    source, destination = await facts_of(office, lease.host), await facts_of(office, choice.host)
+    plan.check_machine(vm.spec.machine_type or "", destination, source)
+    ctx.data.update(
+        source=lease.host,
+        source_epoch=lease.epoch,
+        to=choice.host,
+        why=choice.why,
+        offer_id=ctx.data.get("offer_id") or new_id(),
+        capabilities=agreed_capabilities(source.migration_capabilities, destination.migration_capabilities),
+    )
+    ctx.progress(None, f"to {choice.host}: {choice.why}")
+
+
+async def _prepare(office: Office, ctx: JobContext) -> None:
+    vm = await office.shelf.vm(ctx.params["id"])
+    to, epoch = ctx.data["to"], ctx.data["epoch"]
+    disks = await admit(office, ctx, vm, to, epoch)
+    launch = await make_launch(office, ctx, vm, to, epoch, disks)
+    body = VmPrepare(
+        launch=launch,
+        epoch=epoch,
+        offer_id=ctx.data["offer_id"],
+        source=ctx.data["source"],
+        source_identity=f"host.{ctx.data['source']}",
+        capabilities=ctx.data["capabilities"],
+        restart=vm.spec.restart,
+        autostart=vm.spec.autostart,
+        autostart_order=vm.spec.autostart_order,
+    )
+    prepared: VmPrepared = await ctx.command(Kind.VM_PREPARE, to, f"vm/{vm.id}", body)
+    ctx.data["prepared"] = prepared.model_dump(mode="json")
+
+
+async def _move(office: Office, ctx: JobContext) -> None:
+    """Start the source, watch for a cancel, and take the outcome: committed, or the VM stayed."""
+    prepared = VmPrepared.model_validate(ctx.data["prepared"])
+    vm = ctx.params["id"]
+    body = VmMigrateStart(
+        vm=vm,
+        epoch=ctx.data["epoch"],
+        offer_id=ctx.data["offer_id"],
+        destination=ctx.data["to"],
+        address=prepared.address,
+        port=prepared.port,
+        tls_hostname=prepared.tls_hostname,
+        capabilities=ctx.data["capabilities"],
+        downtime_limit_ms=DOWNTIME_LIMIT_MS,
+    )
+    await office.shelf.set_vm_status(vm, state=VmState.MIGRATING, reason=f"moving to {ctx.data['to']}")
+    watcher = asyncio.create_task(_cancel_on_request(ctx))
+    # The engine's own cancel would leave the outcome open: the source's word on it is always waited for.
+    ctx.cancellable = False
+    try:
+        outcome: VmMigrated = await ctx.command(
+            Kind.VM_MIGRATE, ctx.data["source"], f"vm/{vm}", body, deadline=float("inf")
+        )
+    finally:
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
+    if not outcome.committed:
+        if ctx.cancelled.is_set():
+            raise CancelledByUserError(f"cancelled on request: {outcome.reason}")
+        raise HostError(f"the VM stayed on {ctx.data['source']}: {outcome.reason}")
+    ctx.data["outcome"] = outcome.model_dump(mode="json")
+
+
+async def _cancel_on_request(ctx: JobContext) -> None:
+    await ctx.cancelled.wait()
+    body = VmMigrateCancel(vm=ctx.params["id"], offer_id=ctx.data["offer_id"])
+    answer: Any = await ctx.command(Kind.VM_MIGRATE_CANCEL, ctx.data["source"], f"vm/{ctx.params['id']}", body)
+    if answer.too_late:
+        ctx.progress(None, "too late to cancel: the switch has begun")
+
+
+async def _moved(office: Office, ctx: JobContext) -> bool:
+    """After a crash of the controller in mid-move: the destination's journal says what became of it.
+
+    Asking to abandon gets the verdict: either it is committed already, or it never will be.
+    """
+    return (await _ask_to_abandon(ctx, "the controller was restarted in mid-migration")).claim is Claim.COMMITTED
+
+
+async def _ask_to_abandon(ctx: JobContext, reason: str) -> Verdict:
+    body = VmAbandon(vm=ctx.params["id"], epoch=ctx.data["epoch"], offer_id=ctx.data["offer_id"], reason=reason)
+    verdict: Verdict = await ctx.command(
+        Kind.VM_ABANDON, ctx.data["to"], f"vm/{ctx.params['id']}", body, deadline=float("inf")
+    )
+    return verdict
+
+
+async def _abandon(office: Office, ctx: JobContext) -> None:
+    """Undo of the offer: withdrawn only once the destination has turned it down for ever."""
+    vm_id = ctx.params["id"]
+    if "epoch" not in ctx.data:
+        # The crash came between the offer's commit and the record of its epoch: the lease itself knows it.
+        lease = await office.shelf.lease(vm_id)
+        if lease.offer_id != ctx.data.get("offer_id"):
+            return
+        ctx.data["epoch"] = lease.highest
+    verdict = await _ask_to_abandon(ctx, "the move was given up")
+    if verdict.claim is Claim.COMMITTED:
+        # It cannot be undone: it has happened. Say what is true.
+        await _settle(office, ctx)
+        return
+    await office.shelf.withdraw(vm_id, ctx.data["offer_id"])
+    vm = await office.shelf.vm(vm_id)
+    await refuse(office, ctx, vm, ctx.data["epoch"])
+    if vm.status.state is VmState.MIGRATING:
+        await office.shelf.set_vm_status(vm_id, state=VmState.RUNNING, reason="stayed: the move was given up")
+
+
+async def _settle(office: Office, ctx: JobContext) -> None:
+    """The VM is the destination's: database, fence of the old epoch, source cleared away."""
+    vm_id, to, source = ctx.params["id"], ctx.data["to"], ctx.data["source"]
+    await office.shelf.commit(vm_id, ctx.data["epoch"], to)
+    outcome = VmMigrated.model_validate(ctx.data.get("outcome") or {"committed": True})
+    summary = MigrationSummary(
+        mode="precopy",
+        source=source,
+        destination=to,
+        total_s=outcome.total_s,
+        downtime_ms=outcome.downtime_ms,
+        rounds=outcome.rounds,
+        bytes_sent=outcome.bytes_sent,
+        phases=outcome.phases,
+    )
+    await office.shelf.arrived(vm_id, to, ctx.data["epoch"], summary)
+    vm = await office.shelf.vm(vm_id)
+    await refuse(office, ctx, vm, ctx.data["source_epoch"])
+    body = VmRelease(vm=vm_id, epoch=ctx.data["source_epoch"], reason=f"moved to {to}")
+    await ctx.command(Kind.VM_RELEASE, source, f"vm/{vm_id}", body, deadline=float("inf"))
+    ctx.result = {**summary.model_dump(mode="json"), "why": ctx.data.get("why", "")}

@@ -1,0 +1,137 @@
+"""Pools, volumes, images, networks: their long actions."""
+
+from __future__ import annotations
+
+from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.workflows.common import Office, bring_image, facts_of
+from serai.schema.errors import UnavailableError
+from serai.schema.host import HostState
+from serai.schema.image import ImageManifest, ImageSource, ImageState
+from serai.schema.messages import (
+    ImageDrop,
+    ImageMake,
+    Kind,
+    PoolClose,
+    PoolOpen,
+    Progress,
+    VolumeDrop,
+    VolumeGrow,
+    VolumeMake,
+)
+from serai.schema.volume import PoolStatus, VolumeState
+
+
+def workflows(office: Office) -> list[Workflow]:
+    """All kinds of this file."""
+
+    async def pool_create(ctx: JobContext) -> None:
+        pool = await office.shelf.pool(ctx.params["id"])
+        body = PoolOpen(pool=pool.id, driver=pool.spec.driver, path=pool.spec.path, export=pool.spec.export)
+        status: PoolStatus = await ctx.command(Kind.POOL_OPEN, pool.spec.host, f"pool/{pool.id}", body)
+        await office.shelf.set_pool_status(pool.id, status)
+        ctx.result = status.model_dump(mode="json")
+
+    async def pool_close(ctx: JobContext) -> None:
+        pool = await office.shelf.pool(ctx.params["id"])
+        await ctx.command(Kind.POOL_CLOSE, pool.spec.host, f"pool/{pool.id}", PoolClose(pool=pool.id))
+        await office.shelf.delete_pool(pool.id)
+
+    async def volume_create(ctx: JobContext) -> None:
+        await _make_volume(office, ctx)
+
+    async def volume_delete(ctx: JobContext) -> None:
+        volume = await office.shelf.volume(ctx.params["id"])
+        pool = await office.shelf.pool(volume.spec.pool)
+        body = VolumeDrop(pool=pool.id, volume=volume.id)
+        await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
+        await office.shelf.delete_volume(volume.id)
+
+    async def volume_edit(ctx: JobContext) -> None:
+        volume = await office.shelf.volume(ctx.params["id"])
+        if volume.spec.size > volume.status.size:
+            pool = await office.shelf.pool(volume.spec.pool)
+            body = VolumeGrow(pool=pool.id, volume=volume.id, size=volume.spec.size)
+            await ctx.command(Kind.VOLUME_GROW, pool.spec.host, f"volume/{volume.id}", body)
+            await office.shelf.set_volume_status(volume.id, size=volume.spec.size)
+        ctx.result = {"size": volume.spec.size}
+
+    async def image_create(ctx: JobContext) -> None:
+        await _make_image(office, ctx)
+
+    async def image_undo(ctx: JobContext) -> None:
+        await _drop_copies(office, ctx)
+        await office.shelf.delete_image(ctx.params["id"])
+
+    async def image_delete(ctx: JobContext) -> None:
+        await _drop_copies(office, ctx)
+        await office.shelf.delete_image(ctx.params["id"])
+
+    return [
+        Workflow("pool.create", (StepDef("open", pool_create, undo=pool_close, repeatable=True),)),
+        Workflow("pool.delete", (StepDef("close", pool_close, repeatable=True),)),
+        Workflow("volume.create", (StepDef("make", volume_create, undo=volume_delete, repeatable=True),)),
+        Workflow("volume.delete", (StepDef("delete", volume_delete, repeatable=True),)),
+        Workflow("volume.edit", (StepDef("grow", volume_edit, repeatable=True),)),
+        Workflow("image.create", (StepDef("make", image_create, undo=image_undo, repeatable=True),)),
+        Workflow("image.delete", (StepDef("delete", image_delete, repeatable=True),)),
+    ]
+
+
+async def _make_volume(office: Office, ctx: JobContext) -> None:
+    volume = await office.shelf.volume(ctx.params["id"])
+    pool = await office.shelf.pool(volume.spec.pool)
+    image = None
+    if volume.spec.image is not None:
+        found = await office.shelf.image(volume.spec.image)
+        await bring_image(office, ctx, found, pool.spec.host)
+        image = found.id
+
+    def progress(step: Progress) -> None:
+        ctx.progress(step.fraction, step.phase)
+
+    body = VolumeMake(pool=pool.id, volume=volume.id, size=volume.spec.size, image=image)
+    await ctx.command(
+        Kind.VOLUME_MAKE, pool.spec.host, f"volume/{volume.id}", body, on_progress=progress, deadline=600.0
+    )
+    await office.shelf.set_volume_status(volume.id, state=VolumeState.READY, size=volume.spec.size, reason="")
+    ctx.result = {"size": volume.spec.size}
+
+
+async def _image_host(office: Office, ctx: JobContext) -> str:
+    wanted = ctx.data.get("host") or ctx.params.get("host")
+    if wanted is None:
+        online = [host for host in await office.shelf.hosts() if host.status.state is HostState.ONLINE]
+        if not online:
+            raise UnavailableError("no host is online", field="host", remedy="Start a host agent.")
+        wanted = min(online, key=lambda host: (host.status.memory_committed, host.name)).name
+    await facts_of(office, wanted)
+    return str(wanted)
+
+
+async def _make_image(office: Office, ctx: JobContext) -> None:
+    image = await office.shelf.image(ctx.params["id"])
+    host = await _image_host(office, ctx)
+    ctx.data["host"] = host
+    await ctx.save()
+
+    def progress(step: Progress) -> None:
+        ctx.progress(step.fraction, step.phase)
+
+    if image.spec.source is ImageSource.UPLOAD:
+        manifest = await office.shelf.wait_upload(ctx, image.id, host)
+    else:
+        body = ImageMake(image=image.id, name=image.name, spec=image.spec)
+        manifest = await ctx.command(
+            Kind.IMAGE_MAKE, host, f"image/{image.id}", body, on_progress=progress, deadline=3600.0
+        )
+    if not isinstance(manifest, ImageManifest):
+        raise TypeError("an image's maker answers with its manifest")
+    await office.shelf.set_image_status(image.id, state=ImageState.READY, hosts=[host], manifest=manifest, reason="")
+    ctx.result = {"host": host, "manifest": manifest.model_dump(mode="json")}
+
+
+async def _drop_copies(office: Office, ctx: JobContext) -> None:
+    image = await office.shelf.image(ctx.params["id"])
+    hosts = set(image.status.hosts) | ({ctx.data["host"]} if "host" in ctx.data else set())
+    for host in sorted(hosts):
+        await ctx.command(Kind.IMAGE_DROP, host, f"image/{image.id}", ImageDrop(image=image.id))

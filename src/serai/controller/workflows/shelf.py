@@ -1,0 +1,288 @@
+"""The store as workflows need it: small reads and writes, each a transaction of its own that says what changed."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from serai.controller.jobs import JobContext
+from serai.controller.store.store import Store
+from serai.lib.ids import new_secret
+from serai.schema.errors import NotFoundError
+from serai.schema.host import Host
+from serai.schema.image import Image, ImageManifest
+from serai.schema.lease import Lease
+from serai.schema.network import Network
+from serai.schema.resource import Condition
+from serai.schema.ticket import Purpose, Ticket
+from serai.schema.vm import MigrationSummary, Vm, VmReport, VmState
+from serai.schema.volume import ExportKind, Pool, PoolStatus, Volume
+
+TICKET_LIFE = timedelta(seconds=60)
+
+
+class Shelf:
+    """Reads raise NotFoundError; writes emit the event that tells watchers."""
+
+    def __init__(self, store: Store, uploads: Uploads) -> None:
+        self._store = store
+        self._uploads = uploads
+
+    # --- reads, by name or id ---
+
+    async def vm(self, name: str) -> Vm:
+        async with self._store.read() as view:
+            return await view.vms.find(name)
+
+    async def host(self, name: str) -> Host:
+        async with self._store.read() as view:
+            return await view.hosts.find(name)
+
+    async def hosts(self) -> list[Host]:
+        """All hosts, with what is committed on each."""
+        async with self._store.read() as view:
+            committed = await view.vms.committed()
+            found = []
+            for host in await view.hosts.all():
+                sums = committed.get(host.name)
+                if sums is not None:
+                    status = host.status.model_copy(
+                        update={
+                            "cpus_committed": sums.cpus,
+                            "memory_committed": sums.memory,
+                            "vms": sums.vms,
+                        }
+                    )
+                    host = host.model_copy(update={"status": status})  # noqa: PLW2901 - the same host, with its sums
+                found.append(host)
+            return found
+
+    async def pool(self, name: str) -> Pool:
+        async with self._store.read() as view:
+            return await view.pools.find(name)
+
+    async def volume(self, name: str) -> Volume:
+        async with self._store.read() as view:
+            return await view.volumes.find(name)
+
+    async def image(self, name: str) -> Image:
+        async with self._store.read() as view:
+            return await view.images.find(name)
+
+    async def network(self, name: str) -> Network:
+        async with self._store.read() as view:
+            return await view.networks.find(name)
+
+    async def local_hosts(self, vm: Vm) -> set[str]:
+        """The hosts that the VM's volumes keep it on: those of pools that are not exported."""
+        found = set()
+        for disk in vm.spec.disks:
+            if disk.volume is not None:
+                pool = await self.pool((await self.volume(disk.volume)).spec.pool)
+                if pool.spec.export is ExportKind.NONE:
+                    found.add(pool.spec.host)
+        return found
+
+    async def came_with(self, volume: Volume, vm: Vm) -> bool:
+        """Whether the volume was made for this VM, and goes with it."""
+        return volume.name.startswith(f"{vm.name}-disk") and volume.status.vm in (None, vm.name)
+
+    # --- VMs ---
+
+    async def set_vm_status(self, vm: str, **fields: Any) -> Vm:
+        async with self._store.transaction() as write:
+            before = await write.vms.get(vm)
+            if "state" in fields and fields["state"] is not before.status.state:
+                fields.setdefault("since", write.now)
+            after = await write.vms.update_status(vm, **fields)
+            if after.status != before.status:
+                await write.emit(
+                    "vm.state",
+                    f"vm/{after.name}",
+                    vm,
+                    f"{after.name} is {after.status.state}"
+                    + (f": {after.status.reason}" if after.status.reason else ""),
+                    state=after.status.state,
+                    host=after.status.host,
+                )
+            return after
+
+    async def set_vm_spec(self, vm: str, **fields: Any) -> Vm:
+        async with self._store.transaction() as write:
+            found = await write.vms.get(vm)
+            return await write.vms.set_spec(vm, found.spec.model_copy(update=fields))
+
+    async def set_vm_conditions(self, vm: str, kind: str, conditions: list[Condition]) -> None:
+        """Replace the VM's conditions of one type."""
+        async with self._store.transaction() as write:
+            found = await write.vms.get(vm)
+            others = [condition for condition in found.status.conditions if condition.type != kind]
+            await write.vms.update_status(vm, conditions=[*others, *conditions])
+
+    async def take_report(self, report: VmReport) -> None:
+        """What a host answered is what is so: written before the job says done."""
+        await self.set_vm_status(
+            report.vm,
+            state=report.state,
+            reason=report.reason,
+            since=report.since,
+            host=report.host,
+            epoch=report.epoch,
+            pid=report.pid,
+            accel=report.accel,
+            running_generation=report.generation,
+        )
+
+    async def arrived(self, vm: str, host: str, epoch: int, summary: MigrationSummary) -> None:
+        """The VM is on another host now."""
+        fields: dict[str, Any] = {"host": host, "epoch": epoch, "last_migration": summary}
+        found = await self.vm(vm)
+        if found.status.state is VmState.MIGRATING:
+            fields["state"] = VmState.RUNNING
+            fields["reason"] = f"arrived from {summary.source}"
+        await self.set_vm_status(vm, **fields)
+
+    async def drop_vm(self, vm: str) -> None:
+        """Forget the VM and its lease."""
+        async with self._store.transaction() as write:
+            try:
+                found = await write.vms.get(vm)
+            except NotFoundError:
+                return
+            await write.leases.drop(vm)
+            await write.vms.delete(vm)
+            await write.emit("vm.deleted", f"vm/{found.name}", vm, f"{found.name} is deleted")
+
+    # --- leases ---
+
+    async def lease(self, vm: str) -> Lease:
+        async with self._store.read() as view:
+            return await view.leases.need(vm)
+
+    async def ensure_lease(self, vm: str, host: str) -> Lease:
+        """The VM's first lease, unless it has one."""
+        async with self._store.transaction() as write:
+            return await write.leases.get(vm) or await write.leases.create(vm, host)
+
+    async def offer(self, vm: str, to: str, offer_id: str) -> Lease:
+        async with self._store.transaction() as write:
+            return await write.leases.offer(vm, to, offer_id)
+
+    async def commit(self, vm: str, epoch: int, host: str) -> Lease:
+        async with self._store.transaction() as write:
+            return await write.leases.commit(vm, epoch, host)
+
+    async def withdraw(self, vm: str, offer_id: str) -> Lease:
+        async with self._store.transaction() as write:
+            return await write.leases.withdraw(vm, offer_id)
+
+    async def advance(self, vm: str, host: str) -> Lease:
+        async with self._store.transaction() as write:
+            return await write.leases.advance(vm, host)
+
+    # --- pools, volumes, images ---
+
+    async def set_pool_status(self, pool: str, status: PoolStatus) -> None:
+        async with self._store.transaction() as write:
+            found = await write.pools.set_status(pool, status)
+            await write.emit("pool.state", f"pool/{found.name}", pool, f"{found.name} is {status.state}")
+
+    async def delete_pool(self, pool: str) -> None:
+        async with self._store.transaction() as write:
+            await write.pools.delete(pool)
+            await write.emit("pool.deleted", f"pool/{pool}", pool)
+
+    async def set_volume_status(self, volume: str, **fields: Any) -> None:
+        async with self._store.transaction() as write:
+            found = await write.volumes.update_status(volume, **fields)
+            await write.emit("volume.state", f"volume/{found.name}", volume, f"{found.name} is {found.status.state}")
+
+    async def delete_volume(self, volume: str) -> None:
+        async with self._store.transaction() as write:
+            await write.volumes.delete(volume)
+            await write.emit("volume.deleted", f"volume/{volume}", volume)
+
+    async def set_image_status(self, image: str, **fields: Any) -> None:
+        async with self._store.transaction() as write:
+            found = await write.images.update_status(image, **fields)
+            await write.emit("image.state", f"image/{found.name}", image, f"{found.name} is {found.status.state}")
+
+    async def add_image_host(self, image: str, host: str) -> None:
+        """One more host has a copy."""
+        async with self._store.transaction() as write:
+            found = await write.images.get(image)
+            if host not in found.status.hosts:
+                await write.images.update_status(image, hosts=[*found.status.hosts, host])
+
+    async def delete_image(self, image: str) -> None:
+        async with self._store.transaction() as write:
+            await write.images.delete(image)
+            await write.emit("image.deleted", f"image/{image}", image)
+
+    async def wait_upload(self, ctx: JobContext, image: str, host: str) -> ImageManifest:
+        """Wait until the content of an uploaded image has come in; the job can be cancelled meanwhile."""
+        return await self._uploads.wait(ctx, image, host)
+
+    # --- tickets ---
+
+    async def issue_ticket(
+        self, purpose: Purpose, *, resource: str, holder: str, server: str, params: dict[str, str] | None = None
+    ) -> Ticket:
+        """A one-use ticket for the data channel, good for a minute."""
+        async with self._store.transaction() as write:
+            ticket = Ticket(
+                id=new_secret(),
+                purpose=purpose,
+                resource=resource,
+                holder=holder,
+                server=server,
+                expires=write.now + TICKET_LIFE,
+                params=params or {},
+            )
+            await write.tickets.add(ticket)
+            return ticket
+
+
+class Uploads:
+    """Where an upload's job and its bytes meet: the job says which host receives, the API relays the bytes there."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, str] = {}
+        self._done: dict[str, asyncio.Future[ImageManifest]] = {}
+        self._expected = asyncio.Condition()
+
+    async def wait(self, ctx: JobContext, image: str, host: str) -> ImageManifest:
+        """The job's side: expect the content, and return the manifest once it is in."""
+        done: asyncio.Future[ImageManifest] = asyncio.get_running_loop().create_future()
+        async with self._expected:
+            self._hosts[image], self._done[image] = host, done
+            self._expected.notify_all()
+        ctx.waits_for("the image's content, which the client sends")
+        cancelled = asyncio.ensure_future(ctx.cancelled.wait())
+        waiting: set[asyncio.Future[Any]] = {done, cancelled}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            ctx.check_cancel()
+            ctx.waits_for("")
+            return await done
+        finally:
+            cancelled.cancel()
+            self._hosts.pop(image, None)
+            self._done.pop(image, None)
+
+    async def host(self, image: str, timeout: float = 10.0) -> str:
+        """The API's side: which host receives. Raises TimeoutError if no job expects this image."""
+        async with asyncio.timeout(timeout), self._expected:
+            await self._expected.wait_for(lambda: image in self._hosts)
+            return self._hosts[image]
+
+    def finish(self, image: str, outcome: ImageManifest | Exception) -> None:
+        """The API's side: the content is in, or it failed."""
+        done = self._done.get(image)
+        if done is None or done.done():
+            return
+        if isinstance(outcome, Exception):
+            done.set_exception(outcome)
+        else:
+            done.set_result(outcome)

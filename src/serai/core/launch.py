@@ -1,0 +1,213 @@
+"""From a VM's spec to a `Launch`: everything that one host needs to run it, with nothing left to decide.
+
+Pure. Both ends of a migration get launches from here, equal but for the lease epoch in their disks' initiators.
+CHAP passwords are derived, not stored: HMAC-SHA256 of VM and epoch under the installation's secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+
+import yaml
+from pydantic import SecretStr
+
+from serai.schema.attach import Admission, Disk, FileDisk, IscsiDisk, KernelBoot, Launch, Seed, VnicAttachment
+from serai.schema.errors import ConflictError, UnsupportedError
+from serai.schema.host import HostFacts
+from serai.schema.image import Image, ImageKind
+from serai.schema.network import Network
+from serai.schema.vm import MachineKind, Vm
+from serai.schema.volume import ExportKind, Pool, Volume
+
+NAMESPACE = uuid.UUID("6f1d2c0e-5a0b-5c1e-9b0a-5e7a15e7a101")
+MAX_CPUS_FACTOR = 4
+"""vCPUs may be plugged in up to this multiple of what the VM is created with, at least 4, at most 64."""
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """One disk of a VM: its volume, the pool it is in, and how an exported one is reached (none until admitted)."""
+
+    volume: Volume
+    pool: Pool
+    portal: str = ""
+    target: str = ""
+    lun: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a VM's spec refers to, looked up."""
+
+    vm: Vm
+    disks: Sequence[DiskPlan]
+    networks: Mapping[str, Network]
+    image: Image | None
+    image_id: str | None
+
+
+def admission(secret: bytes, vm: str, epoch: int) -> Admission:
+    """The right of one lease epoch of a VM to open its volumes."""
+    digest = hmac.new(secret, f"chap/{vm}/{epoch}".encode(), hashlib.sha256).hexdigest()[:32]
+    return Admission(initiator=initiator(vm, epoch), user=f"vm-{vm}-{epoch}", password=SecretStr(digest), epoch=epoch)
+
+
+def initiator(vm: str, epoch: int) -> str:
+    """The iSCSI initiator name of one lease epoch."""
+    return f"iqn.2026-01.io.serai:vm.{vm}.{epoch}"
+
+
+_Q35 = re.compile(r"^pc-q35-(\d+)\.(\d+)$")
+
+
+def pin_machine(kind: MachineKind, facts: HostFacts) -> str:
+    """The versioned machine type for a new VM: the newest that the chosen host's QEMU has.
+
+    Raises UnsupportedError where there is none.
+    """
+    if kind is MachineKind.MICROVM:
+        if "microvm" in facts.machine_types:
+            return "microvm"
+        raise UnsupportedError("the host's QEMU has no microvm machine", field="spec.machine", value=kind)
+    found = [(int(m[1]), int(m[2]), name) for name in facts.machine_types if (m := _Q35.match(name))]
+    if not found:
+        raise UnsupportedError("the host's QEMU has no versioned q35 machine", field="spec.machine", value=kind)
+    return max(found)[2]
+
+
+def check_machine(machine: str, facts: HostFacts, source: HostFacts | None) -> None:
+    """A host can run, or receive, this machine type. Raises ConflictError, before anything is prepared."""
+    if machine not in facts.machine_types:
+        raise ConflictError(
+            f"the host's QEMU {facts.qemu_version} has no machine type {machine}",
+            field="spec.machine_type",
+            value=machine,
+            remedy="Upgrade QEMU there, or choose another host.",
+        )
+    if source is None:
+        return
+    if machine == "microvm" and source.qemu_version != facts.qemu_version:
+        raise ConflictError(
+            f"microvm has no versioned machine type: it moves only between equal versions of QEMU, "
+            f"not from {source.qemu_version} to {facts.qemu_version}",
+            field="spec.machine",
+            value=machine,
+            remedy="Upgrade one of the hosts, or stop the VM and start it there.",
+        )
+    if source.accel != facts.accel:
+        raise ConflictError(
+            f"the VM runs with {source.accel}, the destination has {facts.accel}",
+            field="to",
+            remedy="Choose a host with the same acceleration.",
+        )
+
+
+def launch(parts: Parts, *, epoch: int, accel: str, machine: str, secret: bytes) -> Launch:
+    """The launch of a VM under one lease epoch."""
+    vm = parts.vm
+    spec = vm.spec
+    kernel = parts.image is not None and parts.image.status.manifest is not None
+    manifest = parts.image.status.manifest if parts.image is not None else None
+    vnics = [_vnic(vm, index, parts.networks[vnic.network]) for index, vnic in enumerate(spec.vnics)]
+    boot = None
+    if kernel and manifest is not None and manifest.kind is ImageKind.KERNEL and parts.image_id is not None:
+        boot = KernelBoot(image=parts.image_id, cmdline=_cmdline(manifest.cmdline, vm, vnics, parts.networks))
+    cloud_init = manifest is not None and manifest.cloud_init
+    return Launch(
+        vm=vm.id,
+        name=vm.name,
+        generation=vm.generation,
+        machine=machine,
+        accel="kvm" if accel == "kvm" else "tcg",
+        cpu="host" if accel == "kvm" else "max",
+        cpus=spec.cpus,
+        max_cpus=1
+        if machine == "microvm" and spec.cpus == 1
+        else max(spec.cpus, min(64, max(4, spec.cpus * MAX_CPUS_FACTOR))),
+        memory=spec.memory,
+        uuid=str(uuid.uuid5(NAMESPACE, vm.id)),
+        boot=boot,
+        disks=[_disk(index, plan, vm.id, epoch, secret) for index, plan in enumerate(parts.disks)],
+        vnics=vnics,
+        seed=seed(vm, parts.networks) if cloud_init else None,
+    )
+
+
+def _disk(index: int, plan: DiskPlan, vm: str, epoch: int, secret: bytes) -> Disk:
+    source: FileDisk | IscsiDisk
+    if plan.pool.spec.export is ExportKind.NONE:
+        source = FileDisk(pool=plan.pool.id, volume=plan.volume.id)
+    else:
+        right = admission(secret, vm, epoch)
+        source = IscsiDisk(
+            volume=plan.volume.id,
+            portal=plan.portal,
+            target=plan.target,
+            lun=plan.lun,
+            initiator=right.initiator,
+            user=right.user,
+            password=right.password,
+        )
+    size = plan.volume.status.size or plan.volume.spec.size
+    return Disk(index=index, name=plan.volume.name, size=size, source=source, serial=plan.volume.id)
+
+
+def _vnic(vm: Vm, index: int, network: Network) -> VnicAttachment:
+    spec = vm.spec.vnics[index]
+    ips = [IPv4Interface(f"{spec.ip}/{network.spec.subnet.prefixlen}")] if spec.ip is not None else []
+    return VnicAttachment(
+        index=index,
+        mac=spec.mac or "",
+        bridge=network.spec.bridge,
+        tap=f"sv{vm.id[:10]}-{index}",
+        mtu=network.spec.mtu,
+        ips=ips,
+    )
+
+
+def _cmdline(base: str, vm: Vm, vnics: Sequence[VnicAttachment], networks: Mapping[str, Network]) -> str:
+    """A kernel image has no cloud-init: its first address comes on the command line."""
+    words = [base]
+    if vnics and vnics[0].ips:
+        words.append(f"serai.ip={vnics[0].ips[0]}")
+        gateway = networks[vm.spec.vnics[0].network].spec.gateway
+        if gateway is not None:
+            words.append(f"serai.gw={gateway}")
+    if vm.spec.cmdline:
+        words.append(vm.spec.cmdline)
+    return " ".join(words)
+
+
+def seed(vm: Vm, networks: Mapping[str, Network]) -> Seed:
+    """The NoCloud documents of cloud-init's data source of that name.
+
+    The user's own user-data is handed over as it is; SSH keys go into meta-data, so that they never have to be merged.
+    """
+    meta: dict[str, object] = {"instance-id": vm.id, "local-hostname": vm.name}
+    if vm.spec.cloud_init.ssh_keys:
+        meta["public-keys"] = list(vm.spec.cloud_init.ssh_keys)
+    ethernets: dict[str, object] = {}
+    for index, vnic in enumerate(vm.spec.vnics):
+        network = networks[vnic.network].spec
+        card: dict[str, object] = {"match": {"macaddress": vnic.mac}, "set-name": f"eth{index}"}
+        if vnic.ip is not None:
+            card["addresses"] = [f"{vnic.ip}/{network.subnet.prefixlen}"]
+        else:
+            card["dhcp4"] = True
+        if network.gateway is not None and index == 0:
+            card["routes"] = [{"to": "0.0.0.0/0", "via": str(network.gateway)}]
+        if network.nameservers:
+            card["nameservers"] = {"addresses": [str(server) for server in network.nameservers]}
+        ethernets[f"eth{index}"] = card
+    return Seed(
+        user_data=vm.spec.cloud_init.user_data or "#cloud-config\n{}\n",
+        meta_data=json.dumps(meta, indent=1, sort_keys=True) + "\n",
+        network_config=yaml.safe_dump({"version": 2, "ethernets": ethernets}, sort_keys=True),
+    )
