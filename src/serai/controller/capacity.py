@@ -1,0 +1,61 @@
+"""Status fields that are sums over other tables: what is promised on hosts, in pools, on networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serai.controller.store import View
+from serai.controller.store.vms import Committed
+from serai.core import ipam
+from serai.schema.host import Host
+from serai.schema.network import Network
+from serai.schema.vm import Vm
+from serai.schema.volume import ExportKind, Pool
+
+
+async def with_committed(view: View, hosts: Sequence[Host], *, but_vm: str | None = None) -> list[Host]:
+    """The hosts with what VMs have been promised on them, one VM (by id) left out: what placement needs."""
+    committed = await view.vms.committed(but=but_vm)
+    filled = []
+    for host in hosts:
+        sums = committed.get(host.name, Committed())
+        update = {"cpus_committed": sums.cpus, "memory_committed": sums.memory, "vms": sums.vms}
+        filled.append(host.model_copy(update={"status": host.status.model_copy(update=update)}))
+    return filled
+
+
+async def all_hosts(view: View, *, but_vm: str | None = None) -> list[Host]:
+    """Every host, with what is promised there."""
+    return await with_committed(view, await view.hosts.all(), but_vm=but_vm)
+
+
+async def with_volumes(view: View, pools: Sequence[Pool]) -> list[Pool]:
+    """The pools with what is promised in them."""
+    committed = await view.pools.committed()
+    filled = []
+    for pool in pools:
+        size, count = committed.get(pool.name, (0, 0))
+        status = pool.status.model_copy(update={"committed": size, "volumes": count})
+        filled.append(pool.model_copy(update={"status": status}))
+    return filled
+
+
+async def with_addresses(view: View, networks: Sequence[Network]) -> list[Network]:
+    """The networks with how many of their addresses are taken."""
+    counts = await view.networks.counts()
+    filled = []
+    for network in networks:
+        update = {"addresses_used": counts.get(network.id, 0), "addresses_total": ipam.total(network.spec)}
+        filled.append(network.model_copy(update={"status": network.status.model_copy(update=update)}))
+    return filled
+
+
+async def local_hosts(view: View, vm: Vm) -> set[str]:
+    """The hosts to which a VM's disks bind it: those of its pools that are not exported. Empty: any host will do."""
+    found = set()
+    for disk in vm.spec.disks:
+        name = disk.pool if disk.pool is not None else (await view.volumes.find(disk.volume or "")).spec.pool
+        pool = await view.pools.find(name)
+        if pool.spec.export is ExportKind.NONE:
+            found.add(pool.spec.host)
+    return found

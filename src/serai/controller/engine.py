@@ -1,0 +1,140 @@
+"""The engine: takes jobs in, runs each as a task of its own, and picks up after a crash what had not ended.
+
+A job is submitted inside the transaction that writes the desired state, and starts the moment that is committed: no
+polling in between. Jobs that run are this process's; a second controller must stand by until the first is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from serai.controller.jobs import CommandGateway, Workflow
+from serai.controller.locks import Locks
+from serai.controller.run import Run
+from serai.controller.store import JobRecord, Store, Transaction
+from serai.lib.ids import new_id
+from serai.lib.tasks import Tasks
+from serai.schema.errors import UnsupportedError
+from serai.schema.job import Job, JobState, Step
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """See the module's text. `workflows` is read whenever a job comes in, so it may be filled until `start`."""
+
+    def __init__(self, store: Store, hosts: CommandGateway, workflows: Mapping[str, Workflow]) -> None:
+        self._store = store
+        self._hosts = hosts
+        self._workflows = workflows
+        self._locks = Locks()
+        self._runs: dict[str, Run] = {}
+        self._tasks = Tasks("jobs")
+        self._started = False
+
+    async def start(self) -> None:
+        """Pick up every job that has not ended: first those that had begun, since they hold their locks."""
+        async with self._store.read() as view:
+            records = await view.jobs.unfinished()
+        self._started = True
+        for record in sorted(records, key=lambda found: found.job.started is None):
+            if record.job.id in self._runs:
+                continue
+            log.info("picking up job %s (%s of %s)", record.job.id, record.job.kind, record.job.target)
+            self._launch(record)
+
+    async def stop(self) -> None:
+        """Leave all jobs where they are; the next start picks them up."""
+        await self._tasks.close()
+        self._runs.clear()
+
+    async def submit(
+        self,
+        tx: Transaction,
+        kind: str,
+        target: str,
+        target_id: str | None,
+        params: Mapping[str, Any],
+        *,
+        requested_by: str,
+        reason: str = "",
+    ) -> Job:
+        """Write a job as part of `tx`; it starts once that is committed. Raises UnsupportedError."""
+        workflow = self._workflows.get(kind)
+        if workflow is None:
+            raise UnsupportedError(f"this controller has no workflow {kind}", field="kind", value=kind)
+        job = Job(
+            id=new_id(),
+            kind=kind,
+            target=target,
+            target_id=target_id,
+            requested_by=requested_by,
+            reason=reason,
+            params=dict(params),
+            steps=[Step(name=step.name) for step in workflow.steps],
+            created=tx.now,
+        )
+        record = JobRecord(job)
+        await tx.jobs.insert(record)
+        await tx.emit("job.state", target, job.id, "", job=job.id, kind=kind, state=job.state.value, step="")
+        tx.on_commit(lambda: self._launch(record))
+        return job
+
+    async def cancel(self, job_id: str) -> Job:
+        """Ask a job to stop and undo; one that has ended is answered as it is. Raises NotFoundError, ConflictError."""
+        run = self._runs.get(job_id)
+        if run is not None:
+            return await run.cancel()
+        async with self._store.read() as view:
+            return await view.jobs.get(job_id)
+
+    async def wait(self, job_id: str) -> Job:
+        """The job, once it has ended. Raises NotFoundError."""
+        seen = 0
+        while True:
+            newest = self._store.bell.newest
+            async with self._store.read() as view:
+                job = await view.jobs.get(job_id)
+            if job.state.ended:
+                return job
+            seen = await self._store.bell.beyond(max(seen, newest))
+
+    def describe(self, job_id: str) -> str:
+        """A job in words."""
+        run = self._runs.get(job_id)
+        return f"job {job_id}" if run is None else f"job {job_id} ({run.job.kind} of {run.job.target})"
+
+    def _launch(self, record: JobRecord) -> None:
+        workflow = self._workflows.get(record.job.kind)
+        if not self._started or self._tasks.closed:
+            # `start` finds it in the store.
+            return
+        if workflow is None or [step.name for step in workflow.steps] != [step.name for step in record.job.steps]:
+            log.error(
+                "job %s (%s) was made by a controller with other steps; it waits for that version",
+                record.job.id,
+                record.job.kind,
+            )
+            return
+        run = Run(
+            record,
+            workflow,
+            store=self._store,
+            hosts=self._hosts,
+            locks=self._locks,
+            directory=self,
+            tasks=self._tasks,
+        )
+        self._runs[record.job.id] = run
+        task = self._tasks.start(run.go(), f"job-{record.job.id}")
+        task.add_done_callback(lambda _: self._runs.pop(record.job.id, None))
+
+    @property
+    def running(self) -> list[Job]:
+        """The jobs at work or queued here."""
+        return [run.job for run in self._runs.values()]
+
+
+__all__ = ["Engine", "JobState"]

@@ -1,0 +1,305 @@
+"""One job at work: forward through its steps, or back through their undos. The rules are in `jobs.py`.
+
+All of a job's state is in `self.job`, changed by `_set` alone and written by `_write` alone. The end of one step and
+the beginning of the next are one write: nothing lies between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any, Protocol
+
+from serai.controller.jobs import CommandGateway, JobContext, StepDef, Workflow
+from serai.controller.locks import Locks, Request
+from serai.controller.store import JobRecord, Store
+from serai.lib.tasks import Tasks
+from serai.schema.errors import CancelledByUserError, ConflictError, ErrorInfo, SeraiError, from_info
+from serai.schema.job import Job, JobState, StepState
+
+log = logging.getLogger(__name__)
+
+PROGRESS_PERIOD = 0.2
+"""Seconds between two writes of mere progress."""
+RETRY_FIRST = 0.5
+RETRY_MOST = 30.0
+"""Seconds between two attempts of an undo, or of a step behind the point of no return."""
+
+UNDONE_FROM = (StepState.DONE, StepState.RUNNING, StepState.FAILED)
+
+
+class Directory(Protocol):
+    """Where a run looks up the other jobs, to name them."""
+
+    def describe(self, job_id: str) -> str:
+        """`job 12ab… (vm.migrate of vm/web1)`."""
+        ...
+
+
+class Run:
+    """One job from its locks to its end."""
+
+    def __init__(
+        self,
+        record: JobRecord,
+        workflow: Workflow,
+        *,
+        store: Store,
+        hosts: CommandGateway,
+        locks: Locks,
+        directory: Directory,
+        tasks: Tasks,
+    ) -> None:
+        self.job = record.job
+        self.workflow = workflow
+        self._attempt = record.attempt
+        self._store = store
+        self._locks = locks
+        self._directory = directory
+        self._tasks = tasks
+        self._writing = asyncio.Lock()
+        self._stale = False
+        self.ctx = JobContext(record.job, dict(record.data), store, hosts, self)
+        self._kept = json.dumps(record.data)
+        if record.job.state is JobState.CANCELLING:
+            self.ctx.cancelled.set()
+        # Asked for before anything is awaited: the order of the queue is the order in which jobs were submitted.
+        self._wish: Request = locks.request(record.job.id, workflow.locks(record.job))
+
+    async def go(self) -> None:
+        """Run it to its end."""
+        try:
+            if await self._wait_for_locks():
+                await self._forward_or_back()
+        finally:
+            self._locks.release(self._wish)
+
+    async def cancel(self) -> Job:
+        """Ask it to stop. Raises ConflictError behind the point of no return."""
+        if self.job.state in (JobState.QUEUED, JobState.RUNNING):
+            if self._committed():
+                raise ConflictError(
+                    "it is too late to cancel: what is left only clears up",
+                    field="job",
+                    value=self.job.id,
+                    remedy="Wait for its end.",
+                )
+            self._set(state=JobState.CANCELLING)
+            self.ctx.cancelled.set()
+            await self._write()
+        return self.job
+
+    # --- what a context needs ---
+
+    async def save(self, ctx: JobContext) -> None:
+        """Write the context's data now."""
+        await self._write(quiet=True)
+
+    def touched(self, ctx: JobContext) -> None:
+        """Write progress soon; many changes make one write."""
+        self._stale = True
+        name = f"progress-{self.job.id}"
+        if name not in self._tasks and not self._tasks.closed:
+            self._tasks.start(self._write_progress(), name)
+
+    async def _write_progress(self) -> None:
+        while self._stale and not self.job.state.ended:
+            self._stale = False
+            await self._write(kind="job.progress")
+            await asyncio.sleep(PROGRESS_PERIOD)
+
+    # --- the way ---
+
+    async def _wait_for_locks(self) -> bool:
+        if self._wish.granted.is_set():
+            return True
+        granted = asyncio.ensure_future(self._wish.granted.wait())
+        cancelled = asyncio.ensure_future(self.ctx.cancelled.wait())
+        fresh = self.job.started is None
+        try:
+            while not granted.done():
+                if fresh and self.ctx.cancelled.is_set():
+                    error = CancelledByUserError("cancelled before it began")
+                    self._skip_pending()
+                    await self._end(JobState.CANCELLED, error.info)
+                    return False
+                blockers = self._locks.blockers(self._wish)
+                self.ctx.waits_for("; ".join(f"{name}: {self._directory.describe(j)}" for name, j in blockers.items()))
+                waits = {granted, cancelled} if fresh else {granted}
+                await asyncio.wait(waits, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            granted.cancel()
+            cancelled.cancel()
+        self.ctx.waiting = ""
+        return True
+
+    async def _forward_or_back(self) -> None:
+        if self.job.state is not JobState.UNDOING:
+            try:
+                await self._forward()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.debug("job %s turns back", self.job.id, exc_info=error)
+                self._set(state=JobState.UNDOING, error=self._explain(error))
+                self._keep_sound_data()
+            else:
+                await self._end(JobState.DONE, None)
+                return
+        await self._back()
+        error_info = self.job.error
+        cancelled = error_info is not None and error_info.code == CancelledByUserError.code
+        await self._end(JobState.CANCELLED if cancelled else JobState.FAILED, error_info)
+
+    async def _forward(self) -> None:
+        state = JobState.CANCELLING if self.ctx.cancelled.is_set() else JobState.RUNNING
+        self._set(state=state, started=self.job.started or self._store.clock.now())
+        for index, step in enumerate(self.workflow.steps):
+            found = self.job.steps[index].state
+            if found is StepState.DONE:
+                continue
+            self.ctx.begin(
+                step.name,
+                cancellable=step.cancellable and not self._committed(),
+                undoing=False,
+                attempt=self._attempt,
+            )
+            if found is StepState.RUNNING:
+                if await self._pick_up(step):
+                    self._step(index, StepState.DONE)
+                    continue
+            else:
+                self.ctx.check_cancel()
+                self._step(index, StepState.RUNNING)
+                await self._write()
+            await self._run_step(index, step)
+            self._step(index, StepState.DONE)
+
+    async def _pick_up(self, step: StepDef) -> bool:
+        """After a crash in mid-step: True if the step is done, False if it is to be run again; raises to undo."""
+        if step.resume is not None and not step.repeatable:
+            if await step.resume(self.ctx):
+                return True
+        elif step.repeatable:
+            return False
+        raise SeraiError(f"the controller was restarted in step {step.name!r}, which cannot be repeated")
+
+    async def _run_step(self, index: int, step: StepDef) -> None:
+        delay = RETRY_FIRST
+        while True:
+            try:
+                await step.run(self.ctx)
+                self._kept = json.dumps(self.ctx.data)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                if not self._committed():
+                    self._step(index, StepState.FAILED, str(error))
+                    raise
+                log.warning("job %s, step %s fails and is tried again: %s", self.job.id, step.name, error)
+                await self._pause(f"step {step.name!r} to succeed: {error}", delay)
+                delay = min(delay * 2, RETRY_MOST)
+                self.ctx.begin(step.name, cancellable=False, undoing=False, attempt=self._attempt)
+            else:
+                return
+
+    async def _back(self) -> None:
+        self._skip_pending()
+        await self._write()
+        for index in reversed(range(len(self.workflow.steps))):
+            step = self.workflow.steps[index]
+            state = self.job.steps[index].state
+            if step.undo is None or state not in UNDONE_FROM:
+                continue
+            await self._undo_step(step)
+            if state is not StepState.FAILED:
+                self._step(index, StepState.UNDONE)
+            await self._write()
+
+    async def _undo_step(self, step: StepDef) -> None:
+        assert step.undo is not None
+        delay = RETRY_FIRST
+        while True:
+            self.ctx.begin(step.name, cancellable=False, undoing=True, attempt=self._attempt)
+            try:
+                await step.undo(self.ctx)
+                self._kept = json.dumps(self.ctx.data)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.warning("job %s, undo of %s fails and is tried again", self.job.id, step.name, exc_info=error)
+                await self._pause(f"undo of step {step.name!r} to succeed: {error}", delay)
+                delay = min(delay * 2, RETRY_MOST)
+            else:
+                return
+
+    async def _pause(self, reason: str, delay: float) -> None:
+        # A new attempt makes new command ids: under the old ones a host would only repeat its refusal.
+        self._attempt += 1
+        self.ctx.waits_for(reason)
+        await self._write()
+        await self._store.clock.sleep(delay)
+
+    # --- state ---
+
+    def _committed(self) -> bool:
+        pairs = zip(self.workflow.steps, self.job.steps, strict=True)
+        return any(step.point_of_no_return and seen.state is StepState.DONE for step, seen in pairs)
+
+    def _keep_sound_data(self) -> None:
+        try:
+            json.dumps(self.ctx.data)
+        except (TypeError, ValueError) as error:
+            # The step broke its word that `data` is JSON: what stood before the step is what can be undone from.
+            log.error("job %s: the data of step %s is dropped: %s", self.job.id, self.ctx.step, error)
+            self.ctx.data = json.loads(self._kept)
+
+    def _explain(self, error: Exception) -> ErrorInfo:
+        if isinstance(error, SeraiError):
+            log.info("job %s (%s of %s): %s", self.job.id, self.job.kind, self.job.target, error)
+            return error.info
+        log.error("job %s (%s of %s) failed", self.job.id, self.job.kind, self.job.target, exc_info=error)
+        return SeraiError(f"{type(error).__name__}: {error}").info
+
+    def _set(self, **fields: Any) -> None:
+        self.job = self.job.model_copy(update=fields)
+
+    def _step(self, index: int, state: StepState, detail: str = "") -> None:
+        now = self._store.clock.now()
+        steps = list(self.job.steps)
+        seen = steps[index]
+        running = state is StepState.RUNNING
+        steps[index] = seen.model_copy(
+            update={
+                "state": state,
+                "started": now if running else seen.started,
+                "ended": None if running else now,
+                "detail": detail,
+            }
+        )
+        self._set(steps=steps)
+
+    def _skip_pending(self) -> None:
+        for index, step in enumerate(self.job.steps):
+            if step.state is StepState.PENDING:
+                self._step(index, StepState.SKIPPED)
+
+    async def _end(self, state: JobState, error: ErrorInfo | None) -> None:
+        self.ctx.waiting = ""
+        fraction = 1.0 if state is JobState.DONE else self.ctx.fraction
+        self.ctx.fraction = fraction
+        result = self.ctx.result if state is JobState.DONE else None
+        self._set(state=state, error=error, ended=self._store.clock.now(), result=result)
+        await self._write()
+
+    async def _write(self, *, kind: str = "job.state", quiet: bool = False) -> None:
+        async with self._writing:
+            self._set(progress=self.ctx.fraction, message=self.ctx.message, waits_for=self.ctx.waiting)
+            job = self.job
+            async with self._store.transaction() as tx:
+                await tx.jobs.save(JobRecord(job, self.ctx.data, self._attempt))
+                if not quiet:
+                    message = from_info(job.error).info.sentence() if job.error and job.state.ended else job.message
+                    facts = {"job": job.id, "kind": job.kind, "state": job.state.value, "step": self.ctx.step}
+                    await tx.emit(kind, job.target, job.id, message or job.waits_for, **facts)

@@ -1,0 +1,63 @@
+"""Events: numbered as they are written, under the one writer lock, so numbers grow in the order of commits."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serai.controller.store.resources import RawPage
+from serai.controller.store.tables import events
+
+
+def render(row: Row[Any]) -> str:
+    """An event's JSON from its row."""
+    return (
+        f'{{"seq":{row.seq},"time":"{row.time}","kind":{json.dumps(row.kind)},"resource":{json.dumps(row.resource)},'
+        f'"resource_id":{json.dumps(row.resource_id)},"message":{json.dumps(row.message)},"data":{row.data}}}'
+    )
+
+
+class Events:
+    """The log of what happened."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+
+    async def add(
+        self, time: datetime, kind: str, resource: str, resource_id: str, message: str, data: dict[str, Any]
+    ) -> int:
+        """Write one and return its number."""
+        values = {
+            "time": time.isoformat(),
+            "kind": kind,
+            "resource": resource,
+            "resource_id": resource_id,
+            "message": message,
+            "data": json.dumps(data),
+        }
+        query = insert(events).values(**values).returning(events.c.seq)
+        seq: int = (await self.connection.execute(query)).scalar_one()
+        return seq
+
+    async def after(self, seq: int, limit: int) -> list[tuple[int, str]]:
+        """(number, JSON) of the events that follow `seq`, oldest first."""
+        query = select(events).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
+        return [(row.seq, render(row)) for row in await self.connection.execute(query)]
+
+    async def page(self, after: int, limit: int) -> RawPage:
+        """A page of events after a number; its cursor is the last number on it."""
+        rows = await self.after(after, limit + 1)
+        return RawPage([text for _, text in rows[:limit]], str(rows[limit - 1][0]) if len(rows) > limit else None)
+
+    async def newest(self) -> int:
+        """The highest number there is; 0 if none."""
+        newest: int | None = (await self.connection.execute(select(func.max(events.c.seq)))).scalar_one()
+        return newest or 0
+
+    async def clear(self, before: datetime) -> int:
+        """Delete events older than a time; returns how many."""
+        return (await self.connection.execute(delete(events).where(events.c.time < before.isoformat()))).rowcount

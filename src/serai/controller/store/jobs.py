@@ -1,0 +1,137 @@
+"""Jobs, with what only the engine reads: `data` (a workflow's memory) and `attempt`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serai.controller.store.resources import RawPage
+from serai.controller.store.tables import jobs
+from serai.schema.errors import InvalidError, NotFoundError
+from serai.schema.job import Job, JobState
+
+ACTIVE = tuple(state for state in JobState if not state.ended)
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as it is stored."""
+
+    job: Job
+    data: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 0
+
+
+def _text(value: str | None) -> str:
+    return "null" if value is None else f'"{value}"'
+
+
+def render(row: Row[Any]) -> str:
+    """A job's JSON from its row."""
+    quote = json.dumps
+    return (
+        f'{{"id":"{row.id}","kind":"{row.kind}","target":{quote(row.target)},"target_id":{_text(row.target_id)},'
+        f'"state":"{row.state}","requested_by":{quote(row.requested_by)},"reason":{quote(row.reason)},'
+        f'"waits_for":{quote(row.waits_for)},"params":{row.params},"steps":{row.steps},'
+        f'"progress":{quote(row.progress)},"message":{quote(row.message)},"result":{row.result or "null"},'
+        f'"error":{row.error or "null"},"created":"{row.created}","started":{_text(row.started)},'
+        f'"ended":{_text(row.ended)}}}'
+    )
+
+
+def _values(job: Job) -> dict[str, Any]:
+    return {
+        "kind": job.kind,
+        "target": job.target,
+        "target_id": job.target_id,
+        "state": job.state.value,
+        "requested_by": job.requested_by,
+        "reason": job.reason,
+        "waits_for": job.waits_for,
+        "params": json.dumps(job.params),
+        "steps": "[" + ",".join(step.model_dump_json() for step in job.steps) + "]",
+        "progress": job.progress,
+        "message": job.message,
+        "result": None if job.result is None else json.dumps(job.result),
+        "error": None if job.error is None else job.error.model_dump_json(),
+        "created": job.created.isoformat(),
+        "started": None if job.started is None else job.started.isoformat(),
+        "ended": None if job.ended is None else job.ended.isoformat(),
+    }
+
+
+class Jobs:
+    """The table of jobs."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+
+    async def insert(self, record: JobRecord) -> None:
+        """Write a new one."""
+        values = {"id": record.job.id, "data": json.dumps(record.data), "attempt": record.attempt}
+        await self.connection.execute(insert(jobs).values(**values, **_values(record.job)))
+
+    async def save(self, record: JobRecord) -> None:
+        """Write all of one that exists."""
+        values = {**_values(record.job), "data": json.dumps(record.data), "attempt": record.attempt}
+        await self.connection.execute(update(jobs).where(jobs.c.id == record.job.id).values(**values))
+
+    async def record(self, job_id: str) -> JobRecord:
+        """One with the engine's part. Raises NotFoundError."""
+        row = (await self.connection.execute(select(jobs).where(jobs.c.id == job_id))).first()
+        if row is None:
+            raise NotFoundError(
+                f"there is no job {job_id}", field="job", value=job_id, remedy="See which there are: serai job list."
+            )
+        return _record(row)
+
+    async def get(self, job_id: str) -> Job:
+        """One. Raises NotFoundError."""
+        return (await self.record(job_id)).job
+
+    async def unfinished(self) -> list[JobRecord]:
+        """All that have not ended, oldest first."""
+        query = select(jobs).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.number)
+        return [_record(row) for row in await self.connection.execute(query)]
+
+    async def active(self, target_id: str, *kinds: str) -> list[Job]:
+        """Those on one resource that have not ended, of the given kinds (any, if none is given), oldest first."""
+        query = select(jobs).where(jobs.c.target_id == target_id, jobs.c.state.in_(ACTIVE)).order_by(jobs.c.number)
+        if kinds:
+            query = query.where(jobs.c.kind.in_(kinds))
+        return [_record(row).job for row in await self.connection.execute(query)]
+
+    async def last(self, target_id: str, kind: str) -> Job | None:
+        """The newest job of a kind on a resource."""
+        query = (
+            select(jobs)
+            .where(jobs.c.target_id == target_id, jobs.c.kind == kind)
+            .order_by(jobs.c.number.desc())
+            .limit(1)
+        )
+        row = (await self.connection.execute(query)).first()
+        return None if row is None else _record(row).job
+
+    async def page(self, limit: int, cursor: str | None, state: str | None, target: str | None) -> RawPage:
+        """Newest first. `target` is `vm/web1`, or a resource's id. Raises InvalidError for a strange cursor."""
+        query = select(jobs).order_by(jobs.c.number.desc()).limit(limit + 1)
+        if cursor is not None:
+            if not cursor.isdecimal():
+                raise InvalidError("not a cursor of this list", field="cursor", value=cursor, remedy="Leave it out.")
+            query = query.where(jobs.c.number < int(cursor))
+        if state is not None:
+            query = query.where(jobs.c.state == state)
+        if target is not None:
+            query = query.where((jobs.c.target == target) | (jobs.c.target_id == target))
+        rows = (await self.connection.execute(query)).all()
+        return RawPage(
+            [render(row) for row in rows[:limit]], str(rows[limit - 1].number) if len(rows) > limit else None
+        )
+
+
+def _record(row: Row[Any]) -> JobRecord:
+    return JobRecord(Job.model_validate_json(render(row)), json.loads(row.data), row.attempt)

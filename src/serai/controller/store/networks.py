@@ -1,0 +1,76 @@
+"""Networks, and the addresses that VNICs have on them.
+
+The addresses table is what makes a double address or MAC impossible: its keys are unique whatever a caller does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from serai.controller.store import tables
+from serai.controller.store.resources import Resources
+from serai.schema.errors import ConflictError
+from serai.schema.network import Network
+
+addresses = tables.addresses
+
+
+@dataclass(frozen=True)
+class Address:
+    """One VNIC's place on a network."""
+
+    network_id: str
+    ip: IPv4Address
+    mac: str
+
+
+class Networks(Resources[Network]):
+    """See `resources.Resources`."""
+
+    kind = "network"
+    table = tables.networks
+    model = Network
+
+    def columns(self, item: Network) -> dict[str, Any]:
+        """Bridge."""
+        return {"bridge": item.spec.bridge}
+
+    async def used(self, network_id: str, *, but_vm: str | None = None) -> set[IPv4Address]:
+        """Addresses taken on a network, not counting those of one VM."""
+        query = select(addresses.c.ip).where(addresses.c.network_id == network_id)
+        if but_vm is not None:
+            query = query.where(addresses.c.vm_id != but_vm)
+        return {IPv4Address(row.ip) for row in await self.connection.execute(query)}
+
+    async def mac_taken(self, mac: str, *, but_vm: str | None = None) -> bool:
+        """Whether a VNIC of another VM has this MAC."""
+        query = select(addresses.c.mac).where(addresses.c.mac == mac)
+        if but_vm is not None:
+            query = query.where(addresses.c.vm_id != but_vm)
+        return (await self.connection.execute(query)).first() is not None
+
+    async def counts(self) -> dict[str, int]:
+        """Network id to the number of addresses taken."""
+        query = select(addresses.c.network_id, func.count()).group_by(addresses.c.network_id)
+        return {row[0]: int(row[1]) for row in await self.connection.execute(query)}
+
+    async def hold(self, vm_id: str, wanted: Iterable[Address]) -> None:
+        """Make these the addresses of a VM, in place of those that it had. Raises ConflictError."""
+        await self.connection.execute(delete(addresses).where(addresses.c.vm_id == vm_id))
+        for address in wanted:
+            values = {"network_id": address.network_id, "ip": str(address.ip), "mac": address.mac, "vm_id": vm_id}
+            try:
+                await self.connection.execute(insert(addresses).values(**values))
+            except IntegrityError as error:
+                raise ConflictError(
+                    f"address {address.ip} or MAC {address.mac} is taken",
+                    field="spec.vnics",
+                    value=address.ip,
+                    remedy="Leave both out: free ones are chosen then.",
+                ) from error

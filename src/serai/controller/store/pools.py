@@ -1,0 +1,53 @@
+"""Pools and the sums of what was promised in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, select
+
+from serai.controller.store import tables
+from serai.controller.store.resources import Resources
+from serai.schema.volume import Pool, Volume
+
+
+class Pools(Resources[Pool]):
+    """See `resources.Resources`."""
+
+    kind = "pool"
+    table = tables.pools
+    model = Pool
+
+    def columns(self, item: Pool) -> dict[str, Any]:
+        """Host."""
+        return {"host": item.spec.host}
+
+    async def on_host(self, host: str) -> list[Pool]:
+        """The pools of one host."""
+        return await self.all(self.table.c.host == host)
+
+    async def committed(self) -> dict[str, tuple[int, int]]:
+        """Pool name to (bytes promised, volumes)."""
+        volumes = tables.volumes.c
+        query = select(volumes.pool, func.sum(volumes.size), func.count()).group_by(volumes.pool)
+        return {row[0]: (int(row[1]), int(row[2])) for row in await self.connection.execute(query)}
+
+
+class Volumes(Resources[Volume]):
+    """See `resources.Resources`. `vm` is the name of the VM that has the volume."""
+
+    kind = "volume"
+    table = tables.volumes
+    model = Volume
+
+    def columns(self, item: Volume) -> dict[str, Any]:
+        """Pool, VM and size."""
+        return {"pool": item.spec.pool, "vm": item.status.vm, "size": item.spec.size}
+
+    async def of_vm(self, vm: str) -> list[Volume]:
+        """The volumes that a VM (by name) has."""
+        return await self.all(self.table.c.vm == vm)
+
+    async def in_pool(self, pool: str) -> list[Volume]:
+        """The volumes of a pool (by name)."""
+        return await self.all(self.table.c.pool == pool)

@@ -1,0 +1,217 @@
+"""The store: what the controller knows, in one database.
+
+`read()` gives a view of one moment; `transaction()` is the only way to write. There is one writer at a time, so what a
+transaction reads is what it writes upon, and events get their numbers in the order of commits. Desired state, job and
+events are written in the same transaction, and whoever waits for any of them is woken after the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from serai.controller.store.database import migrate, open_engine
+from serai.controller.store.events import Events
+from serai.controller.store.hosts import Hosts
+from serai.controller.store.images import Images
+from serai.controller.store.jobs import Jobs
+from serai.controller.store.leases import Leases
+from serai.controller.store.networks import Networks
+from serai.controller.store.pools import Pools, Volumes
+from serai.controller.store.secrets import Secrets, Tickets, Tokens
+from serai.controller.store.vms import Vms
+from serai.lib.clock import Clock, SystemClock
+
+log = logging.getLogger(__name__)
+
+
+class View:
+    """The tables as of one moment."""
+
+    def __init__(self, connection: AsyncConnection, clock: Clock) -> None:
+        self.connection = connection
+        self.now = clock.now()
+
+    @cached_property
+    def hosts(self) -> Hosts:
+        """Hosts."""
+        return Hosts(self.connection)
+
+    @cached_property
+    def pools(self) -> Pools:
+        """Pools."""
+        return Pools(self.connection)
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """Volumes."""
+        return Volumes(self.connection)
+
+    @cached_property
+    def images(self) -> Images:
+        """Images."""
+        return Images(self.connection)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """Networks and addresses."""
+        return Networks(self.connection)
+
+    @cached_property
+    def vms(self) -> Vms:
+        """VMs."""
+        return Vms(self.connection)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Jobs."""
+        return Jobs(self.connection)
+
+    @cached_property
+    def events(self) -> Events:
+        """Events."""
+        return Events(self.connection)
+
+    @cached_property
+    def leases(self) -> Leases:
+        """Leases."""
+        return Leases(self.connection, self.now)
+
+    @cached_property
+    def tickets(self) -> Tickets:
+        """Tickets of the data channel."""
+        return Tickets(self.connection)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """Tokens of the API."""
+        return Tokens(self.connection)
+
+    @cached_property
+    def secrets(self) -> Secrets:
+        """Secrets."""
+        return Secrets(self.connection)
+
+
+class Transaction(View):
+    """A view that writes. All of it is written at the end of the block, or nothing if the block raises."""
+
+    def __init__(self, connection: AsyncConnection, clock: Clock) -> None:
+        super().__init__(connection, clock)
+        self.committed: list[Callable[[], None]] = []
+        self.newest_event = 0
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Call this once the transaction is durable; never if it fails."""
+        self.committed.append(callback)
+
+    async def emit(self, kind: str, resource: str, resource_id: str = "", message: str = "", /, **data: Any) -> int:
+        """Write an event (`vm.state`, `vm/web1`, the id, words for people, facts) and return its number."""
+        self.newest_event = await self.events.add(self.now, kind, resource, resource_id, message, data)
+        return self.newest_event
+
+
+class Bell:
+    """Wakes those who wait for events. Numbers, not signals, so that nobody misses one that came a moment before."""
+
+    def __init__(self, newest: int) -> None:
+        self.newest = newest
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def ring(self, newest: int) -> None:
+        """Events up to this number are committed."""
+        self.newest = max(self.newest, newest)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def beyond(self, seq: int) -> int:
+        """Return the newest number, once there is one greater than `seq`."""
+        while self.newest <= seq:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
+        return self.newest
+
+
+class Store:
+    """The database of one controller; see `open`."""
+
+    def __init__(self, reader: AsyncEngine, writer: AsyncEngine, clock: Clock, newest: int) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.clock = clock
+        self.bell = Bell(newest)
+        self._lock = asyncio.Lock()
+        self._holder: asyncio.Task[Any] | None = None
+
+    @classmethod
+    async def open(cls, file: Path, clock: Clock | None = None) -> Self:
+        """Open (or make) the database in an SQLite file and bring its tables up to date."""
+        clock = clock or SystemClock()
+        writer = open_engine(file, write=True)
+        reader = open_engine(file, write=False)
+        try:
+            await migrate(writer)
+            async with reader.connect() as connection:
+                newest = await Events(connection).newest()
+        except BaseException:
+            await writer.dispose()
+            await reader.dispose()
+            raise
+        return cls(reader, writer, clock, newest)
+
+    async def close(self) -> None:
+        """Close all connections, after the transaction at work."""
+        async with self._lock:
+            await self._reader.dispose()
+            await self._writer.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[View]:
+        """One moment's view; it never waits for a writer."""
+        async with self._reader.connect() as connection:
+            yield View(connection, self.clock)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """The writer. Not to be nested; keep it short: nothing but the database is awaited inside."""
+        if self._holder is not None and self._holder is asyncio.current_task():
+            raise RuntimeError("a transaction inside a transaction would wait for itself")
+        async with self._lock:
+            self._holder = asyncio.current_task()
+            try:
+                async with self._writer.connect() as connection:
+                    transaction = Transaction(connection, self.clock)
+                    yield transaction
+                    await self._commit(transaction)
+            finally:
+                self._holder = None
+
+    async def _commit(self, transaction: Transaction) -> None:
+        # A cancelled task must not leave it unknown whether this was written, nor waiters asleep if it was.
+        work = asyncio.ensure_future(transaction.connection.commit())
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await work
+            self._announce(transaction)
+            raise
+        self._announce(transaction)
+
+    def _announce(self, transaction: Transaction) -> None:
+        for callback in transaction.committed:
+            callback()
+        if transaction.newest_event:
+            self.bell.ring(transaction.newest_event)

@@ -1,0 +1,154 @@
+"""The tables. JSON and times are text: SQLite and PostgreSQL hold the same, and lists are sent as they are stored.
+
+Every resource table has the columns of the resource shape (schema/resource.py) and, beside them, copies of those fields
+that lists filter or sums add up; `resources.py` writes both together, so that they never differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _resource(name: str, *columns: Column[Any]) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("id", String(12), primary_key=True),
+        Column("name", String(63), nullable=False, unique=True),
+        Column("generation", Integer, nullable=False),
+        Column("labels", Text, nullable=False),
+        Column("description", Text, nullable=False),
+        Column("created", String(40), nullable=False),
+        Column("spec", Text, nullable=False),
+        Column("status", Text, nullable=False),
+        *columns,
+    )
+
+
+hosts = _resource("hosts", Column("state", String(16), nullable=False))
+pools = _resource("pools", Column("host", String(63), nullable=False, index=True))
+volumes = _resource(
+    "volumes",
+    Column("pool", String(63), nullable=False, index=True),
+    Column("vm", String(63), index=True),
+    Column("size", BigInteger, nullable=False),
+)
+images = _resource("images", Column("state", String(16), nullable=False))
+networks = _resource("networks", Column("bridge", String(15), nullable=False))
+vms = _resource(
+    "vms",
+    Column("host", String(63), index=True),
+    Column("state", String(16), nullable=False, index=True),
+    Column("image", String(63), index=True),
+    Column("cpus", Integer, nullable=False),
+    Column("memory", BigInteger, nullable=False),
+    Column("running", Boolean, nullable=False),
+    Column("report_epoch", Integer, nullable=False, server_default="0"),
+    Column("report_sequence", BigInteger, nullable=False, server_default="0"),
+)
+
+labels = Table(
+    "labels",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("resource_id", String(12), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("value", Text, nullable=False),
+    Index("ix_labels_kind_key_value", "kind", "key", "value"),
+)
+
+addresses = Table(
+    "addresses",
+    metadata,
+    Column("network_id", String(12), ForeignKey("networks.id"), primary_key=True),
+    Column("ip", String(15), primary_key=True),
+    Column("mac", String(17), nullable=False, unique=True),
+    Column("vm_id", String(12), ForeignKey("vms.id", ondelete="CASCADE"), nullable=False, index=True),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("vm", String(12), ForeignKey("vms.id", ondelete="CASCADE"), primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("host", String(63), nullable=False, index=True),
+    Column("highest", Integer, nullable=False),
+    Column("offered_to", String(63)),
+    Column("offer_id", String(64)),
+    Column("updated", String(40), nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(12), nullable=False, unique=True),
+    Column("kind", String(32), nullable=False),
+    Column("target", String(80), nullable=False, index=True),
+    Column("target_id", String(12), index=True),
+    Column("state", String(16), nullable=False, index=True),
+    Column("requested_by", String(255), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("waits_for", Text, nullable=False),
+    Column("params", Text, nullable=False),
+    Column("steps", Text, nullable=False),
+    Column("progress", Float),
+    Column("message", Text, nullable=False),
+    Column("result", Text),
+    Column("error", Text),
+    Column("created", String(40), nullable=False),
+    Column("started", String(40)),
+    Column("ended", String(40)),
+    Column("data", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("time", String(40), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("resource", String(80), nullable=False),
+    Column("resource_id", String(12), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    # Numbers of events that were cleared away are never given again: `?after=N` must stay true for ever.
+    sqlite_autoincrement=True,
+)
+
+tickets = Table(
+    "tickets",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("ticket", Text, nullable=False),
+    Column("expires", String(40), nullable=False, index=True),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("name", String(255), nullable=False, unique=True),
+    Column("created", String(40), nullable=False),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("owner", String(80), primary_key=True),
+    Column("name", String(80), primary_key=True),
+    Column("value", Text, nullable=False),
+)

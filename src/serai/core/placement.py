@@ -1,0 +1,178 @@
+"""Placement: filter the hosts, weigh those that are left, and say why.
+
+A host is out if it is offline, takes no new VMs, is not among those that the VM's disks or its spec allow, or has too
+little memory left: `memory - memory_reserve - memory_committed`. Memory is never promised twice; processors may be, so
+they only weigh. Of the rest the one with the smallest share of its memory and processors committed is taken (after the
+VM is counted in), by name where they are equal, so that the same question always gets the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from serai.schema.errors import CapacityError, ConflictError, InvalidError, NotFoundError, SeraiError, UnavailableError
+from serai.schema.host import Host, HostState
+from serai.schema.units import format_size
+from serai.schema.vm import Vm, VmSpec
+
+CPU_WEIGHT = 0.5
+"""Memory decides first: running out of it ends VMs, running out of processors slows them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A host, and a sentence for people. `others` says of each other host why not."""
+
+    host: str
+    why: str
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
+def usable(host: Host) -> int:
+    """Bytes of memory that VMs may have on this host in all; 0 if it never said what it has."""
+    facts = host.status.facts
+    return 0 if facts is None else max(facts.memory - host.spec.memory_reserve, 0)
+
+
+def free(host: Host) -> int:
+    """Bytes of memory that are not promised to any VM yet."""
+    return usable(host) - host.status.memory_committed
+
+
+def objection(spec: VmSpec, host: Host, local: Collection[str] | None, *, pinned: bool = True) -> str | None:
+    """Why this host will not do; None if it will. `local` are the only hosts that hold the VM's disks (none: any)."""
+    if host.status.state is not HostState.ONLINE or host.status.facts is None:
+        return "is offline"
+    if pinned and spec.host is not None and spec.host != host.name:
+        return f"is not {spec.host}, which the VM asks for"
+    if not host.spec.schedulable and spec.host != host.name:
+        return "takes no new VMs"
+    if local is not None and host.name not in local:
+        return f"cannot reach the VM's disks, which are local to {_list(local)}"
+    if free(host) < spec.memory:
+        return f"has {format_size(max(free(host), 0))} of memory free, and {format_size(spec.memory)} is needed"
+    return None
+
+
+def place(
+    vm: Vm | VmSpec, hosts: Iterable[Host], local: Collection[str] | None = None, *, prefer: str | None = None
+) -> Choice:
+    """Choose a host for a VM that starts. `hosts` come with what other VMs have been promised on them.
+
+    `local`: the hosts that hold disks which are not exported (none or empty: any will do). `prefer` is taken if it
+    will do. Raises CapacityError, UnavailableError, with the reason for each host.
+    """
+    spec = vm.spec if isinstance(vm, Vm) else vm
+    candidates = sorted(hosts, key=lambda host: host.name)
+    against = {host.name: objection(spec, host, local or None) for host in candidates}
+    fit = [host for host in candidates if against[host.name] is None]
+    others = {name: reason for name, reason in against.items() if reason is not None}
+    if not fit:
+        raise _nothing_fits(spec, candidates, others)
+    return _choose(spec, fit, others, prefer)
+
+
+def choose_destination(
+    vm: Vm, hosts: Iterable[Host], wanted: str | None, local: Collection[str] | None = None
+) -> Choice:
+    """Choose where a running VM moves. A host named by `wanted` is the answer or the refusal names `to`.
+
+    Naming a host outweighs `spec.host` and `schedulable`. Raises NotFoundError, ConflictError, UnavailableError,
+    CapacityError.
+    """
+    candidates = sorted(hosts, key=lambda host: host.name)
+    source = vm.status.host
+    if wanted is None:
+        rest = [host for host in candidates if host.name != source]
+        against = {host.name: objection(vm.spec, host, local or None) for host in rest}
+        fit = [host for host in rest if against[host.name] is None]
+        others = {name: reason for name, reason in against.items() if reason is not None}
+        if not fit:
+            raise CapacityError(
+                f"no other host will do for VM {vm.name}: {_reasons(others)}",
+                field="to",
+                remedy="Add a host, or free memory on one.",
+            )
+        return _choose(vm.spec, fit, others, None)
+    host = next((host for host in candidates if host.name == wanted), None)
+    if host is None:
+        raise NotFoundError(
+            f"there is no host {wanted}", field="to", value=wanted, remedy="See which there are: serai host list."
+        )
+    if host.name == source:
+        raise ConflictError(
+            f"VM {vm.name} runs on {wanted} already", field="to", value=wanted, remedy="Name another host."
+        )
+    asked = vm.spec.model_copy(update={"host": wanted})
+    reason = objection(asked, host, local or None)
+    if reason is not None:
+        kind: type[SeraiError] = CapacityError
+        if host.status.state is not HostState.ONLINE or host.status.facts is None:
+            kind = UnavailableError
+        elif local and wanted not in local:
+            kind = ConflictError
+        raise kind(f"host {wanted} {reason}", field="to", value=wanted, remedy="Name another host: serai host list.")
+    return Choice(wanted, "asked for by name")
+
+
+def _choose(spec: VmSpec, fit: list[Host], others: Mapping[str, str], prefer: str | None) -> Choice:
+    preferred = next((host for host in fit if host.name == prefer), None)
+    if preferred is not None:
+        return Choice(preferred.name, "it was there before", others)
+    if spec.host is not None:
+        return Choice(spec.host, "asked for by name", others)
+    best = min(fit, key=lambda host: (_load(spec, host), host.name))
+    left = format_size(max(free(best) - spec.memory, 0))
+    if len(fit) == 1:
+        why = f"the only host that will do ({_reasons(others)})" if others else "the only host"
+    else:
+        why = f"fewest committed resources of {len(fit)} hosts: {left} of memory stays free"
+    return Choice(best.name, why, others)
+
+
+def _load(spec: VmSpec, host: Host) -> float:
+    assert host.status.facts is not None
+    memory = (host.status.memory_committed + spec.memory) / max(usable(host), 1)
+    cpus = (host.status.cpus_committed + spec.cpus) / max(host.status.facts.cpus, 1)
+    return round(memory + CPU_WEIGHT * cpus, 9)
+
+
+def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[str, str]) -> SeraiError:
+    if not hosts:
+        return UnavailableError(
+            "there is no host yet", field="spec.host", value=spec.host, remedy="Start a host agent: see serai doctor."
+        )
+    online = [host for host in hosts if host.status.state is HostState.ONLINE and host.status.facts is not None]
+    if online and spec.memory > max(usable(host) for host in online):
+        largest = max(online, key=usable)
+        return InvalidError(
+            f"no host has that much memory: {largest.name} has the most, {format_size(usable(largest))} for VMs",
+            field="spec.memory",
+            value=format_size(spec.memory),
+            remedy=f"Ask for {format_size(usable(largest))} or less.",
+        )
+    if spec.host is not None and spec.host in others:
+        offline = others[spec.host] == "is offline"
+        refusal: type[SeraiError] = UnavailableError if offline else CapacityError
+        return refusal(
+            f"host {spec.host} {others[spec.host]}",
+            field="spec.host",
+            value=spec.host,
+            remedy="Start its agent." if offline else "Name another host, or none.",
+        )
+    kind: type[SeraiError] = CapacityError if online else UnavailableError
+    return kind(
+        f"no host will do: {_reasons(others)}",
+        field="spec.memory" if online else "spec.host",
+        value=format_size(spec.memory) if online else spec.host,
+        remedy="Stop a VM, ask for less, or add a host." if online else "Start a host's agent.",
+    )
+
+
+def _reasons(others: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} {reason}" for name, reason in sorted(others.items())) or "there is none"
+
+
+def _list(names: Collection[str]) -> str:
+    return ", ".join(sorted(names))

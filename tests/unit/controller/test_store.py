@@ -1,0 +1,233 @@
+"""The store: durable, one writer, events in commit order, pages, leases, and migrations that match the tables."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.exc import OperationalError
+
+from serai.controller.store import Store
+from serai.controller.store.networks import Address
+from serai.controller.store.tables import metadata
+from serai.lib.clock import SystemClock
+from serai.lib.ids import new_id, new_secret
+from serai.schema.errors import ConflictError, NotFoundError, StaleError
+from serai.schema.network import Network, NetworkSpec, NetworkStatus
+from serai.schema.ticket import Purpose, Ticket
+from serai.schema.vm import Vm, VmSpec, VmState, VmStatus
+
+NOW = SystemClock().now()
+
+
+def vm(name: str, **status: object) -> Vm:
+    return Vm(
+        name=name,
+        id=new_id(),
+        generation=1,
+        created=NOW,
+        labels={"tier": "web"} if name.startswith("web") else {},
+        description='says "hi"\n',
+        spec=VmSpec(memory=1 << 30, cpus=2),
+        status=VmStatus.model_validate(status),
+    )
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = await Store.open(tmp_path / "state" / "serai.db")
+    yield opened
+    await opened.close()
+
+
+async def test_a_resource_comes_back_as_it_was_written(store: Store, tmp_path: Path) -> None:
+    web = vm("web1", state="running", host="h1")
+    async with store.transaction() as tx:
+        await tx.vms.insert(web)
+    async with store.read() as view:
+        assert await view.vms.find("web1") == web
+        assert await view.vms.find(web.id) == web
+        with pytest.raises(NotFoundError):
+            await view.vms.find("web2")
+    assert stat.S_IMODE((tmp_path / "state" / "serai.db").stat().st_mode) == 0o600
+
+
+async def test_pages_and_filters(store: Store) -> None:
+    async with store.transaction() as tx:
+        for number in range(5):
+            await tx.vms.insert(vm(f"web{number}", state="running", host="h1" if number % 2 else "h2"))
+        await tx.vms.insert(vm("db"))
+    async with store.read() as view:
+        first = await view.vms.page(4, None)
+        second = await view.vms.page(4, first.next)
+        assert (len(first.items), first.next, len(second.items), second.next) == (4, "web2", 2, None)
+        table = view.vms.table.c
+        assert len((await view.vms.page(9, None, table.host == "h1")).items) == 2
+        assert len((await view.vms.page(9, None, view.vms.labelled("tier", "web"))).items) == 5
+        assert len((await view.vms.page(9, None, view.vms.labelled("tier", "db"))).items) == 0
+        assert (await view.vms.committed())["h2"].memory == 3 << 30
+
+
+async def test_a_block_that_raises_writes_nothing(store: Store) -> None:
+    async def broken() -> None:
+        async with store.transaction() as tx:
+            await tx.vms.insert(vm("web1"))
+            await tx.emit("vm.created", "vm/web1")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await broken()
+    async with store.read() as view:
+        assert await view.vms.seek("web1") is None
+    assert store.bell.newest == 0
+
+
+async def test_a_taken_name_is_a_conflict(store: Store) -> None:
+    async with store.transaction() as tx:
+        await tx.vms.insert(vm("web1"))
+        with pytest.raises(ConflictError, match="web1"):
+            await tx.vms.insert(vm("web1"))
+
+
+async def test_readers_cannot_write_and_transactions_do_not_nest(store: Store) -> None:
+    async with store.read() as view:
+        with pytest.raises(OperationalError, match="readonly"):
+            await view.vms.insert(vm("web1"))
+    async with store.transaction():
+        with pytest.raises(RuntimeError, match="inside a transaction"):
+            async with store.transaction():
+                pass
+
+
+async def test_events_are_numbered_in_commit_order_and_wake_those_who_wait(store: Store) -> None:
+    waiting = asyncio.create_task(store.bell.beyond(0))
+
+    async def write(number: int) -> None:
+        async with store.transaction() as tx:
+            await tx.emit("vm.created", f"vm/{number}", data=number)
+
+    await asyncio.gather(*(write(number) for number in range(20)))
+    assert await waiting >= 1
+    async with store.read() as view:
+        seqs = [seq for seq, _ in await view.events.after(0, 100)]
+        page = await view.events.page(5, 10)
+    assert seqs == list(range(1, 21))
+    assert page.next == "15"
+
+
+async def test_numbers_of_cleared_events_are_not_given_again(store: Store) -> None:
+    async with store.transaction() as tx:
+        await tx.emit("a", "b")
+    async with store.transaction() as tx:
+        assert await tx.events.clear(tx.now + timedelta(days=1)) == 1
+        assert await tx.emit("a", "b") == 2
+
+
+async def test_a_cancelled_commit_is_still_announced(store: Store) -> None:
+    told: list[str] = []
+    begun = asyncio.Event()
+
+    async def write() -> None:
+        async with store.transaction() as tx:
+            await tx.vms.insert(vm("web1"))
+            tx.on_commit(lambda: told.append("yes"))
+            begun.set()
+
+    task = asyncio.create_task(write())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with store.read() as view:
+        assert (await view.vms.seek("web1") is not None) == bool(told)
+
+
+async def test_leases_follow_the_rules(store: Store) -> None:
+    web = vm("web1")
+    async with store.transaction() as tx:
+        await tx.vms.insert(web)
+        await tx.leases.create(web.id, "h1")
+        offered = await tx.leases.offer(web.id, "h2", "one")
+        assert (offered.highest, offered.epoch) == (2, 1)
+        with pytest.raises(ConflictError):
+            await tx.leases.offer(web.id, "h3", "two")
+        with pytest.raises(StaleError):
+            await tx.leases.commit(web.id, 2, "h3")
+        await tx.leases.withdraw(web.id, "one")
+        assert (await tx.leases.offer(web.id, "h2", "two")).highest == 3
+        with pytest.raises(StaleError):
+            await tx.leases.commit(web.id, 2, "h2")
+        assert (await tx.leases.commit(web.id, 3, "h2")).host == "h2"
+        assert (await tx.leases.advance(web.id, "h1")).epoch == 4
+        await tx.vms.delete(web.id)
+        assert await tx.leases.get(web.id) is None
+
+
+async def test_an_address_is_held_once(store: Store) -> None:
+    lan = Network(
+        name="lan",
+        id=new_id(),
+        generation=1,
+        created=NOW,
+        spec=NetworkSpec.model_validate({"bridge": "br-lan", "subnet": "10.77.0.0/24"}),
+        status=NetworkStatus(),
+    )
+    one, two = vm("one"), vm("two")
+    from ipaddress import IPv4Address
+
+    async with store.transaction() as tx:
+        await tx.networks.insert(lan)
+        await tx.vms.insert(one)
+        await tx.vms.insert(two)
+        await tx.networks.hold(one.id, [Address(lan.id, IPv4Address("10.77.0.100"), "52:54:00:00:00:01")])
+        with pytest.raises(ConflictError, match=r"10\.77\.0\.100"):
+            await tx.networks.hold(two.id, [Address(lan.id, IPv4Address("10.77.0.100"), "52:54:00:00:00:02")])
+        assert await tx.networks.mac_taken("52:54:00:00:00:01")
+        await tx.vms.delete(one.id)
+        assert await tx.networks.used(lan.id) == set()
+
+
+async def test_a_ticket_is_used_once_and_its_secret_is_not_stored(store: Store, tmp_path: Path) -> None:
+    ticket = Ticket(
+        id=new_secret(),
+        purpose=Purpose.CONSOLE,
+        resource="vm/1",
+        holder="controller",
+        server="host.h1",
+        expires=NOW + timedelta(minutes=1),
+    )
+    async with store.transaction() as tx:
+        await tx.tickets.add(ticket)
+    async with store.transaction() as tx:
+        assert await tx.tickets.look(ticket.id) == ticket
+        assert await tx.tickets.take(ticket.id)
+        assert not await tx.tickets.take(ticket.id)
+    for file in (tmp_path / "state").iterdir():
+        assert ticket.id.encode() not in file.read_bytes()
+
+
+async def test_the_migrations_make_the_tables(store: Store) -> None:
+    async with store.transaction() as tx:
+        differences = await tx.connection.run_sync(
+            lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+        )
+    assert differences == []
+
+
+async def test_a_second_start_finds_what_the_first_wrote(tmp_path: Path) -> None:
+    first = await Store.open(tmp_path / "serai.db")
+    async with first.transaction() as tx:
+        await tx.vms.insert(vm("web1", state=VmState.RUNNING))
+        await tx.emit("vm.created", "vm/web1")
+    await first.close()
+    second = await Store.open(tmp_path / "serai.db")
+    async with second.read() as view:
+        assert (await view.vms.find("web1")).status.state is VmState.RUNNING
+    assert second.bell.newest == 1
+    await second.close()
