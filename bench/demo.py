@@ -24,6 +24,7 @@ from serai.lab.probe import Prober
 from serai.lab.state import LabFolder
 from serai.lab.up import up
 from serai.lab.workload import Guest, TcpEcho
+from serai.lib import namespace
 from serai.lib.process import run
 from serai.schema.errors import SeraiError
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
@@ -123,9 +124,8 @@ async def main_job(client: Client, report: Report) -> Vm:
     address = str(vm.spec.vnics[0].ip)
     guest = Guest(LAB, address)
     await guest.up()
-    report.check(
-        "the VM answers at its address", True, f"{address}, {time.monotonic() - began:.1f} s after the request"
-    )
+    took = time.monotonic() - began
+    report.check("the VM answers at its address", True, f"{address}, {took:.1f} s after the request")
     boot_id, mac = await guest.boot_id(), vm.spec.vnics[0].mac
     await guest.write_disk()
     say("vm migrate web1 --to h2, seen from a third host")
@@ -145,15 +145,12 @@ async def main_job(client: Client, report: Report) -> Vm:
         **{key: result.get(key) for key in ("total_s", "downtime_ms", "rounds", "bytes_sent", "phases", "mode")},
     }
     report.check("it runs on h2", after.status.host == "h2" and after.status.state == "running", after.status.state)
-    report.check(
-        "its MAC and address stayed", after.spec.vnics[0].mac == mac and str(after.spec.vnics[0].ip) == address
-    )
+    vnic = after.spec.vnics[0]
+    report.check("its MAC and address stayed", vnic.mac == mac and str(vnic.ip) == address, f"{vnic.mac} {vnic.ip}")
     report.check("its boot id stayed", await guest.boot_id() == boot_id, boot_id)
     report.check("it answered again from outside", seen.lost < seen.sent // 2, f"{seen.lost} of {seen.sent} lost")
     disk = await guest.stop_disk()
-    report.check(
-        "its disk's checksums hold", disk.errors == 0 and disk.verified > 0, f"{disk.verified} blocks verified"
-    )
+    report.check("its disk's checksums hold", disk.errors == 0 and disk.verified > 0, f"{disk.verified} verified")
     counts = await running_copies(after.id)
     report.check("there is one copy of it", counts == {"h1": 0, "h2": 1, "h3": 0}, str(counts))
     return after
@@ -165,8 +162,6 @@ async def running_copies(vm: str) -> dict[str, int]:
     state = folder.load()
     found = {}
     for host in state.plan.hosts:
-        from serai.lib import namespace
-
         pids = namespace.processes_in(state.plan.netns(host))
         lines = [_cmdline(pid) for pid in pids]
         found[host] = sum(1 for line in lines if line.startswith("qemu-system") and f"guest={vm}" in line)
@@ -233,16 +228,9 @@ async def debian_job(client: Client, report: Report) -> None:
     async def ssh(command: str) -> str:
         state = LabFolder.of(LAB).load()
         options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=3"]
-        argv = [
-            *enter.prefix(LabFolder.of(LAB), state, "probe"),
-            "ssh",
-            "-q",
-            "-i",
-            str(key),
-            *options,
-            f"debian@{address}",
-        ]
-        return (await run([*argv, command], timeout=30)).text.strip()
+        inside = enter.prefix(LabFolder.of(LAB), state, "probe")
+        argv = [*inside, "ssh", "-q", "-i", str(key), *options, f"debian@{address}", command]
+        return (await run(argv, timeout=30)).text.strip()
 
     deadline = time.monotonic() + 180
     while True:
@@ -258,22 +246,15 @@ async def debian_job(client: Client, report: Report) -> None:
     async with probing(address) as stop:
         job, _ = await migrate(client, "deb1", "h3")
         seen = await stop()
-    report.check(
-        "the Debian guest moved alive", await ssh("cat /proc/sys/kernel/random/boot_id") == before, str(seen.worst_ms)
-    )
+    after = await ssh("cat /proc/sys/kernel/random/boot_id")
+    report.check("the Debian guest moved alive", after == before, f"outage {seen.worst_ms:.0f} ms")
     report.migration["debian"] = {"outage_ms": round(seen.worst_ms, 1), **(job.result or {})}
 
 
 def machine() -> dict[str, Any]:
     """What it ran on."""
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        "",
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
     return {"cpus": os.cpu_count(), "cpu": cpu, "kernel": platform.release(), "link_rate_bit_s": LINK_RATE}
 
 
@@ -286,7 +267,7 @@ async def demo(full: bool) -> Report:
     await up(LAB, 3, link_rate=LINK_RATE, say=lambda text: print(f"  {text}", flush=True))
     try:
         report.check("the lab is up", True, f"{time.monotonic() - began:.1f} s")
-        async with Client(contexts.resolve("lab" if LAB == "lab" else LAB)) as client:
+        async with Client(contexts.resolve(LAB)[1]) as client:
             for host in [row async for row in client.items("host.list")]:
                 facts = host.status.facts
                 report.machine |= {"qemu": facts.qemu_version, "accel": facts.accel}
@@ -299,11 +280,7 @@ async def demo(full: bool) -> Report:
             await done(client, await client.call("vm.delete", "web1", query={"force": True}))
     finally:
         await down(LAB)
-    left = (
-        [name for name in os.listdir("/run/netns") if name.startswith(f"serai-{LAB}-")]
-        if Path("/run/netns").is_dir()
-        else []
-    )
+    left = namespace.names(f"serai-{LAB}-")
     report.check("the lab is gone without a trace", not left and not LabFolder.of(LAB).path.exists(), ", ".join(left))
     return report
 
@@ -315,13 +292,11 @@ def summary(report: Report) -> None:
     accel = report.machine.get("accel")
     print(f"  {report.machine['cpus']} cores, QEMU {report.machine.get('qemu')} with {accel}, links 1 Gbit/s, TLS")
     if ours and bare:
-        print(
-            f"  outage seen from outside   Serai {ours['outage_ms']:7.1f} ms    bare script {bare['outage_ms']:7.1f} ms"
-        )
-        print(f"  whole move                 Serai {ours['job_s']:7.2f} s     bare script {bare['total_s']:7.2f} s")
-        print(
-            f"  rounds {ours['rounds']}, {ours['bytes_sent'] / 1e6:.0f} MB sent, QEMU's own downtime {ours['downtime_ms']} ms"
-        )
+        print("                             Serai   bare script")
+        print(f"  outage from outside   {ours['outage_ms']:9.1f} {bare['outage_ms']:12.1f}  ms")
+        print(f"  whole move            {ours['job_s']:9.2f} {bare['total_s']:12.2f}  s")
+        print(f"  QEMU's own downtime   {ours['downtime_ms']:9} {bare['downtime_ms']:12}  ms (never the outage)")
+        print(f"  {ours['rounds']} rounds, {ours['bytes_sent'] / 1e6:.0f} MB sent; phases on the source:")
         for phase, seconds in (ours["phases"] or {}).items():
             print(f"    {phase:<12}{seconds * 1000:9.1f} ms")
 
