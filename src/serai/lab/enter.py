@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -19,6 +20,16 @@ def prefix(folder: LabFolder, state: LabState, node: str) -> list[str]:
             "the lab has no such node", field="node", value=node, remedy=f"Choose one of {', '.join(plan.nodes)}."
         )
     return namespace.enter_argv(plan.netns(node), folder.pin(node) if node in plan.hosts else None)
+
+
+def python(module: str) -> list[str]:
+    """The argv that runs one of our modules with this very interpreter."""
+    return [sys.executable, "-m", module]
+
+
+def environment() -> dict[str, str]:
+    """The environment for our own programs: the package may only be on our own path, not installed."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def enter(name: str, node: str, argv: Sequence[str]) -> NoReturn:

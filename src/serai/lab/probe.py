@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from ipaddress import IPv4Address
@@ -61,12 +59,12 @@ class Prober:
         lab_folder = LabFolder.of(lab)
         prefix = enter.prefix(lab_folder, lab_folder.load(), node)
         folder = Path(tempfile.mkdtemp(dir=lab_folder.probes))
-        argv = [*prefix, sys.executable, "-m", "serai.lab.prober", address, "--out", str(folder / "samples")]
+        argv = [*prefix, *enter.python("serai.lab.prober"), address, "--out", str(folder / "samples")]
         argv += ["--interval-ns", str(round(interval * samples.NS)), "--kinds", ",".join(kinds)]
         if duration is not None:
             argv += ["--for-ns", str(round(duration * samples.NS))]
         try:
-            child = await process.spawn(argv, stdout=folder / "log", stderr=folder / "log", env=_environment())
+            child = await process.spawn(argv, stdout=folder / "log", stderr=folder / "log", env=enter.environment())
         except BaseException:
             shutil.rmtree(folder)
             raise
@@ -151,8 +149,3 @@ def _check(address: str, interval: float, duration: float | None) -> None:
         )
     if duration is not None and duration <= 0:
         raise InvalidError("a probe takes some time", field="for", value=f"{duration:g} s", remedy="Give 1s or more.")
-
-
-def _environment() -> dict[str, str]:
-    # The package may not be installed, only be on our own path.
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from serai.lab import fabric, state
+from serai.lab import fabric, services, state
 from serai.lab.down import read_tolerantly, sweep
 from serai.lab.state import OWN_PATHS, LabFolder, LabState, Phase
 from serai.lab.topology import Plan, plan
@@ -43,8 +43,6 @@ async def up(
             await fabric.build(wanted)
             await _furnish(folder, wanted)
             if not bare:
-                from serai.lab import services
-
                 now = await services.start(folder, now, say)
             now = now.model_copy(update={"phase": Phase.UP})
             folder.write(now)
