@@ -130,12 +130,14 @@ class HostParts:
                 migration_address=config.addresses["migration"],
                 tls_hostname=config.name,
             )
+            taker = registry.uplink_taker(paths)
+            await taker.start()
             vms = Vms(kit)
             boot = machine_boot_id()
             rebooted = (journal.get("machine", "boot") or {}).get("id") not in (None, boot)
             journal.append("machine", "boot", {"id": boot})
             await vms.take_over(rebooted=rebooted)
-            await agent.join(vms, Executor(vms, storage, images, HostUplinks(network)))
+            await agent.join(vms, Executor(vms, storage, images, HostUplinks(network, taker)))
             stack.push_async_callback(agent.leave)
             handlers = {str(Purpose.IMAGE_READ): images.serve_read, str(Purpose.IMAGE_WRITE): images.serve_write}
             server = StreamServer(

@@ -29,6 +29,8 @@ from serai.schema.messages import (
     NetworkEnsure,
     PoolClose,
     PoolOpen,
+    UplinkConfirm,
+    UplinkTakeCommand,
     VmAbandon,
     VmConfigure,
     VmMigrateCancel,
@@ -105,6 +107,8 @@ class Executor:
         self._on(Kind.IMAGE_MAKE, ImageMake, images.make)
         self._on(Kind.IMAGE_FETCH, ImageFetch, images.fetch)
         self._on(Kind.IMAGE_DROP, ImageDrop, lambda body, _: images.drop(body))
+        self._on(Kind.UPLINK_TAKE, UplinkTakeCommand, lambda body, _: uplinks.take(body))
+        self._on(Kind.UPLINK_CONFIRM, UplinkConfirm, lambda body, _: uplinks.confirm(body))
         self._on(Kind.NETWORK_ENSURE, NetworkEnsure, lambda body, _: uplinks.ensure(body))
 
     async def _cancel(self, body: VmMigrateCancel, _: Report) -> BaseModel:

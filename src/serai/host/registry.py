@@ -14,6 +14,7 @@ from serai.drivers.image.tiny import TinyBuilder
 from serai.drivers.network import probe as network_probe
 from serai.drivers.network.base import NetworkDriver
 from serai.drivers.network.links import BridgeNetwork
+from serai.drivers.network.uplink import UplinkTaker
 from serai.drivers.storage import probe as storage_probe
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.drivers.storage.directory import DirectoryPool
@@ -46,6 +47,11 @@ def hypervisor(paths: HostPaths) -> Hypervisor:
 def network() -> NetworkDriver:
     """Linux bridges in the process's own namespace."""
     return BridgeNetwork()
+
+
+def uplink_taker(paths: HostPaths) -> UplinkTaker:
+    """Puts bridges on this machine's uplinks."""
+    return UplinkTaker(paths.state)
 
 
 def exporter(paths: HostPaths, address: str) -> Exporter | None:

@@ -2,8 +2,8 @@
 
 Steps: check, offer the lease, prepare the destination, move, settle. The offer is durable before either end hears of
 it; the commit is the destination's own (`host/incoming.py`). Until then every failure ends with the VM on the source:
-undoing asks the destination to abandon, and only its word withdraws the offer. After it, `settle` goes on until the database
-says what is true. A controller that dies in between does either, by what the journals say.
+undoing asks the destination to abandon, and only its word withdraws the offer. After it, `settle` goes on until the
+database says what is true. A controller that dies in between does either, by what the journals say.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ from serai.schema.messages import (
     PoolClose,
     PoolOpen,
     Progress,
+    UplinkConfirm,
+    UplinkTakeCommand,
+    UplinkTaken,
     VolumeDrop,
     VolumeGrow,
     VolumeMake,
@@ -66,7 +69,24 @@ def workflows(office: Office) -> list[Workflow]:
         await _drop_copies(office, ctx)
         await office.shelf.delete_image(ctx.params["id"])
 
+    async def take(ctx: JobContext) -> None:
+        host = await office.shelf.host(ctx.params["id"])
+        body = UplinkTakeCommand(
+            uplink=ctx.params["uplink"],
+            bridge=ctx.params.get("bridge", "br-lan"),
+            confirm_within=float(ctx.params.get("confirm_within", 60.0)),
+        )
+        taken: UplinkTaken = await ctx.command(Kind.UPLINK_TAKE, host.name, f"uplink/{host.id}", body)
+        ctx.result = {"bridge": body.bridge, "confirm_before": taken.deadline.isoformat()}
+
+    async def confirm(ctx: JobContext) -> None:
+        host = await office.shelf.host(ctx.params["id"])
+        await ctx.command(Kind.UPLINK_CONFIRM, host.name, f"uplink/{host.id}", UplinkConfirm(token=""))
+        ctx.result = {"confirmed": True}
+
     return [
+        Workflow("host.take", (StepDef("take", take, repeatable=True),)),
+        Workflow("host.confirm", (StepDef("confirm", confirm, repeatable=True),)),
         Workflow("pool.create", (StepDef("open", pool_create, undo=pool_close, repeatable=True),)),
         Workflow("pool.delete", (StepDef("close", pool_close, repeatable=True),)),
         Workflow("volume.create", (StepDef("make", volume_create, undo=volume_delete, repeatable=True),)),
