@@ -124,12 +124,11 @@ def _certificates(folder: LabFolder, plan: Plan) -> TlsFiles:
     """The CA, and an identity for each; returns the controller's."""
     authority = CertificateAuthority.create(folder.controller / "ca")
     for host in plan.hosts:
-        authority.issue(
-            f"host.{host}",
-            dns=[host],
-            ips=[str(plan.address(host)), str(plan.address(host, "san"))],
-            dir=folder.host(host) / "state" / "pki",
-        )
+        pki = folder.host(host) / "state" / "pki"
+        addresses = [str(plan.address(host)), str(plan.address(host, "san"))]
+        authority.issue(f"host.{host}", dns=[host], ips=addresses, dir=pki)
+        # QEMU's user passes through to the folder of its own in there; the keys beside it are root's alone.
+        pki.chmod(0o711)
     addresses = [str(plan.address("ctl")), str(plan.address("ctl", "san")), "127.0.0.1"]
     return authority.issue("controller", dns=["ctl", "localhost"], ips=addresses, dir=folder.controller / "pki")
 
