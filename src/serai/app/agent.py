@@ -20,6 +20,7 @@ from serai.drivers.hypervisor.base import HypervisorFacts
 from serai.drivers.image.store import ImageStore
 from serai.host import registry
 from serai.host.agent import HostAgent
+from serai.host.consoles import Consoles
 from serai.host.executor import Executor
 from serai.host.images import HostImages
 from serai.host.journal import Journal
@@ -139,7 +140,11 @@ class HostParts:
             await vms.take_over(rebooted=rebooted)
             await agent.join(vms, Executor(vms, storage, images, HostUplinks(network, taker)))
             stack.push_async_callback(agent.leave)
-            handlers = {str(Purpose.IMAGE_READ): images.serve_read, str(Purpose.IMAGE_WRITE): images.serve_write}
+            handlers = {
+                str(Purpose.IMAGE_READ): images.serve_read,
+                str(Purpose.IMAGE_WRITE): images.serve_write,
+                str(Purpose.CONSOLE): Consoles(paths).serve,
+            }
             server = StreamServer(
                 tls, (config.addresses["management"], STREAM_PORT), self._redeem, handlers, clock=self._clock
             )
