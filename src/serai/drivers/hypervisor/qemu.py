@@ -14,7 +14,7 @@ import socket
 from pathlib import Path
 
 from serai.drivers.hypervisor import cgroup, record
-from serai.drivers.hypervisor.argv import Handles, qemu_argv
+from serai.drivers.hypervisor.argv import MICROVM, Handles, qemu_argv
 from serai.drivers.hypervisor.base import HypervisorFacts, Placing
 from serai.drivers.hypervisor.identity import accel_groups, owner
 from serai.drivers.hypervisor.machine import QemuMachine
@@ -49,6 +49,12 @@ class QemuHypervisor:
         present = record.read(placing.run_dir)
         if present is not None and record.find(present) is not None:
             raise ConflictError("QEMU of this VM runs on this host already", field="vm", value=launch.vm)
+        if launch.machine == MICROVM and launch.accel == "tcg" and not incoming:
+            # Seen with QEMU 10.0 and Linux 6.1: the timer's interrupt is lost with ACPI on, and without ACPI a guest
+            # finds its devices by its command line only, and cannot be powered off.
+            log.warning(
+                "VM %s: an emulated microvm may hang as it boots while its host is busy; q35 does not", launch.vm
+            )
         async with Rollback() as undo:
             with contextlib.ExitStack() as ours:
                 handles = _open(launch, placing, ours)
