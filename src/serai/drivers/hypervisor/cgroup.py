@@ -31,9 +31,11 @@ def hierarchies(root: Path = ROOT) -> Hierarchies:
     """Look at what is mounted. A v2 hierarchy without controllers beside v1 (hybrid) counts as v1."""
     if (root / "cgroup.controllers").is_file():
         return Hierarchies(2, (root,))
-    v1 = [root / name for name in V1_CONTROLLERS if (root / name / "cgroup.procs").is_file()]
-    # The two are one hierarchy on most machines, and two on some.
-    v1 += [root / name for name in ("cpu", "cpuacct") if not v1 and (root / name / "cgroup.procs").is_file()]
+    names = list(V1_CONTROLLERS)
+    if not (root / V1_CONTROLLERS[0]).is_dir():
+        # One hierarchy on most machines, two on some.
+        names[:1] = ["cpu", "cpuacct"]
+    v1 = [root / name for name in names if (root / name / "cgroup.procs").is_file()]
     return Hierarchies(1, tuple(v1)) if v1 else Hierarchies(0, ())
 
 

@@ -24,6 +24,13 @@ def test_v1_hybrid(tmp_path: Path) -> None:
     assert hierarchies(tmp_path) == Hierarchies(1, (tmp_path / "cpu,cpuacct", tmp_path / "memory"))
 
 
+def test_v1_with_two_for_the_processor(tmp_path: Path) -> None:
+    for name in ("cpu", "cpuacct", "pids"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cgroup.procs").touch()
+    assert hierarchies(tmp_path) == Hierarchies(1, tuple(tmp_path / name for name in ("cpu", "cpuacct", "pids")))
+
+
 def test_join_and_remove(tmp_path: Path) -> None:
     groups = join(42, "serai", "vm", Hierarchies(2, (tmp_path,)))
     assert groups == [tmp_path / "serai" / "vm"]
