@@ -1,8 +1,9 @@
 """Takes a lab away, whatever state it is in, and leaves nothing behind.
 
-Nothing is believed of what the lab's records say alone: processes are found by the namespace they are in, mounts and
-loop devices by the folder they lie in. The order makes it safe to be killed at any point and begun again: processes
-first, while the pinned namespaces still show which they are; the folder last, since it says that there is a lab.
+Nothing is believed of what the lab's records say alone: processes are found by the namespace they are in and by the
+mark in their environment, mounts and loop devices by the folder they lie in. The order makes it safe to be killed at
+any point and begun again: processes first, while the pinned namespaces still show which they are; the folder last,
+since it says that there is a lab.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ async def _end_processes(folder: LabFolder, spaces: list[str], before: LabState 
 
 def _processes(folder: LabFolder, spaces: list[str], before: LabState | None) -> list[process.Watched]:
     wanted = {"net": _identities(namespace.netns_path(space) for space in spaces)}
+    mark = f"{state.ENV_MARK}={folder.path}".encode()
     wanted["mnt"] = _identities(pin.target for pin in mount.mounts(folder.pins) if pin.kind == "nsfs")
     records = {record.pid: record.start for record in (before.processes if before is not None else [])}
     spared = _own_line()
@@ -113,7 +115,7 @@ def _processes(folder: LabFolder, spaces: list[str], before: LabState | None) ->
             continue
         # Asked after the pidfd was opened, and alive after that: so both speak of the same process.
         recorded = pid in records and state.start_time(pid) == records[pid]
-        if (recorded or _inside(entry, wanted)) and watched.alive:
+        if (recorded or _inside(entry, wanted) or _marked(entry, mark)) and watched.alive:
             found.append(watched)
     return found
 
@@ -146,6 +148,14 @@ def _inside(entry: Path, wanted: dict[str, set[tuple[int, int]]]) -> bool:
             if (status.st_dev, status.st_ino) in spaces:
                 return True
     return False
+
+
+def _marked(entry: Path, mark: bytes) -> bool:
+    """Whether the lab's programs started it: one that fetches for them is in the machine's network, not the lab's."""
+    try:
+        return mark in (entry / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 async def _end(found: list[process.Watched]) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from serai.lab.state import LabFolder, LabState
+from serai.lab.state import ENV_MARK, LabFolder, LabState
 from serai.lib import namespace
 from serai.schema.errors import NotFoundError, UnsupportedError
 
@@ -27,9 +27,15 @@ def python(module: str) -> list[str]:
     return [sys.executable, "-m", module]
 
 
-def environment() -> dict[str, str]:
-    """The environment for our own programs: the package may only be on our own path, not installed."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+def environment(folder: LabFolder) -> dict[str, str]:
+    """The environment for our own programs in the lab."""
+    return {
+        **os.environ,
+        # The package may only be on our own path, not installed.
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PATH": os.pathsep.join((str(folder.programs), os.environ.get("PATH", os.defpath))),
+        ENV_MARK: str(folder.path),
+    }
 
 
 def enter(name: str, node: str, argv: Sequence[str]) -> NoReturn:

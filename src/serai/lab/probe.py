@@ -64,7 +64,9 @@ class Prober:
         if duration is not None:
             argv += ["--for-ns", str(round(duration * samples.NS))]
         try:
-            child = await process.spawn(argv, stdout=folder / "log", stderr=folder / "log", env=enter.environment())
+            child = await process.spawn(
+                argv, stdout=folder / "log", stderr=folder / "log", env=enter.environment(lab_folder)
+            )
         except BaseException:
             shutil.rmtree(folder)
             raise

@@ -2,12 +2,16 @@
 
 All are real and run as they would on machines of their own, in the namespaces of their node. They are recorded as they
 start, outlive whoever started them, and end with the lab.
+
+The lab's network has no way out, yet images are built on hosts, from packages. So agents find the programs of
+`FETCHERS` in a folder of the lab first, as scripts that run the real one in the machine's own network.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
@@ -32,6 +36,8 @@ from serai.schema.volume import ExportKind, PoolCreate, PoolDriverName, PoolSpec
 NATS_PORT = 4222
 READY_TIMEOUT = 120.0
 """Seconds until all hosts must be online; an agent first measures what its machine can do, guests included."""
+FETCHERS = ("apt-get", "mmdebstrap")
+"""Programs that agents start to get packages."""
 POLL = 0.05
 POOL, NETWORK = "shared0", "lan"
 LAST_WORDS = 2000
@@ -67,7 +73,7 @@ class Programs:
         atomicfile.write_text(file, json.dumps(config, indent=2) + "\n", mode=0o600)
         argv = [*enter.prefix(self._folder, self.state, node), *enter.python(module), "--config", str(file)]
         log = self._log(role)
-        self.record(role, await process.spawn(argv, stdout=log, stderr=log, env=enter.environment()))
+        self.record(role, await process.spawn(argv, stdout=log, stderr=log, env=enter.environment(self._folder)))
 
     def check(self) -> None:
         """Raises HostError, with its last words, if one is over."""
@@ -93,6 +99,7 @@ async def start(folder: LabFolder, now: LabState, say: Say) -> LabState:
     programs = Programs(folder, now)
     say("certificates")
     tls = await asyncio.to_thread(_certificates, folder, plan)
+    _let_fetchers_out(folder)
     say("bus, controller and agents")
     url = await _bus(folder, plan, tls, programs)
     await programs.start(
@@ -131,6 +138,16 @@ def _certificates(folder: LabFolder, plan: Plan) -> TlsFiles:
         pki.chmod(0o711)
     addresses = [str(plan.address("ctl")), str(plan.address("ctl", "san")), "127.0.0.1"]
     return authority.issue("controller", dns=["ctl", "localhost"], ips=addresses, dir=folder.controller / "pki")
+
+
+def _let_fetchers_out(folder: LabFolder) -> None:
+    folder.programs.mkdir(mode=0o755)
+    for name in FETCHERS:
+        real = shutil.which(name)
+        if real is not None:
+            script = folder.programs / name
+            script.write_text(f'#!/bin/sh\nexec nsenter --net={folder.outside} -- {real} "$@"\n')
+            script.chmod(0o755)
 
 
 async def _bus(folder: LabFolder, plan: Plan, tls: TlsFiles, programs: Programs) -> str:

@@ -29,6 +29,8 @@ from serai.schema.errors import ConflictError, HostError, NotFoundError
 from serai.schema.resource import Frozen
 
 ENV_PARENT = "SERAI_LAB_DIR"
+ENV_MARK = "SERAI_LAB_FOLDER"
+"""In the environment of the lab's programs and of all that they start: names the lab's folder."""
 DEFAULT_PARENT = Path("/var/lib/serai-lab")
 REGISTER = Path("/run/serai-lab")
 OWN_PATHS = {"state": Path("/var/lib/serai"), "run": Path("/run/serai"), "tgtd": Path("/run/tgtd")}
@@ -137,6 +139,16 @@ class LabFolder:
     def probes(self) -> Path:
         """Folder of probes under way."""
         return self.path / "probe"
+
+    @property
+    def outside(self) -> Path:
+        """The machine's own network namespace, pinned where the hosts see it."""
+        return self.pins / "outside"
+
+    @property
+    def programs(self) -> Path:
+        """Folder of programs that agents find before the machine's; see `services`."""
+        return self.path / "bin"
 
     def pin(self, host: str) -> Path:
         """The pinned mount namespace of a host."""

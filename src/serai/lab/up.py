@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 from serai.lab import fabric, services, state
 from serai.lab.down import read_tolerantly, sweep
@@ -86,6 +87,8 @@ async def _furnish(folder: LabFolder, wanted: Plan) -> None:
         path.mkdir(mode=0o700)
     mount.bind(folder.pins, folder.pins)
     mount.make_private(folder.pins)
+    folder.outside.touch(mode=0o600)
+    mount.bind(Path("/proc/self/ns/net"), folder.outside)
     async with asyncio.TaskGroup() as group:
         for host in wanted.hosts:
             binds = []

@@ -36,7 +36,9 @@ class LabWorld:
         """Note the namespaces of the labs, to look for their processes when the names are gone."""
         for name in self.names:
             paths = [namespace.netns_path(space) for space in namespace.names(f"serai-{name}-")]
-            paths += [found.target for found in mount.mounts(LabFolder.of(name).path) if found.kind == "nsfs"]
+            folder = LabFolder.of(name)
+            pins = [found.target for found in mount.mounts(folder.path) if found.kind == "nsfs"]
+            paths += [pin for pin in pins if pin != folder.outside]
             self._inodes |= {(path.stat().st_dev, path.stat().st_ino) for path in paths}
 
     def left(self) -> dict[str, list[str]]:

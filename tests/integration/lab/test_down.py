@@ -56,6 +56,21 @@ async def test_processes_end_also_those_that_refuse_and_those_with_another_paren
     assert not ours.alive
 
 
+async def test_a_program_that_left_the_labs_namespaces_ends_too(world: LabWorld) -> None:
+    name = world.name()
+    await up(name, 1, bare=True)
+    folder = LabFolder.of(name)
+    world.remember()
+    # As a fetcher of an agent's that makes namespaces of its own.
+    away = ["nsenter", f"--net={folder.outside}", "--", "unshare", "--mount", "sleep", "1000"]
+    environment = {**os.environ, state.ENV_MARK: str(folder.path)}
+    child = await process.spawn([*namespace.enter_argv(f"serai-{name}-h1", folder.pin("h1")), *away], env=environment)
+    while Path(f"/proc/{child.pid}/comm").read_text() != "sleep\n":
+        await asyncio.sleep(0.01)
+    await down(name)
+    assert not child.alive
+
+
 async def test_mounts_and_loop_devices_made_inside_a_host_go(world: LabWorld) -> None:
     name = world.name()
     await up(name, 1, bare=True)
