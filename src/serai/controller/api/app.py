@@ -1,0 +1,192 @@
+"""The app: one generic binder turns each row of the REST table into a route; streams are added by hand.
+
+FastAPI parses and checks path, query and body, and writes the OpenAPI document from the same models. Answers are sent
+as they are: they were checked when they were written.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from serai.controller.api import events, hosts, images, jobs, networks, pools, streams, vms, volumes
+from serai.controller.api.auth import PRINCIPAL, Auth, Guard
+from serai.controller.api.call import VERSION, Api, Call, Handler, refusal
+from serai.controller.api.invalid import explain
+from serai.schema.endpoints import ENDPOINTS, Endpoint
+from serai.schema.errors import TREE, ErrorInfo, InvalidError, NotFoundError, SeraiError, from_info
+from serai.schema.job import JobState
+from serai.schema.resource import Page
+from serai.schema.vm import VmState
+
+log = logging.getLogger(__name__)
+
+HANDLERS: dict[str, Handler] = {
+    **hosts.HANDLERS,
+    **pools.HANDLERS,
+    **volumes.HANDLERS,
+    **images.HANDLERS,
+    **networks.HANDLERS,
+    **vms.HANDLERS,
+    **jobs.HANDLERS,
+    **events.HANDLERS,
+}
+"""Endpoint name to what it does."""
+
+QUERY: dict[str, Any] = {"force": bool, "after": Annotated[int, Query(ge=0)]}
+"""Types of query parameters that are not plain text."""
+STATES: dict[str, Any] = {"vm.list": VmState, "job.list": JobState}
+
+
+class ErrorBody(BaseModel):
+    """What every refusal looks like."""
+
+    error: ErrorInfo
+
+
+def create_app(api: Api, auth: Auth) -> FastAPI:
+    """The whole API. Raises RuntimeError if a row of the table has no handler."""
+    if HANDLERS.keys() != ENDPOINTS.keys():
+        raise RuntimeError(f"handlers and REST table differ: {sorted(HANDLERS.keys() ^ ENDPOINTS.keys())}")
+    app = FastAPI(
+        title="Serai",
+        version=VERSION,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": {"model": ErrorBody, "description": "A refusal: what, on what, why, and what to do"}},
+    )
+    streams.add_routes(app, api)
+    for endpoint in ENDPOINTS.values():
+        _bind(app, endpoint, HANDLERS[endpoint.name], api)
+    app.add_exception_handler(SeraiError, _serai_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _fault)
+    app.add_middleware(Guard, auth=auth)
+    return app
+
+
+def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
+    default_body = _default(endpoint.body)
+
+    async def route(request: Request, **given: Any) -> Response:
+        known = {key: given[key] for key in endpoint.query if given.get(key) is not None}
+        _refuse_unknown(request, endpoint)
+        call = Call(
+            endpoint=endpoint.name,
+            principal=request.scope[PRINCIPAL],
+            name=given.get("name", ""),
+            body=given.get("body") or default_body,
+            query=known,
+            headers=request.headers,
+            limit=given.get("limit", 100),
+            cursor=given.get("cursor"),
+        )
+        return await handler(api, call)
+
+    route.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # FastAPI reads the parameters from here
+        _parameters(endpoint, required=default_body is None), return_annotation=Response
+    )
+    result = endpoint.result
+    if result is not None and endpoint.paged:
+        result = Page[result]  # type: ignore[valid-type]  # made at run time from the table
+    app.add_api_route(
+        endpoint.path,
+        route,
+        methods=[endpoint.method],
+        name=endpoint.name,
+        summary=endpoint.summary,
+        tags=[endpoint.name.partition(".")[0]],
+        response_model=result,
+        status_code=_status(endpoint),
+    )
+
+
+def _parameters(endpoint: Endpoint, *, required: bool) -> list[inspect.Parameter]:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    found = [inspect.Parameter("request", kind, annotation=Request)]
+    if "{name}" in endpoint.path:
+        found.append(inspect.Parameter("name", kind, annotation=Annotated[str, Path(max_length=80)]))
+    if endpoint.body is not None:
+        annotation: Any = Annotated[endpoint.body, Body()] if required else Annotated[endpoint.body | None, Body()]
+        default = inspect.Parameter.empty if required else None
+        found.append(inspect.Parameter("body", kind, annotation=annotation, default=default))
+    if endpoint.paged:
+        limit = Annotated[int, Query(ge=1, le=1000)]
+        found.append(inspect.Parameter("limit", kind, annotation=limit, default=100))
+        found.append(inspect.Parameter("cursor", kind, annotation=str | None, default=None))
+    for name in endpoint.query:
+        kind_of = STATES.get(endpoint.name, str) if name == "state" else QUERY.get(name, str)
+        found.append(inspect.Parameter(name, kind, annotation=kind_of | None, default=None))
+    return found
+
+
+def _default(body: type[BaseModel] | None) -> BaseModel | None:
+    """A body whose fields all have defaults may be left out."""
+    try:
+        return None if body is None else body()
+    except ValidationError:
+        return None
+
+
+def _status(endpoint: Endpoint) -> int:
+    if endpoint.job:
+        return 202
+    if endpoint.result is None:
+        return 204
+    return 201 if endpoint.name.endswith(".create") else 200
+
+
+def _refuse_unknown(request: Request, endpoint: Endpoint) -> None:
+    allowed = {*endpoint.query, *(("limit", "cursor") if endpoint.paged else ())}
+    for key, value in request.query_params.items():
+        if key not in allowed:
+            known = ", ".join(sorted(allowed)) or "none"
+            raise InvalidError(
+                f"{endpoint.name} has no query parameter {key}",
+                field=key,
+                value=value,
+                remedy=f"Leave it out; there is: {known}.",
+            )
+
+
+async def _serai_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, SeraiError)
+    return refusal(error)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return refusal(explain(error.errors()))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        return refusal(
+            NotFoundError("there is no such route", field="path", value=path, remedy="See /v1/openapi.json.")
+        )
+    kind = next((kind for kind in TREE.values() if kind.status == error.status_code), InvalidError)
+    response = refusal(from_info(ErrorInfo(code=kind.code, message=f"{error.detail}: {request.method} {path}")))
+    response.status_code = error.status_code
+    return response
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    message = f"the controller failed at {request.method} {request.url.path}: {type(error).__name__}"
+    return refusal(SeraiError(message, remedy="Its log has the details; please report it."))
+
+
+def routes() -> Mapping[str, Handler]:
+    """The registry, to be read."""
+    return HANDLERS

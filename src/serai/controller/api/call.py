@@ -1,0 +1,153 @@
+"""What a handler gets, what it may answer with, and what it works with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Protocol, TypeVar
+
+from fastapi import Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from serai.controller.engine import Engine
+from serai.controller.store import RawPage, Store, Transaction
+from serai.schema.errors import SeraiError
+from serai.schema.image import Image
+from serai.schema.job import Job
+from serai.schema.resource import Frozen
+from serai.schema.vm import Vm
+
+VERSION = metadata.version("serai")
+
+WRITTEN = ("spec", "labels", "description")
+"""Fields of a body that are the resource's own."""
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+
+class Reader(Protocol):
+    """The reading end of a console; asyncio.StreamReader is one."""
+
+    async def read(self, n: int) -> bytes:
+        """Up to `n` bytes; empty at the end."""
+        ...
+
+
+class Writer(Protocol):
+    """The writing end of a console; asyncio.StreamWriter is one."""
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until there is room."""
+        ...
+
+    def close(self) -> None:
+        """End it, for both directions."""
+        ...
+
+
+OpenConsole = Callable[[Vm], Awaitable[tuple[Reader, Writer]]]
+ReceiveUpload = Callable[[Image, AsyncIterator[bytes]], Awaitable[None]]
+"""Takes an image's content to its end; returns once it is safe, raises SeraiError if it cannot be used."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """What handlers work with. Without `open_console` or `receive_upload` those routes answer `unsupported`."""
+
+    store: Store
+    engine: Engine
+    open_console: OpenConsole | None = None
+    receive_upload: ReceiveUpload | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server goes down: open event streams end then."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One checked request. `name` is the path's `{name}`; `query` holds only what was given."""
+
+    endpoint: str
+    principal: str
+    name: str
+    body: BaseModel | None
+    query: Mapping[str, Any]
+    headers: Mapping[str, str]
+    limit: int = 100
+    cursor: str | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it is asked for, in the caller's own words: the header X-Serai-Reason."""
+        return self.headers.get("x-serai-reason", "")
+
+    def need(self, model: type[BodyT]) -> BodyT:
+        """The body as the model that the endpoint declares."""
+        if not isinstance(self.body, model):
+            raise TypeError(f"{self.endpoint} declares another body than {model.__name__}")
+        return self.body
+
+    async def submit(self, api: Api, tx: Transaction, item: Any, params: Mapping[str, Any] | None = None) -> Job:
+        """The endpoint's job on a resource, as part of `tx`.
+
+        Its params are `{"id": …}`, the body's fields and `params`. What a creation wrote down is not repeated there:
+        jobs are shown to everyone who may list them, and user-data may hold secrets.
+        """
+        body = {} if self.body is None else self.body.model_dump(mode="json", exclude=set(WRITTEN))
+        return await api.engine.submit(
+            tx,
+            self.endpoint,
+            f"{item.kind}/{item.name}",
+            item.id,
+            {**body, **(params or {}), "id": item.id},
+            requested_by=self.principal,
+            reason=self.reason,
+        )
+
+
+Handler = Callable[[Api, Call], Awaitable[Response]]
+
+
+def answer(model: BaseModel, status: int = 200) -> Response:
+    """One resource."""
+    return Response(model.model_dump_json(), status, media_type="application/json")
+
+
+def page(found: RawPage) -> Response:
+    """A page of a list, sent as it was stored."""
+    return Response(found.body(), media_type="application/json")
+
+
+def page_of(items: list[Any], following: str | None) -> Response:
+    """A page of models."""
+    return page(RawPage([item.model_dump_json() for item in items], following))
+
+
+def accepted(job: Job) -> Response:
+    """202 with the job, and where to follow it."""
+    return Response(
+        job.model_dump_json(), 202, headers={"Location": f"/v1/jobs/{job.id}"}, media_type="application/json"
+    )
+
+
+def nothing() -> Response:
+    """204."""
+    return Response(status_code=204)
+
+
+def refusal(error: SeraiError) -> Response:
+    """An error as the API sends it."""
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return JSONResponse({"error": error.info.model_dump()}, error.status, headers)
+
+
+__all__ = [
+    "Api", "Call", "Frozen", "Handler", "OpenConsole", "Reader", "ReceiveUpload", "Writer",
+    "accepted", "answer", "nothing", "page", "page_of", "refusal",
+]  # fmt: skip

@@ -1,0 +1,70 @@
+"""Events: as pages, or as a stream (SSE) that a client resumes with `?after=N` or Last-Event-ID and misses none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+
+from serai.controller.api.call import Api, Call, Handler, page
+from serai.schema.errors import InvalidError
+
+HEARTBEAT = 15.0
+"""Seconds of silence after which a comment is sent: proxies and clients give up silent connections after a minute."""
+BATCH = 500
+
+
+async def list_(api: Api, call: Call) -> Response:
+    """A page, or the stream, by what the client accepts."""
+    after = call.query.get("after")
+    if "text/event-stream" in call.headers.get("accept", ""):
+        return StreamingResponse(
+            _stream(api, _resume_from(api, call, after)),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+    if call.cursor is not None:
+        after = _number("cursor", call.cursor)
+    async with api.store.read() as view:
+        return page(await view.events.page(after or 0, call.limit))
+
+
+def _resume_from(api: Api, call: Call, after: int | None) -> int:
+    last = call.headers.get("last-event-id")
+    if last:
+        return _number("Last-Event-ID", last)
+    # Without a number: from now on. It is taken here, before the answer starts, so that nothing falls in between.
+    return api.store.bell.newest if after is None else after
+
+
+def _number(field: str, text: str) -> int:
+    if not text.isdecimal():
+        raise InvalidError("not an event's number", field=field, value=text, remedy="Use the number of an event.")
+    return int(text)
+
+
+async def _stream(api: Api, seen: int) -> AsyncIterator[str]:
+    yield ": events follow\n\n"
+    stopping = asyncio.ensure_future(api.stopping.wait())
+    try:
+        while not stopping.done():
+            async with api.store.read() as view:
+                found = await view.events.after(seen, BATCH)
+            if found:
+                seen = found[-1][0]
+                yield "".join(f"id: {seq}\ndata: {text}\n\n" for seq, text in found)
+                continue
+            more = asyncio.ensure_future(api.store.bell.beyond(seen))
+            try:
+                done, _ = await asyncio.wait({more, stopping}, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                more.cancel()
+            if not done:
+                yield ": alive\n\n"
+    finally:
+        stopping.cancel()
+
+
+HANDLERS: dict[str, Handler] = {"event.list": list_}

@@ -1,0 +1,120 @@
+"""Images. The content of one with source `upload` follows its creation: `PUT …/content`, see streams.py."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import Response
+
+from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
+from serai.controller.api.checks import need_online, refuse_while
+from serai.lib.ids import new_id
+from serai.schema.errors import ConflictError, InvalidError, UnavailableError
+from serai.schema.host import HostState
+from serai.schema.image import Image, ImageCreate, ImageSource, ImageSpec, ImageStatus
+
+RECIPES = ("tiny", "debian")
+FORMATS = ("qcow2", "raw")
+SHA256 = re.compile(r"^[0-9a-f]{64}$")
+WANTED: dict[ImageSource, tuple[str, ...]] = {
+    ImageSource.BUILD: ("recipe",),
+    ImageSource.URL: ("url", "sha256"),
+    ImageSource.UPLOAD: ("sha256",),
+}
+"""Source to the fields that it needs; others of these are refused."""
+
+
+async def list_(api: Api, call: Call) -> Response:
+    """By name."""
+    async with api.store.read() as view:
+        return page(await view.images.page(call.limit, call.cursor))
+
+
+async def show(api: Api, call: Call) -> Response:
+    """One."""
+    async with api.store.read() as view:
+        return answer(await view.images.find(call.name))
+
+
+async def create(api: Api, call: Call) -> Response:
+    """Write it down and let a host build, fetch or receive it."""
+    body = call.need(ImageCreate)
+    spec = check_spec(body.spec)
+    async with api.store.transaction() as tx:
+        host = None
+        if body.host is not None:
+            found = await tx.hosts.find(body.host, "host")
+            need_online(found, "host")
+            host = found.name
+        elif not await tx.hosts.count(tx.hosts.table.c.state == HostState.ONLINE.value):
+            raise UnavailableError("no host is online to make the image", field="host", remedy="Start a host's agent.")
+        image = Image(
+            name=body.name,
+            id=new_id(),
+            generation=1,
+            labels=body.labels,
+            description=body.description,
+            created=tx.now,
+            spec=spec,
+            status=ImageStatus(),
+        )
+        await tx.images.insert(image)
+        await tx.emit("image.created", f"image/{image.name}", image.id, spec.source.value)
+        return accepted(await call.submit(api, tx, image, {"host": host}))
+
+
+async def delete(api: Api, call: Call) -> Response:
+    """Delete one that no VM was made from."""
+    async with api.store.transaction() as tx:
+        image = await tx.images.find(call.name)
+        await refuse_while(
+            tx, image.id, "the image is at work", "image.delete", "image.create", remedy="Wait for that job's end."
+        )
+        users = await tx.vms.users_of_image(image.name)
+        if users:
+            raise ConflictError(
+                f"VM {users[0]} was made from image {image.name}"
+                + (f", and {len(users) - 1} more" if len(users) > 1 else ""),
+                field="image",
+                value=image.name,
+                remedy="Delete these VMs first.",
+            )
+        return accepted(await call.submit(api, tx, image))
+
+
+def check_spec(spec: ImageSpec) -> ImageSpec:
+    """The spec, if source and fields go together. Raises InvalidError."""
+    wanted = WANTED[spec.source]
+    for field in ("recipe", "url", "sha256"):
+        value = getattr(spec, field)
+        if field in wanted and not value:
+            raise InvalidError(
+                f"source {spec.source} needs {field}", field=f"spec.{field}", remedy=f"Add spec.{field}."
+            )
+        if field not in wanted and value:
+            raise InvalidError(
+                f"source {spec.source} has no {field}", field=f"spec.{field}", value=value, remedy="Leave it out."
+            )
+    if spec.recipe is not None and spec.recipe not in RECIPES:
+        known = " or ".join(RECIPES)
+        raise InvalidError("there is no such recipe", field="spec.recipe", value=spec.recipe, remedy=f"Use {known}.")
+    if spec.url is not None and not spec.url.startswith(("http://", "https://")):
+        raise InvalidError(
+            "only http and https are fetched", field="spec.url", value=spec.url, remedy="Upload the file instead."
+        )
+    if spec.sha256 is not None and SHA256.match(spec.sha256.lower()) is None:
+        raise InvalidError(
+            "not a SHA-256", field="spec.sha256", value=spec.sha256, remedy="Give 64 hexadecimal digits (sha256sum)."
+        )
+    if spec.format is not None and spec.format not in FORMATS:
+        known = " or ".join(FORMATS)
+        raise InvalidError("there is no such format", field="spec.format", value=spec.format, remedy=f"Use {known}.")
+    return spec if spec.sha256 is None else spec.model_copy(update={"sha256": spec.sha256.lower()})
+
+
+HANDLERS: dict[str, Handler] = {
+    "image.list": list_,
+    "image.show": show,
+    "image.create": create,
+    "image.delete": delete,
+}

@@ -1,0 +1,65 @@
+"""What is wrong with a request, from Pydantic's findings: the field's path, the value, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from serai.schema.errors import InvalidError
+
+PLACES = ("body", "query", "path", "header")
+LONGEST = 120
+REMEDIES = {
+    "missing": "Add the field.",
+    "extra_forbidden": "There is no such field: see whether it is spelt right, or leave it out.",
+    "json_invalid": "Send JSON.",
+    "string_pattern_mismatch": "Names are lower-case letters, digits and hyphens, up to 63.",
+}
+
+
+def explain(findings: Sequence[Any]) -> InvalidError:
+    """The first finding as an error; the others are counted."""
+    first = findings[0]
+    kind, location = first["type"], tuple(first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if kind == "json_invalid":
+        reason = first.get("ctx", {}).get("error", message)
+        where = location[-1] if len(location) > 1 else 0
+        return InvalidError(f"the body is not JSON: {reason} at character {where}", remedy=REMEDIES[kind])
+    if len(findings) > 1:
+        message += f" (and {len(findings) - 1} more)"
+    field = path(location)
+    return InvalidError(
+        message,
+        field=field or None,
+        value=None if kind == "missing" else shown(first.get("input")),
+        remedy=_remedy(kind, field, first.get("ctx", {})),
+    )
+
+
+def path(location: Sequence[str | int]) -> str:
+    """`spec.disks[0].size` from Pydantic's location."""
+    parts = location[1:] if location and location[0] in PLACES else location
+    text = ""
+    for part in parts:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else str(part)
+    return text
+
+
+def shown(value: Any) -> str | None:
+    """A value for an error text: short, and none for whole objects."""
+    if value is None or isinstance(value, dict | list):
+        return None
+    text = str(value)
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+
+
+def _remedy(kind: str, field: str, context: dict[str, Any]) -> str:
+    if kind in REMEDIES and (kind != "string_pattern_mismatch" or field.rpartition(".")[2] in ("name", "rename")):
+        return REMEDIES[kind]
+    if "expected" in context:
+        return f"Use {context['expected']}."
+    return f"Correct {field}." if field else "Correct the request."

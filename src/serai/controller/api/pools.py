@@ -1,0 +1,116 @@
+"""Pools."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from fastapi import Response
+
+from serai.controller import capacity
+from serai.controller.api.call import Api, Call, Handler, accepted, answer, page_of
+from serai.controller.api.checks import need_online, refuse_while
+from serai.lib.ids import new_id
+from serai.schema.errors import ConflictError, InvalidError, UnsupportedError
+from serai.schema.host import Host
+from serai.schema.volume import ExportKind, Pool, PoolCreate, PoolStatus
+
+TARGET_ABILITY = "iscsi-target"
+"""What a host must be able to do to export volumes over iSCSI (drivers/storage/probe.py names it)."""
+
+
+async def list_(api: Api, call: Call) -> Response:
+    """With what is committed in each."""
+    async with api.store.read() as view:
+        found, following = await view.pools.models(call.limit, call.cursor)
+        return page_of(await capacity.with_volumes(view, found), following)
+
+
+async def show(api: Api, call: Call) -> Response:
+    """One."""
+    async with api.store.read() as view:
+        return answer((await capacity.with_volumes(view, [await view.pools.find(call.name)]))[0])
+
+
+async def create(api: Api, call: Call) -> Response:
+    """Write it down and let its host open it."""
+    body = call.need(PoolCreate)
+    _check_path(body.spec.path)
+    async with api.store.transaction() as tx:
+        host = await tx.hosts.find(body.spec.host, "spec.host")
+        need_online(host, "spec.host")
+        if body.spec.export is ExportKind.ISCSI:
+            _need_target(host)
+        await _refuse_shared_path(await tx.pools.on_host(host.name), body)
+        # `host` may have been given as an id; names are what specs hold.
+        spec = body.spec.model_copy(update={"host": host.name})
+        pool = Pool(
+            name=body.name,
+            id=new_id(),
+            generation=1,
+            labels=body.labels,
+            description=body.description,
+            created=tx.now,
+            spec=spec,
+            status=PoolStatus(state="creating"),
+        )
+        await tx.pools.insert(pool)
+        await tx.emit("pool.created", f"pool/{pool.name}", pool.id, f"on {host.name}")
+        return accepted(await call.submit(api, tx, pool))
+
+
+async def delete(api: Api, call: Call) -> Response:
+    """Forget an empty pool."""
+    async with api.store.transaction() as tx:
+        pool = await tx.pools.find(call.name)
+        await refuse_while(tx, pool.id, "the pool is being deleted", "pool.delete", remedy="Wait for that job's end.")
+        volumes = await tx.volumes.in_pool(pool.name)
+        if volumes:
+            names = ", ".join(volume.name for volume in volumes[:5]) + (" …" if len(volumes) > 5 else "")
+            raise ConflictError(
+                f"pool {pool.name} holds {len(volumes)} volumes: {names}",
+                field="pool",
+                value=pool.name,
+                remedy="Delete them first, or the VMs that have them.",
+            )
+        return accepted(await call.submit(api, tx, pool))
+
+
+def _check_path(path: str) -> None:
+    if path and (not path.startswith("/") or ".." in PurePosixPath(path).parts):
+        raise InvalidError(
+            "not an absolute path",
+            field="spec.path",
+            value=path,
+            remedy="Give a path from / without `..`, or none: the agent's own folder is used then.",
+        )
+
+
+async def _refuse_shared_path(pools: list[Pool], body: PoolCreate) -> None:
+    for pool in pools:
+        if body.spec.path and PurePosixPath(pool.spec.path) == PurePosixPath(body.spec.path):
+            raise ConflictError(
+                f"pool {pool.name} is in this folder already",
+                field="spec.path",
+                value=body.spec.path,
+                remedy="Choose another folder.",
+            )
+
+
+def _need_target(host: Host) -> None:
+    abilities = host.status.facts.abilities if host.status.facts is not None else []
+    lacking = next((one for one in abilities if one.name == TARGET_ABILITY and not one.found), None)
+    if lacking is not None:
+        raise UnsupportedError(
+            f"host {host.name} cannot export volumes: {lacking.detail}",
+            field="spec.export",
+            value=ExportKind.ISCSI,
+            remedy=lacking.remedy or "Install what is missing (serai doctor), or make a pool with export none.",
+        )
+
+
+HANDLERS: dict[str, Handler] = {
+    "pool.list": list_,
+    "pool.show": show,
+    "pool.create": create,
+    "pool.delete": delete,
+}

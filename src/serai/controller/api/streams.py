@@ -1,0 +1,118 @@
+"""The routes that stream, and so are not in the REST table: console, upload, health."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from serai.controller.api.call import VERSION, Api, Reader, Writer, answer, nothing, refusal
+from serai.schema.errors import ConflictError, InvalidError, SeraiError, UnsupportedError
+from serai.schema.image import ImageSource, ImageState
+from serai.schema.vm import Vm
+
+CHUNK = 1 << 16
+GOING_AWAY = 1001
+
+
+def add_routes(app: FastAPI, api: Api) -> None:
+    """Put them into the app."""
+
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "ok", "version": VERSION})
+
+    async def content(name: str, request: Request) -> Response:
+        return await _upload(api, name, request)
+
+    async def console(socket: WebSocket, name: str) -> None:
+        await _console(api, socket, name)
+
+    app.add_api_route("/v1/health", health, methods=["GET"], summary="Whether the controller answers")
+    app.add_api_route(
+        "/v1/images/{name}/content", content, methods=["PUT"], summary="Upload an image", response_model=None
+    )
+    app.add_api_websocket_route("/v1/vms/{name}/console", console)
+
+
+async def _upload(api: Api, name: str, request: Request) -> Response:
+    if api.receive_upload is None:
+        raise UnsupportedError("this controller takes no uploads")
+    async with api.store.read() as view:
+        image = await view.images.find(name)
+    if image.spec.source is not ImageSource.UPLOAD:
+        raise ConflictError(
+            f"image {image.name} is not one that is uploaded",
+            field="source",
+            value=image.spec.source,
+            remedy="Create an image with source upload.",
+        )
+    if image.status.state is not ImageState.CREATING:
+        raise ConflictError(
+            f"image {image.name} has its content already",
+            field="state",
+            value=image.status.state,
+            remedy="Create another image.",
+        )
+    await api.receive_upload(image, _body(request))
+    async with api.store.read() as view:
+        found = await view.images.seek(image.id)
+    return nothing() if found is None else answer(found)
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                yield chunk
+    except ClientDisconnect as error:
+        raise InvalidError("the upload broke off", remedy="Send it again.") from error
+
+
+async def _console(api: Api, socket: WebSocket, name: str) -> None:
+    try:
+        if api.open_console is None:
+            raise UnsupportedError("this controller relays no consoles")
+        async with api.store.read() as view:
+            vm: Vm = await view.vms.find(name)
+        reader, writer = await api.open_console(vm)
+    except SeraiError as error:
+        await socket.send_denial_response(refusal(error))
+        return
+    try:
+        await socket.accept()
+        sending = asyncio.ensure_future(_send(socket, reader))
+        stopping = asyncio.ensure_future(api.stopping.wait())
+        receiving = asyncio.ensure_future(_receive(socket, writer))
+        tasks = {sending, receiving, stopping}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                await socket.close(GOING_AWAY)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        writer.close()
+
+
+async def _send(socket: WebSocket, reader: Reader) -> None:
+    while data := await reader.read(CHUNK):
+        await socket.send_bytes(data)
+
+
+async def _receive(socket: WebSocket, writer: Writer) -> None:
+    try:
+        while True:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            data = message.get("bytes")
+            writer.write(data if data is not None else message["text"].encode())
+            await writer.drain()
+    except WebSocketDisconnect:
+        return

@@ -1,0 +1,243 @@
+"""What a VM's spec means once names are looked up: which volumes are made, which addresses are taken.
+
+After this a disk has pool, size and volume, and a VNIC has MAC and address: nothing is left to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from serai.controller.api.checks import need_image, need_pool, need_room
+from serai.controller.api.volumes import check_holds
+from serai.controller.store import Transaction, View
+from serai.controller.store.networks import Address
+from serai.core import ipam
+from serai.lib.ids import new_id
+from serai.schema.errors import ConflictError, InvalidError
+from serai.schema.image import Image, ImageKind
+from serai.schema.resource import Frozen
+from serai.schema.vm import DiskSpec, VnicSpec
+from serai.schema.volume import Volume, VolumeSpec, VolumeState, VolumeStatus
+
+
+@dataclass(frozen=True)
+class Disks:
+    """`disks` for the spec; `made` are volumes to write; `taken` are existing ones that become the VM's."""
+
+    disks: list[DiskSpec]
+    made: list[Volume]
+    taken: list[Volume]
+
+
+@dataclass(frozen=True)
+class Vnics:
+    """`vnics` for the spec, and the addresses to hold."""
+
+    vnics: list[VnicSpec]
+    addresses: list[Address]
+
+
+async def resolve_disks(
+    view: View,
+    vm: str,
+    wanted: Sequence[DiskSpec],
+    *,
+    before: Sequence[DiskSpec] = (),
+    image: Image | None = None,
+    field: str = "spec.disks",
+) -> Disks:
+    """Look the disks of VM `vm` (its name) up. Those in `before` are its own already.
+
+    `image`: what the first disk starts with, if it is a disk image. Raises SeraiError that names the field.
+    """
+    own = {disk.volume: disk for disk in before}
+    known = {disk.volume for disk in wanted if disk.volume is not None} | set(own)
+    found = Disks([], [], [])
+    seen: set[str] = set()
+    for index, disk in enumerate(wanted):
+        here = f"{field}[{index}]"
+        if disk.volume is not None and disk.volume in seen:
+            raise InvalidError(
+                "the volume is named twice", field=f"{here}.volume", value=disk.volume, remedy="Name it once."
+            )
+        if disk.volume is not None and disk.volume in own:
+            found.disks.append(_own_disk(disk, own[disk.volume], here))
+        elif disk.volume is not None:
+            found.disks.append(await _existing(view, disk, here, found.taken))
+        else:
+            base = image if index == 0 and not before else None
+            made = await _new_volume(view, vm, disk, known, here, base)
+            found.made.append(made)
+            known.add(made.name)
+            found.disks.append(
+                disk.model_copy(update={"volume": made.name, "pool": made.spec.pool, "size": made.spec.size})
+            )
+        seen.add(found.disks[-1].volume or "")
+    return found
+
+
+def _own_disk(disk: DiskSpec, before: DiskSpec, here: str) -> DiskSpec:
+    for name in ("pool", "size"):
+        value = getattr(disk, name)
+        if value is not None and value != getattr(before, name):
+            raise InvalidError(
+                f"a disk's {name} is not changed here",
+                field=f"{here}.{name}",
+                value=value,
+                remedy=f"Grow the volume instead: serai volume edit {disk.volume} --size SIZE.",
+            )
+    return before.model_copy(update={"keep": disk.keep})
+
+
+async def _existing(view: View, disk: DiskSpec, here: str, taken: list[Volume]) -> DiskSpec:
+    if disk.pool is not None or disk.size is not None:
+        raise InvalidError(
+            "an existing volume has its pool and size already",
+            field=f"{here}.volume",
+            value=disk.volume,
+            remedy="Give either volume, or pool and size for a new one.",
+        )
+    volume = await view.volumes.find(disk.volume or "", f"{here}.volume")
+    if volume.status.vm is not None:
+        raise ConflictError(
+            f"VM {volume.status.vm} has volume {volume.name} already",
+            field=f"{here}.volume",
+            value=volume.name,
+            remedy="Take it from that VM first.",
+        )
+    if volume.status.state is not VolumeState.READY:
+        raise ConflictError(
+            f"volume {volume.name} is {volume.status.state}",
+            field=f"{here}.volume",
+            value=volume.name,
+            remedy="Wait until it is ready.",
+        )
+    await need_pool(view, volume.spec.pool, f"{here}.volume")
+    taken.append(volume)
+    # It was there before the VM, and stays when the VM goes.
+    return DiskSpec(pool=volume.spec.pool, size=volume.spec.size, volume=volume.name, keep=True)
+
+
+async def _new_volume(
+    view: View, vm: str, disk: DiskSpec, known: set[str | None], here: str, base: Image | None
+) -> Volume:
+    if disk.pool is None:
+        raise InvalidError(
+            "a disk needs a pool and a size, or an existing volume",
+            field=f"{here}.pool",
+            remedy="Give pool and size; see which pools there are: serai pool list.",
+        )
+    pool = await need_pool(view, disk.pool, f"{here}.pool")
+    manifest = base.status.manifest if base is not None else None
+    from_disk = base is not None and manifest is not None and manifest.kind is ImageKind.DISK
+    size = disk.size
+    if size is None and from_disk and manifest is not None:
+        size = manifest.virtual_size
+    if size is None:
+        raise InvalidError("a new disk needs a size", field=f"{here}.size", remedy="Add a size, such as 4G.")
+    if base is not None and from_disk:
+        check_holds(base, size, f"{here}.size", "spec.image")
+    need_room(pool, size, f"{here}.size")
+    name = await _free_volume_name(view, vm, known)
+    spec = VolumeSpec(pool=pool.name, size=size, image=base.name if base is not None and from_disk else None)
+    return Volume(
+        kind="volume", name=name, id=new_id(), generation=1, created=view.now, spec=spec, status=VolumeStatus(vm=vm)
+    )
+
+
+async def _free_volume_name(view: View, vm: str, known: set[str | None]) -> str:
+    number = 0
+    while True:
+        name = f"{vm}-disk{number}"
+        if len(name) > 63:
+            raise InvalidError(
+                "the VM's name leaves no room for the names of its volumes",
+                field="name",
+                value=vm,
+                remedy="Choose a name of up to 56 characters.",
+            )
+        if name not in known and await view.volumes.seek(name) is None:
+            return name
+        number += 1
+
+
+async def resolve_vnics(view: View, vm_id: str, wanted: Sequence[VnicSpec], *, field: str = "spec.vnics") -> Vnics:
+    """Look the networks up, and choose MACs and addresses where none are given. Raises SeraiError."""
+    found = Vnics([], [])
+    used: dict[str, set[IPv4Address]] = {}
+    macs: set[str] = {vnic.mac for vnic in wanted if vnic.mac is not None}
+    asked = [vnic.mac for vnic in wanted if vnic.mac is not None]
+    for index, vnic in enumerate(wanted):
+        here = f"{field}[{index}]"
+        network = await view.networks.find(vnic.network, f"{here}.network")
+        taken = used.setdefault(network.id, await view.networks.used(network.id, but_vm=vm_id))
+        if vnic.ip is not None:
+            ip = ipam.check(network.spec, vnic.ip, taken, field=f"{here}.ip")
+        else:
+            later = {other.ip for other in wanted if other.ip is not None}
+            ip = ipam.next_free(network.spec, taken | later, name=network.name, field=f"{here}.network")
+        taken.add(ip)
+        mac = vnic.mac
+        if mac is not None:
+            await _check_mac(view, vm_id, mac, asked, f"{here}.mac")
+        else:
+            mac = await _free_mac(view, vm_id, index, macs)
+        macs.add(mac)
+        found.vnics.append(VnicSpec(network=network.name, mac=mac, ip=ip))
+        found.addresses.append(Address(network.id, ip, mac))
+    return found
+
+
+async def _check_mac(view: View, vm_id: str, mac: str, asked: list[str], field: str) -> None:
+    if int(mac[:2], 16) & 1:
+        raise InvalidError("a multicast address", field=field, value=mac, remedy="Choose 52:54:00:…, or none.")
+    if asked.count(mac) > 1 or await view.networks.mac_taken(mac, but_vm=vm_id):
+        raise ConflictError("the MAC is taken", field=field, value=mac, remedy="Choose another, or none.")
+
+
+async def _free_mac(view: View, vm_id: str, index: int, macs: set[str]) -> str:
+    attempt = 0
+    while True:
+        mac = ipam.mac(vm_id, index, attempt)
+        if mac not in macs and not await view.networks.mac_taken(mac, but_vm=vm_id):
+            return mac
+        attempt += 1
+
+
+async def check_boot(view: View, image: str | None, disks: Sequence[DiskSpec]) -> Image | None:
+    """The image, if the VM has one; there is something to boot from. Raises SeraiError."""
+    if image is None:
+        if not disks:
+            raise InvalidError(
+                "there is nothing to boot from",
+                field="spec.image",
+                remedy="Give an image (serai image list), or a disk that holds a system.",
+            )
+        return None
+    found = await need_image(view, image, "spec.image")
+    manifest = found.status.manifest
+    if manifest is not None and manifest.kind is ImageKind.DISK and (not disks or disks[0].volume is not None):
+        raise InvalidError(
+            f"image {found.name} is copied to the VM's first disk, which must be a new one",
+            field="spec.disks" if not disks else "spec.disks[0].volume",
+            value=disks[0].volume if disks else None,
+            remedy="Add a first disk with pool and size: --disk POOL:SIZE.",
+        )
+    return found
+
+
+async def write_disks(tx: Transaction, vm: str, found: Disks) -> None:
+    """Write the new volumes, and note whose the existing ones are now."""
+    for volume in found.made:
+        await tx.volumes.insert(volume)
+        await tx.emit("volume.created", f"volume/{volume.name}", volume.id, f"for VM {vm}")
+    for volume in found.taken:
+        await tx.volumes.update_status(volume.id, vm=vm)
+
+
+def brief(body: Frozen) -> dict[str, Any]:
+    """A body's given fields, as JSON."""
+    return body.model_dump(mode="json", exclude_unset=True)

@@ -1,0 +1,244 @@
+"""VMs: everything is checked here, before anything is written; the workflows act on what this wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Response
+from sqlalchemy import ColumnElement
+
+from serai.controller import capacity
+from serai.controller.api import vm_edit
+from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
+from serai.controller.api.checks import refuse_while
+from serai.controller.api.vm_parts import check_boot, resolve_disks, resolve_vnics, write_disks
+from serai.controller.store import Transaction, View
+from serai.controller.store.vms import ALIVE
+from serai.core import lifecycle, placement
+from serai.core.lifecycle import VmEvent
+from serai.lib.ids import new_id
+from serai.schema.errors import ConflictError
+from serai.schema.vm import Vm, VmClone, VmCreate, VmMigrate, VmSpec, VmState, VmStatus
+from serai.schema.volume import Volume, VolumeState, VolumeStatus
+
+CLEARED = ("vm.delete",)
+
+
+async def list_(api: Api, call: Call) -> Response:
+    """By name; `host`, `state` and `label` (`key` or `key=value`) narrow it."""
+    async with api.store.read() as view:
+        table = view.vms.table.c
+        where: list[ColumnElement[bool]] = []
+        if "host" in call.query:
+            where.append(table.host == call.query["host"])
+        if "state" in call.query:
+            where.append(table.state == call.query["state"].value)
+        if "label" in call.query:
+            key, given, value = str(call.query["label"]).partition("=")
+            where.append(view.vms.labelled(key, value if given else None))
+        return page(await view.vms.page(call.limit, call.cursor, *where))
+
+
+async def show(api: Api, call: Call) -> Response:
+    """One."""
+    async with api.store.read() as view:
+        return answer(await view.vms.find(call.name))
+
+
+async def create(api: Api, call: Call) -> Response:
+    """Check all, choose names, MACs and addresses, and write the VM, its volumes and the job together."""
+    body = call.need(VmCreate)
+    async with api.store.transaction() as tx:
+        if await tx.vms.seek(body.name) is not None:
+            raise tx.vms.taken(body.name)
+        vm_id = new_id()
+        if body.spec.host is not None:
+            await tx.hosts.find(body.spec.host, "spec.host")
+        image = await check_boot(tx, body.spec.image, body.spec.disks)
+        disks = await resolve_disks(tx, body.name, body.spec.disks, image=image)
+        vnics = await resolve_vnics(tx, vm_id, body.spec.vnics)
+        spec = body.spec.model_copy(
+            update={
+                "image": image.name if image is not None else None,
+                "disks": disks.disks,
+                "vnics": vnics.vnics,
+                # A template is only ever copied.
+                "running": body.spec.running and not body.spec.template,
+            }
+        )
+        vm = Vm(
+            name=body.name,
+            id=vm_id,
+            generation=1,
+            labels=body.labels,
+            description=body.description,
+            created=tx.now,
+            spec=spec,
+            status=VmStatus(since=tx.now, addresses=[str(vnic.ip) for vnic in vnics.vnics]),
+        )
+        await write_disks(tx, vm.name, disks)
+        await _check_fits(tx, vm, spec)
+        await tx.vms.insert(vm)
+        await tx.networks.hold(vm.id, vnics.addresses)
+        await tx.emit("vm.created", f"vm/{vm.name}", vm.id, f"asked for by {call.principal}")
+        return accepted(await call.submit(api, tx, vm))
+
+
+async def delete(api: Api, call: Call) -> Response:
+    """Delete it with the volumes that came with it; a running one only by force."""
+    force = bool(call.query.get("force", False))
+    async with api.store.transaction() as tx:
+        vm = await tx.vms.find(call.name)
+        await refuse_while(tx, vm.id, "the VM is being deleted", *CLEARED, remedy="Wait for that job's end.")
+        if vm.status.state in ALIVE and not force:
+            raise ConflictError(
+                f"VM {vm.name} is {vm.status.state}",
+                field="force",
+                value="false",
+                remedy="Stop it first, or delete it by force (--force): what is not on its disks is lost.",
+            )
+        return accepted(await call.submit(api, tx, vm, {"force": force}))
+
+
+async def start(api: Api, call: Call) -> Response:
+    """Start one that is down, if it fits somewhere."""
+    async with api.store.transaction() as tx:
+        vm = await _find(tx, call)
+        if vm.spec.template:
+            raise ConflictError(
+                f"VM {vm.name} is a template",
+                field="spec.template",
+                value="true",
+                remedy=f"Clone it: serai vm clone {vm.name} NAME.",
+            )
+        lifecycle.follow(vm.status.state, VmEvent.START)
+        await _check_fits(tx, vm, vm.spec)
+        return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=True)))
+
+
+async def stop(api: Api, call: Call) -> Response:
+    """Shut it down."""
+    async with api.store.transaction() as tx:
+        vm = await _find(tx, call)
+        if vm.status.state is not VmState.DEFINED:
+            lifecycle.follow(vm.status.state, VmEvent.STOP)
+        return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=False)))
+
+
+def _signal(event: VmEvent) -> Handler:
+    async def handle(api: Api, call: Call) -> Response:
+        async with api.store.transaction() as tx:
+            vm = await _find(tx, call)
+            lifecycle.follow(vm.status.state, event)
+            return accepted(await call.submit(api, tx, vm))
+
+    return handle
+
+
+async def migrate(api: Api, call: Call) -> Response:
+    """Move a running one, if the destination will have it."""
+    body = call.need(VmMigrate)
+    async with api.store.transaction() as tx:
+        vm = await _find(tx, call)
+        await refuse_while(
+            tx,
+            vm.id,
+            f"VM {vm.name} is on the move",
+            "vm.migrate",
+            remedy="Wait for that job's end, or cancel it.",
+        )
+        lifecycle.follow(vm.status.state, VmEvent.MIGRATE)
+        if body.to is not None:
+            await tx.hosts.find(body.to, "to")
+        hosts = await capacity.all_hosts(tx, but_vm=vm.id)
+        choice = placement.choose_destination(vm, hosts, body.to, await capacity.local_hosts(tx, vm))
+        # Without a name the workflow chooses when its turn has come; that one will do now was checked.
+        return accepted(await call.submit(api, tx, vm, {"to": choice.host if body.to is not None else None}))
+
+
+async def clone(api: Api, call: Call) -> Response:
+    """Write the copy (stopped, with MACs and addresses of its own) and the job that fills its volumes."""
+    body = call.need(VmClone)
+    async with api.store.transaction() as tx:
+        vm = await _find(tx, call)
+        if vm.status.state in ALIVE:
+            raise ConflictError(
+                f"VM {vm.name} is {vm.status.state}, and only a stopped one is copied",
+                field="state",
+                value=vm.status.state,
+                remedy="Stop it first.",
+            )
+        if await tx.vms.seek(body.name) is not None:
+            raise tx.vms.taken(body.name)
+        copy_id = new_id()
+        made, disks = await _copy_disks(tx, vm, body.name)
+        blank = [vnic.model_copy(update={"mac": None, "ip": None}) for vnic in vm.spec.vnics]
+        vnics = await resolve_vnics(tx, copy_id, blank)
+        update: dict[str, Any] = {"disks": disks, "vnics": vnics.vnics, "running": False, "template": False}
+        copy = Vm(
+            name=body.name,
+            id=copy_id,
+            generation=1,
+            labels=vm.labels,
+            description=vm.description,
+            created=tx.now,
+            spec=vm.spec.model_copy(update=update),
+            status=VmStatus(since=tx.now, addresses=[str(vnic.ip) for vnic in vnics.vnics]),
+        )
+        for volume in made:
+            await tx.volumes.insert(volume)
+        await tx.vms.insert(copy)
+        await tx.networks.hold(copy.id, vnics.addresses)
+        await tx.emit("vm.created", f"vm/{copy.name}", copy.id, f"cloned from {vm.name}")
+        return accepted(await call.submit(api, tx, vm, {"clone": copy.id}))
+
+
+async def _copy_disks(tx: Transaction, vm: Vm, name: str) -> tuple[list[Volume], list[Any]]:
+    made, disks = [], []
+    for number, disk in enumerate(vm.spec.disks):
+        old = await tx.volumes.find(disk.volume or "")
+        volume = Volume(
+            kind="volume",
+            name=f"{name}-disk{number}",
+            id=new_id(),
+            generation=1,
+            created=tx.now,
+            spec=old.spec.model_copy(update={"image": None}),
+            status=VolumeStatus(state=VolumeState.CREATING, vm=name),
+        )
+        made.append(volume)
+        disks.append(disk.model_copy(update={"volume": volume.name, "size": old.spec.size, "keep": False}))
+    return made, disks
+
+
+async def _find(tx: Transaction, call: Call) -> Vm:
+    vm = await tx.vms.find(call.name)
+    await refuse_while(tx, vm.id, "the VM is being deleted", *CLEARED, remedy="Leave it: it is going.")
+    return vm
+
+
+async def _want_running(tx: Transaction, vm: Vm, *, running: bool) -> Vm:
+    if vm.spec.running == running:
+        return vm
+    return await tx.vms.set_spec(vm.id, vm.spec.model_copy(update={"running": running}))
+
+
+async def _check_fits(view: View, vm: Vm, spec: VmSpec) -> None:
+    hosts = await capacity.all_hosts(view, but_vm=vm.id)
+    placement.place(spec, hosts, await capacity.local_hosts(view, vm))
+
+
+HANDLERS: dict[str, Handler] = {
+    "vm.list": list_,
+    "vm.show": show,
+    "vm.create": create,
+    "vm.edit": vm_edit.edit,
+    "vm.delete": delete,
+    "vm.start": start,
+    "vm.stop": stop,
+    "vm.reset": _signal(VmEvent.RESET),
+    "vm.pause": _signal(VmEvent.PAUSE),
+    "vm.resume": _signal(VmEvent.RESUME),
+    "vm.migrate": migrate,
+    "vm.clone": clone,
+}

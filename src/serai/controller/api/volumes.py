@@ -1,0 +1,134 @@
+"""Volumes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Response
+
+from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
+from serai.controller.api.checks import need_image, need_pool, need_room, refuse_while
+from serai.lib.ids import new_id
+from serai.schema.errors import ConflictError, InvalidError
+from serai.schema.image import Image, ImageKind
+from serai.schema.units import format_size
+from serai.schema.volume import Volume, VolumeCreate, VolumeEdit, VolumeState, VolumeStatus
+
+
+async def list_(api: Api, call: Call) -> Response:
+    """By name; `pool` and `vm` narrow it."""
+    async with api.store.read() as view:
+        table = view.volumes.table.c
+        where = [table[key] == value for key, value in call.query.items()]
+        return page(await view.volumes.page(call.limit, call.cursor, *where))
+
+
+async def show(api: Api, call: Call) -> Response:
+    """One."""
+    async with api.store.read() as view:
+        return answer(await view.volumes.find(call.name))
+
+
+async def create(api: Api, call: Call) -> Response:
+    """Write it down and let its pool's host make it."""
+    body = call.need(VolumeCreate)
+    async with api.store.transaction() as tx:
+        pool = await need_pool(tx, body.spec.pool, "spec.pool")
+        need_room(pool, body.spec.size, "spec.size")
+        update: dict[str, Any] = {"pool": pool.name}
+        if body.spec.image is not None:
+            image = await need_image(tx, body.spec.image, "spec.image")
+            check_holds(image, body.spec.size, "spec.size", "spec.image")
+            update["image"] = image.name
+        volume = Volume(
+            kind="volume",
+            name=body.name,
+            id=new_id(),
+            generation=1,
+            labels=body.labels,
+            description=body.description,
+            created=tx.now,
+            spec=body.spec.model_copy(update=update),
+            status=VolumeStatus(),
+        )
+        await tx.volumes.insert(volume)
+        await tx.emit("volume.created", f"volume/{volume.name}", volume.id, f"in {pool.name}")
+        return accepted(await call.submit(api, tx, volume))
+
+
+async def edit(api: Api, call: Call) -> Response:
+    """Grow it, describe it, label it."""
+    body = call.need(VolumeEdit)
+    async with api.store.transaction() as tx:
+        volume = await tx.volumes.find(call.name)
+        update: dict[str, Any] = {}
+        if body.description is not None:
+            update["description"] = body.description
+        if body.labels is not None:
+            update["labels"] = body.labels
+        if body.size is not None and body.size != volume.spec.size:
+            if volume.status.state is not VolumeState.READY:
+                raise ConflictError(
+                    f"volume {volume.name} is {volume.status.state}",
+                    field="state",
+                    value=volume.status.state,
+                    remedy="Wait until it is ready.",
+                )
+            if body.size < volume.spec.size:
+                raise InvalidError(
+                    f"volume {volume.name} has {format_size(volume.spec.size)}, and volumes only grow",
+                    field="size",
+                    value=format_size(body.size),
+                    remedy="Make a smaller volume and copy what is needed.",
+                )
+            need_room(await need_pool(tx, volume.spec.pool, "pool"), body.size - volume.spec.size, "size")
+            update["spec"] = volume.spec.model_copy(update={"size": body.size})
+        changed = volume.model_copy(update={**update, "generation": volume.generation + ("spec" in update)})
+        await tx.volumes.replace(changed)
+        await tx.emit("volume.changed", f"volume/{volume.name}", volume.id, "changed: " + ", ".join(update))
+        return accepted(await call.submit(api, tx, changed))
+
+
+async def delete(api: Api, call: Call) -> Response:
+    """Delete one that no VM has."""
+    async with api.store.transaction() as tx:
+        volume = await tx.volumes.find(call.name)
+        await refuse_while(
+            tx, volume.id, "the volume is being deleted", "volume.delete", remedy="Wait for that job's end."
+        )
+        if volume.status.vm is not None:
+            raise ConflictError(
+                f"VM {volume.status.vm} has volume {volume.name}",
+                field="volume",
+                value=volume.name,
+                remedy=f"Take the disk from it first: serai vm edit {volume.status.vm} --remove-disk.",
+            )
+        await need_pool(tx, volume.spec.pool, "pool")
+        return accepted(await call.submit(api, tx, volume))
+
+
+def check_holds(image: Image, size: int, size_field: str, image_field: str) -> None:
+    """Raises InvalidError unless a volume of `size` bytes can start with the image's content."""
+    manifest = image.status.manifest
+    if manifest is None:
+        return
+    if manifest.kind is not ImageKind.DISK:
+        raise InvalidError(
+            f"image {image.name} is a kernel, not a disk", field=image_field, value=image.name, remedy="Leave it out."
+        )
+    if size < manifest.virtual_size:
+        raise InvalidError(
+            f"image {image.name} needs {format_size(manifest.virtual_size)}",
+            field=size_field,
+            value=format_size(size),
+            remedy=f"Ask for {format_size(manifest.virtual_size)} or more.",
+        )
+
+
+HANDLERS: dict[str, Handler] = {
+    "volume.list": list_,
+    "volume.show": show,
+    "volume.create": create,
+    "volume.edit": edit,
+    "volume.delete": delete,
+}

@@ -1,0 +1,292 @@
+"""The controller's end of the bus: commands out, reports in.
+
+A command is asked with the same id until there is an answer: `running` and silence both mean "ask again". Silence is
+borne for `deadline` seconds, counted anew from each answer; it never means that the command was not carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from serai.controller import reports
+from serai.controller.jobs import OnProgress, Waits
+from serai.controller.store import Store
+from serai.lib.bus import Bus, Message, Subscription
+from serai.lib.clock import Clock, SystemClock
+from serai.lib.ids import new_id
+from serai.lib.tasks import Tasks
+from serai.schema.errors import InvalidError, SeraiError, UnauthorizedError, UnavailableError, from_info
+from serai.schema.host import Host, HostState
+from serai.schema.messages import (
+    COMMANDS,
+    HOLD,
+    Command,
+    Empty,
+    Hello,
+    HostReport,
+    Kind,
+    Progress,
+    Reply,
+    Subjects,
+    TicketRedeem,
+    TicketRedeemed,
+    Welcome,
+    dump,
+)
+from serai.schema.resource import Frozen
+from serai.schema.vm import VmReport, VmStatus
+
+log = logging.getLogger(__name__)
+
+DEADLINE = 60.0
+"""Seconds of silence after which a command is given up, unless its sender bears more."""
+ASK = HOLD + 5.0
+"""Seconds for one request: the receiver answers within HOLD."""
+PAUSE_FIRST = 0.1
+PAUSE_MOST = 1.0
+"""Seconds between two attempts to reach somebody who does not answer."""
+SILENCE = 15.0
+"""Seconds without a report after which a host counts as offline: three of its periods."""
+LOOK = 1.0
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class Hosts:
+    """All hosts, over the bus. `on_online` callbacks are told of each host that joins or comes back."""
+
+    def __init__(self, bus: Bus, store: Store, clock: Clock | None = None, *, silence: float = SILENCE) -> None:
+        self._bus = bus
+        self._store = store
+        self._clock = clock or SystemClock()
+        self._silence = silence
+        self._seen: dict[str, float] = {}
+        self._progress: dict[str, OnProgress] = {}
+        self._subscriptions: list[Subscription] = []
+        self._tasks = Tasks("gateway")
+        self.on_online: list[Callable[[Host], None]] = []
+
+    async def start(self) -> None:
+        """Listen, and watch who falls silent. Hosts known as online get a full period to speak up."""
+        async with self._store.read() as view:
+            for host in await view.hosts.all(view.hosts.table.c.state == HostState.ONLINE.value):
+                self._seen[host.name] = self._clock.monotonic()
+        for subject, handler in (
+            (Subjects.progress("*"), self._on_progress),
+            (Subjects.vm_report("*"), self._on_vm_report),
+            (Subjects.host_report("*"), self._on_host_report),
+            (Subjects.REDEEM, self._on_redeem),
+            (Subjects.HELLO, self._on_hello),
+        ):
+            self._subscriptions.append(await self._bus.subscribe(subject, handler))
+        self._tasks.start(self._watch_silence(), "silence")
+
+    async def stop(self) -> None:
+        """Listen no more; the bus itself is left to its owner."""
+        for subscription in self._subscriptions:
+            await subscription.unsubscribe()
+        self._subscriptions.clear()
+        await self._tasks.close()
+
+    # --- commands ---
+
+    async def command(
+        self,
+        kind: Kind,
+        target: str,
+        key: str,
+        body: Frozen,
+        *,
+        command_id: str,
+        generation: int = 0,
+        job: str | None = None,
+        on_progress: OnProgress | None = None,
+        deadline: float | None = None,
+        waits: Waits | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> BaseModel:
+        """See `jobs.CommandGateway.command`."""
+        command = Command(
+            id=command_id, kind=kind, key=key, generation=generation, job=job, body=json.loads(dump(body))
+        )
+        if on_progress is not None:
+            self._progress[command_id] = on_progress
+        try:
+            reply = await self._ask(command, kind, target, DEADLINE if deadline is None else deadline, waits, check)
+        finally:
+            self._progress.pop(command_id, None)
+            if waits is not None:
+                waits("")
+        if reply.state == "failed":
+            raise from_info(reply.error) if reply.error else SeraiError(f"{kind} on {target} failed without a reason")
+        try:
+            return COMMANDS[kind].result.model_validate(reply.result or {})
+        except ValidationError as error:
+            raise SeraiError(
+                f"the answer of {target} to {kind} was not understood: {error.errors()[0]['msg']}",
+                remedy="Use the same version of Serai everywhere.",
+            ) from error
+
+    async def _ask(
+        self,
+        command: Command,
+        kind: Kind,
+        target: str,
+        deadline: float,
+        waits: Waits | None,
+        check: Callable[[], None] | None,
+    ) -> Reply:
+        to_host = COMMANDS[kind].to == "host"
+        subject = Subjects.host_command(target) if to_host else Subjects.vm_command(target)
+        who = f"host {target}" if to_host else f"the agent of VM {target}"
+        payload = dump(command)
+        pause, answered = PAUSE_FIRST, self._clock.monotonic()
+        while True:
+            if check is not None:
+                check()
+            try:
+                reply = Reply.model_validate_json(await self._bus.request(subject, payload, timeout=ASK))
+            except UnavailableError as error:
+                silent = self._clock.monotonic() - answered
+                if silent >= deadline:
+                    raise UnavailableError(
+                        f"{who} did not answer {kind} for {silent:.0f} s",
+                        field="host" if to_host else "vm",
+                        value=target,
+                        remedy="See that its agent runs and reaches the bus: serai host list.",
+                    ) from error
+                if waits is not None:
+                    waits(f"{who} to answer {kind}")
+                await self._clock.sleep(min(pause, max(deadline - silent, 0.01)))
+                pause = min(pause * 2, PAUSE_MOST)
+                continue
+            if reply.state != "running":
+                return reply
+            if waits is not None:
+                waits("")
+            pause, answered = PAUSE_FIRST, self._clock.monotonic()
+
+    async def vm_state(
+        self, vm_id: str, predicate: Callable[[VmStatus], bool], *, timeout: float | None = None
+    ) -> VmStatus:
+        """The VM's status, once it is as asked. Raises TimeoutError after `timeout` seconds, NotFoundError."""
+        async with asyncio.timeout(timeout):
+            while True:
+                newest = self._store.bell.newest
+                async with self._store.read() as view:
+                    status = (await view.vms.get(vm_id)).status
+                if predicate(status):
+                    return status
+                await self._store.bell.beyond(newest)
+
+    # --- reports ---
+
+    async def _on_progress(self, message: Message) -> None:
+        listener = self._progress.get(message.subject.rpartition(".")[2])
+        if listener is not None:
+            listener(Progress.model_validate_json(message.payload))
+
+    async def _on_hello(self, message: Message) -> bytes:
+        hello = _parse(Hello, message)
+        async with self._store.transaction() as tx:
+            host = await reports.greet(tx, hello.host, hello.facts, new_id())
+        self._seen[hello.host] = self._clock.monotonic()
+        self._tell_online(host)
+        return dump(Welcome(host_id=host.id, time=self._clock.now()))
+
+    async def _on_vm_report(self, message: Message) -> bytes:
+        report = _parse(VmReport, message)
+        if message.subject != Subjects.vm_report(report.vm):
+            raise InvalidError("a report on another VM's subject", field="vm", value=report.vm)
+        await self.take([report])
+        return dump(Empty())
+
+    async def take(self, said: list[VmReport]) -> None:
+        """Write VM reports that say anything new (also those that commands are answered with)."""
+        async with self._store.read() as view:
+            fresh = await reports.news(view, said)
+        if fresh:
+            async with self._store.transaction() as tx:
+                for report in fresh:
+                    await reports.apply(tx, report)
+
+    async def _on_host_report(self, message: Message) -> bytes:
+        report = _parse(HostReport, message)
+        if message.subject != Subjects.host_report(report.host):
+            raise InvalidError("a report on another host's subject", field="host", value=report.host)
+        async with self._store.read() as view:
+            host = await view.hosts.seek(report.host)
+            if host is None:
+                # Its hello was to another controller's database. It says hello again once it reconnects.
+                log.warning("host %s reports, but never said hello here", report.host)
+                return dump(Empty())
+            said = [one for one in report.vms if one.host == report.host]
+            fresh = await reports.news(view, said)
+            concerned = await reports.offers_concern(view, report.host, report.leases)
+            known = {pool.id: pool for pool in await view.pools.on_host(report.host)}
+        pools = [
+            (known[pool_id], status)
+            for pool_id, status in report.pools.items()
+            if pool_id in known and reports.pool_changed(known[pool_id].status, status)
+        ]
+        self._seen[report.host] = self._clock.monotonic()
+        returned = host.status.state is not HostState.ONLINE
+        if returned or fresh or concerned or pools:
+            async with self._store.transaction() as tx:
+                if returned:
+                    await reports.back(tx, host)
+                if concerned:
+                    await reports.journals(tx, report.host, report.leases)
+                for one in fresh:
+                    await reports.apply(tx, one)
+                await reports.write_pools(tx, pools)
+        if returned:
+            self._tell_online(host)
+        return dump(Empty())
+
+    def _tell_online(self, host: Host) -> None:
+        for callback in self.on_online:
+            callback(host)
+
+    async def _on_redeem(self, message: Message) -> bytes:
+        asked = _parse(TicketRedeem, message)
+        async with self._store.transaction() as tx:
+            ticket = await tx.tickets.look(asked.ticket)
+            # Looked at before it is used up: a wrong bearer must not be able to spoil it for the right one.
+            if ticket is None or ticket.holder != asked.holder or ticket.server != asked.server:
+                raise UnauthorizedError("the ticket is not known, or not for these two ends")
+            await tx.tickets.take(asked.ticket)
+            await tx.tickets.clear(tx.now)
+            expired = ticket.expires <= tx.now
+        if expired:
+            raise UnauthorizedError("the ticket has expired", remedy="Ask for a new one.")
+        return dump(TicketRedeemed(ticket=ticket))
+
+    async def _watch_silence(self) -> None:
+        while True:
+            await self._clock.sleep(LOOK)
+            now = self._clock.monotonic()
+            for name, seen in list(self._seen.items()):
+                if now - seen < self._silence:
+                    continue
+                log.warning("host %s has not answered for %.0f s", name, now - seen)
+                async with self._store.transaction() as tx:
+                    await reports.gone_silent(tx, name, now - seen)
+                # It may have spoken while this was written; then its next report brings it back.
+                if self._seen.get(name) == seen:
+                    del self._seen[name]
+
+
+def _parse(model: type[ModelT], message: Message) -> ModelT:
+    try:
+        return model.model_validate_json(message.payload)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise InvalidError(f"not a {model.__name__} on {message.subject}: {first['msg']}", field=path) from error

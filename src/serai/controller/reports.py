@@ -1,0 +1,190 @@
+"""What hosts report, written to the store: observed status only, never what is wanted.
+
+A report is believed by the lease: one of an older epoch, or from a host that does not hold the lease, says nothing of
+the VM. One of the epoch on offer, from the host that it was offered to, with vCPUs that may run, proves that the
+destination has committed: nothing else starts them (host/incoming). It commits the lease here too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from serai.controller.store import Transaction, View
+from serai.core import lease as rules
+from serai.schema.errors import StaleError
+from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
+from serai.schema.lease import Claim, Lease, LeaseRecord
+from serai.schema.resource import Condition
+from serai.schema.vm import Vm, VmReport, VmState, VmStatus
+from serai.schema.volume import Pool, PoolStatus
+
+log = logging.getLogger(__name__)
+
+SILENT = "host-silent"
+"""Condition of VMs whose host does not answer."""
+BEGUN = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.MIGRATING)
+"""States that a VM reaches on a migration's destination only after the commit."""
+FREE_STEP = 64 << 20
+"""Bytes by which a pool's free space must differ to be written again: it changes all the time."""
+
+
+def merged(vm: Vm, report: VmReport) -> VmStatus:
+    """The VM's status with what a report says."""
+    return vm.status.model_copy(
+        update={
+            "state": report.state,
+            "host": report.host,
+            "epoch": report.epoch,
+            "reason": report.reason,
+            "since": report.since,
+            "pid": report.pid,
+            "accel": report.accel,
+            "running_generation": report.generation,
+            "guest_agent": report.guest_agent,
+            "restarts": report.restarts,
+            "conditions": [one for one in vm.status.conditions if one.type != SILENT],
+        }
+    )
+
+
+def believed(lease: Lease | None, report: VmReport) -> bool:
+    """Whether a report speaks for the VM; one that proves a commit does (see `proves_commit`)."""
+    if lease is None or report.state is VmState.DEFINED:
+        # `defined` is a host's word that it has nothing to do with the VM; whoever has, says so itself.
+        return False
+    return (report.epoch == lease.epoch and report.host == lease.host) or proves_commit(lease, report)
+
+
+def proves_commit(lease: Lease, report: VmReport) -> bool:
+    """Whether a report can only come from a destination that has committed the standing offer."""
+    return report.epoch == lease.highest and report.host == lease.offered_to and report.state in BEGUN
+
+
+async def news(view: View, reports: Iterable[VmReport]) -> list[VmReport]:
+    """Those reports that would change anything: most say what is known."""
+    found = []
+    for report in reports:
+        vm = await view.vms.seek(report.vm)
+        lease = await view.leases.get(report.vm)
+        if vm is None or not believed(lease, report):
+            continue
+        if merged(vm, report) != vm.status:
+            found.append(report)
+    return found
+
+
+async def apply(tx: Transaction, report: VmReport) -> Vm | None:
+    """Write a report, if it is believed and no newer one was written; returns the VM as it is then."""
+    vm, lease = await tx.vms.seek(report.vm), await tx.leases.get(report.vm)
+    if vm is None or lease is None or not believed(lease, report):
+        return None
+    if (report.epoch, report.sequence) <= await tx.vms.reported(vm.id):
+        return None
+    if report.epoch != lease.epoch:
+        await commit(tx, vm, report.epoch, report.host)
+    after = await tx.vms.set_status(vm.id, merged(vm, report))
+    await tx.vms.note_report(vm.id, report.epoch, report.sequence)
+    if (vm.status.state, vm.status.host, vm.status.reason) != (report.state, report.host, report.reason):
+        text = f"{vm.name} is {report.state} on {report.host}" + (f": {report.reason}" if report.reason else "")
+        await tx.emit(
+            "vm.state", f"vm/{vm.name}", vm.id, text, state=report.state.value, host=report.host, epoch=report.epoch
+        )
+    elif after.status != vm.status:
+        await tx.emit("vm.status", f"vm/{vm.name}", vm.id, "")
+    return after
+
+
+async def commit(tx: Transaction, vm: Vm, epoch: int, host: str) -> None:
+    """The destination has committed: the lease is its."""
+    await tx.leases.commit(vm.id, epoch, host)
+    await tx.emit("vm.moved", f"vm/{vm.name}", vm.id, f"{vm.name} is on {host}", host=host, epoch=epoch)
+
+
+async def journals(tx: Transaction, host: str, records: Iterable[LeaseRecord]) -> None:
+    """What a host's journal says of standing offers: committed ones are committed, abandoned ones withdrawn."""
+    offers = {lease.vm: lease for lease in await tx.leases.offered() if lease.offered_to == host}
+    for record in records:
+        lease = offers.get(record.vm)
+        if lease is None or record.epoch != lease.highest:
+            continue
+        if record.claim in rules.RUNS:
+            try:
+                await commit(tx, await tx.vms.get(record.vm), record.epoch, host)
+            except StaleError as error:
+                log.warning("lease of VM %s: %s", record.vm, error)
+        elif record.claim is Claim.ABANDONED and lease.offer_id is not None and record.offer_id == lease.offer_id:
+            await tx.leases.withdraw(record.vm, lease.offer_id)
+
+
+async def offers_concern(view: View, host: str, records: Iterable[LeaseRecord]) -> bool:
+    """Whether `journals` would have anything to do."""
+    epochs = {(record.vm, record.epoch) for record in records}
+    if not epochs:
+        return False
+    return any(
+        lease.offered_to == host and (lease.vm, lease.highest) in epochs for lease in await view.leases.offered()
+    )
+
+
+async def greet(tx: Transaction, name: str, facts: HostFacts, new_id: str) -> Host:
+    """A host said hello: made if it is new, its facts written, online."""
+    known = await tx.hosts.seek(name)
+    status = HostStatus(state=HostState.ONLINE, seen=tx.now, facts=facts)
+    if known is None:
+        host = Host(name=name, id=new_id, generation=1, created=tx.now, spec=HostSpec(), status=status)
+        await tx.hosts.insert(host)
+        await tx.emit("host.joined", f"host/{name}", host.id, f"{name} joined", state=HostState.ONLINE.value)
+        return host
+    before = known.status
+    host = await tx.hosts.set_status(known.id, status)
+    if before.state is not HostState.ONLINE:
+        await back(tx, host)
+    elif before.facts != facts:
+        await tx.emit("host.facts", f"host/{name}", host.id, f"{name} says anew what it has")
+    return host
+
+
+async def back(tx: Transaction, host: Host) -> None:
+    """A host that was silent answers again; the remark on its VMs goes."""
+    await tx.hosts.update_status(host.id, state=HostState.ONLINE, seen=tx.now)
+    await tx.emit("host.state", f"host/{host.name}", host.id, f"{host.name} is online", state=HostState.ONLINE.value)
+    for vm in await tx.vms.on_host(host.name):
+        left = [one for one in vm.status.conditions if one.type != SILENT]
+        if len(left) != len(vm.status.conditions):
+            await tx.vms.update_status(vm.id, conditions=left)
+            await tx.emit("vm.status", f"vm/{vm.name}", vm.id, f"its host {host.name} answers again")
+
+
+async def gone_silent(tx: Transaction, name: str, seconds: float) -> None:
+    """A host does not answer. Its VMs keep their state: silence never means that a VM is dead."""
+    host = await tx.hosts.seek(name)
+    if host is None or host.status.state is not HostState.ONLINE:
+        return
+    await tx.hosts.update_status(host.id, state=HostState.OFFLINE)
+    text = f"{name} has not answered for {seconds:.0f} s"
+    await tx.emit("host.state", f"host/{name}", host.id, text, state=HostState.OFFLINE.value)
+    remark = Condition(type=SILENT, message=f"host {name} does not answer; this is what it last said")
+    for vm in await tx.vms.on_host(name):
+        others = [one for one in vm.status.conditions if one.type != SILENT]
+        await tx.vms.update_status(vm.id, conditions=[*others, remark])
+        await tx.emit("vm.status", f"vm/{vm.name}", vm.id, remark.message)
+
+
+def pool_changed(before: PoolStatus, after: PoolStatus) -> bool:
+    """Whether a pool's report is worth writing."""
+    same = ("state", "path", "total", "reason")
+    if any(getattr(before, name) != getattr(after, name) for name in same):
+        return True
+    return abs(before.free - after.free) > max(FREE_STEP, after.total // 100)
+
+
+async def write_pools(tx: Transaction, pools: Iterable[tuple[Pool, PoolStatus]]) -> None:
+    """Write what pools report."""
+    for pool, status in pools:
+        fields: dict[str, Any] = {name: getattr(status, name) for name in ("state", "path", "total", "free", "reason")}
+        await tx.pools.update_status(pool.id, **fields)
+        if pool.status.state != status.state:
+            text = f"{pool.name} is {status.state}" + (f": {status.reason}" if status.reason else "")
+            await tx.emit("pool.state", f"pool/{pool.name}", pool.id, text, state=status.state)
