@@ -26,7 +26,7 @@ from serai.lab.topology import Plan
 from serai.lib import atomicfile, process
 from serai.lib.natsserver import NatsConfig, NatsServer, Permissions
 from serai.lib.pki import CertificateAuthority, TlsFiles
-from serai.schema.errors import HostError, SeraiError, UnavailableError
+from serai.schema.errors import HostError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.host import HostState
 from serai.schema.job import Job, JobState
 from serai.schema.messages import host_permissions
@@ -74,6 +74,17 @@ class Programs:
         argv = [*enter.prefix(self._folder, self.state, node), *enter.python(module), "--config", str(file)]
         log = self._log(role)
         self.record(role, await process.spawn(argv, stdout=log, stderr=log, env=enter.environment(self._folder)))
+
+    async def restart(self, role: str) -> None:
+        """Start one of Serai's own programs again with the configuration that it had. Raises NotFoundError."""
+        file = self._folder.path / f"{role.replace(' ', '-')}.json"
+        if not file.exists():
+            raise NotFoundError("the lab has no such program", field="role", value=role)
+        program, node = role.split(" ", 1)
+        argv = [*enter.prefix(self._folder, self.state, node), *enter.python(f"serai.app.{program}")]
+        log = self._log(role)
+        child = await process.spawn([*argv, "--config", str(file)], stdout=log, stderr=log, env=enter.environment(self._folder))
+        self.record(role, child)
 
     def check(self) -> None:
         """Raises HostError, with its last words, if one is over."""

@@ -1,0 +1,194 @@
+"""One whole lab for the tests of the main job: three hosts, 1 Gbit/s links, the tiny image built.
+
+It is brought up once, since each test cleans up its own VMs. What a test kills it also brings back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serai.client import context as contexts
+from serai.client.http import Client
+from serai.lab import enter, services, state
+from serai.lab.down import down
+from serai.lab.state import LabFolder, ProcessRecord
+from serai.lab.up import up
+from serai.lab.workload import Guest
+from serai.lib import namespace, process
+from serai.lib.ids import new_id
+from serai.schema.errors import NotFoundError, SeraiError
+from serai.schema.host import HostState
+from serai.schema.image import ImageCreate, ImageSource, ImageSpec
+from serai.schema.job import Job, JobState
+from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmCreate, VmMigrate, VmSpec, VmState, VnicSpec
+
+from .invariant import Watch
+
+PATIENCE = 60.0
+
+
+class Lab:
+    """The standing lab, and what tests do in it. `client` is the test's own."""
+
+    def __init__(self, name: str, client: Client) -> None:
+        self.name = name
+        self.client = client
+        self.vms: list[str] = []
+
+    # --- VMs ---
+
+    async def done(self, job: Job) -> Job:
+        """The job, ended well; raises its error otherwise."""
+        ended = await self.client.wait_job(job.id)
+        assert ended.state is JobState.DONE, ended.error.sentence() if ended.error else ended.state
+        return ended
+
+    async def create(self, name: str = "", *, host: str = "h1", up: bool = True, **spec: Any) -> Vm:
+        """A tiny VM with a shared disk; by default writing 4 MB/s of memory."""
+        name = name or f"t{new_id()[:6]}"
+        self.vms.append(name)
+        values: dict[str, Any] = {
+            "image": "tiny",
+            "memory": 128 << 20,
+            "disks": [DiskSpec(pool="shared0", size=32 << 20)],
+            "vnics": [VnicSpec(network="lan")],
+            "cmdline": "serai.mem=4:2",
+            "host": host,
+            "restart": RestartPolicy.NEVER,
+            **spec,
+        }
+        await self.done(await self.client.call("vm.create", body=VmCreate(name=name, spec=VmSpec(**values))))
+        vm = await self.vm(name)
+        if up:
+            await self.guest(vm).up()
+        return vm
+
+    async def vm(self, name: str) -> Vm:
+        found: Vm = await self.client.call("vm.show", name)
+        return found
+
+    def guest(self, vm: Vm) -> Guest:
+        return Guest(self.name, str(vm.spec.vnics[0].ip))
+
+    async def migrate(self, vm: str, to: str) -> Job:
+        job: Job = await self.client.call("vm.migrate", vm, body=VmMigrate(to=to))
+        return job
+
+    async def until(self, name: str, wanted: Callable[[Vm], bool], timeout: float = PATIENCE) -> Vm:
+        """The VM, once it is as wanted."""
+        deadline = time.monotonic() + timeout
+        while True:
+            vm = await self.vm(name)
+            if wanted(vm):
+                return vm
+            assert time.monotonic() < deadline, f"{vm.status.state} on {vm.status.host}: {vm.status.reason}"
+            await asyncio.sleep(0.1)
+
+    async def clean(self) -> None:
+        """Delete the test's VMs."""
+        for name in self.vms:
+            try:
+                job = await self.client.call("vm.delete", name, query={"force": True})
+            except NotFoundError:
+                continue
+            await self.client.wait_job(job.id)
+
+    # --- processes ---
+
+    def qemus(self, vm: Vm) -> dict[str, list[int]]:
+        """Host to the pids of the VM's QEMUs there."""
+        plan = LabFolder.of(self.name).load().plan
+        return {host: qemus_in(plan.netns(host), vm.id) for host in plan.hosts}
+
+    def record(self, role: str) -> ProcessRecord:
+        """The newest process of a role: `agent h1`, `controller ctl`, `nats-server ctl`."""
+        return [row for row in LabFolder.of(self.name).load().processes if row.role == role][-1]
+
+    def kill(self, role: str) -> None:
+        """kill -9."""
+        os.kill(self.record(role).pid, signal.SIGKILL)
+
+    async def restart(self, role: str) -> None:
+        """Start a killed agent or controller again, with the configuration that it had."""
+        folder = LabFolder.of(self.name)
+        programs = services.Programs(folder, folder.load())
+        await programs.restart(role)
+
+    async def online(self, *hosts: str) -> None:
+        """Wait until the controller says that these hosts are online."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                rows = [row async for row in self.client.items("host.list")]
+            except SeraiError:
+                rows = []
+            if set(hosts) <= {row.name for row in rows if row.status.state is HostState.ONLINE}:
+                return
+            assert time.monotonic() < deadline, [(row.name, row.status.state) for row in rows]
+            await asyncio.sleep(0.1)
+
+    def watch(self, vm: Vm) -> Watch:
+        """Counts the VM's running copies for as long as it is entered."""
+        plan = LabFolder.of(self.name).load().plan
+        return Watch(lambda: {pid for host in plan.hosts for pid in qemus_in(plan.netns(host), vm.id)})
+
+
+def qemus_in(netns: str, vm: str) -> list[int]:
+    """QEMU processes of a VM in a namespace."""
+    found = []
+    for pid in namespace.processes_in(netns):
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if line[0].startswith(b"qemu-system") and any(word.startswith(f"guest={vm},".encode()) for word in line):
+            found.append(pid)
+    return found
+
+
+@pytest.fixture(scope="session")
+def lab_name() -> Iterator[str]:
+    """A lab of the tests' own, with its own folder and context file."""
+    with tempfile.TemporaryDirectory(prefix="serai-main-", dir="/var/tmp") as place:
+        patch = pytest.MonkeyPatch()
+        patch.setenv(state.ENV_PARENT, place)
+        patch.setenv(contexts.ENV_FILE, f"{place}/contexts.yaml")
+        name = f"m{new_id()[:5]}"
+        try:
+            asyncio.run(_up(name))
+            yield name
+        finally:
+            asyncio.run(down(name))
+            patch.undo()
+
+
+async def _up(name: str) -> None:
+    await up(name, 3, link_rate=10**9)
+    async with Client(contexts.resolve(name)[1]) as client:
+        spec = ImageSpec(source=ImageSource.BUILD, recipe="tiny")
+        job = await client.call("image.create", body=ImageCreate(name="tiny", spec=spec, host="h1"))
+        ended = await client.wait_job(job.id)
+        assert ended.state is JobState.DONE, ended.error
+
+
+@pytest.fixture
+async def lab(lab_name: str) -> AsyncIterator[Lab]:
+    """The lab for one test; its VMs are deleted at the end."""
+    async with Client(contexts.resolve(lab_name)[1]) as client:
+        ground = Lab(lab_name, client)
+        try:
+            yield ground
+        finally:
+            await ground.clean()
+
+
+__all__ = ["Lab", "VmState", "enter", "process"]
