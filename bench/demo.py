@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -200,7 +201,9 @@ def bare_pair(vm: Vm) -> Bare:
         for host in state.plan.hosts
     }
     template = Path(f"/proc/{vm.status.pid}/cmdline").read_bytes().decode().split("\0")[:-1]
-    return Bare(template, nodes, nodes["h1"], folder.probes.parent / "bare", BARE_ADDRESS)
+    return Bare(
+        template, nodes, nodes["h1"], Path(tempfile.mkdtemp(prefix="serai-bare-", dir="/var/tmp")), BARE_ADDRESS
+    )
 
 
 async def debian_job(client: Client, report: Report) -> None:

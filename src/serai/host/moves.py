@@ -224,10 +224,11 @@ class Moves:
             outcome.set_result(result)
 
     async def _settle(self, agent: VmAgent, result: VmMigrated) -> None:
-        agent.on_gone = None
         if result.committed:
+            agent.on_gone = lambda _end: None  # it left: that its QEMU ends here is no end of the VM
             await self._left(agent)
             return
+        agent.on_gone = None
         agent.follow(VmEvent.MIGRATE_ENDED, f"stayed: {result.reason}", outgoing=None)
         if agent.gone.is_set():
             agent.ended(End(VmEvent.CRASHED, result.reason, failure=True))
