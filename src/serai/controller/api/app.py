@@ -165,7 +165,7 @@ async def _serai_error(_: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return refusal(explain(error.errors()))
+    return refusal(explain(error.errors(), error.body))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -17,8 +17,8 @@ REMEDIES = {
 }
 
 
-def explain(findings: Sequence[Any]) -> InvalidError:
-    """The first finding as an error; the others are counted."""
+def explain(findings: Sequence[Any], body: Any = None) -> InvalidError:
+    """The first finding as an error; the others are counted. `body` is the request's, as it was sent."""
     first = findings[0]
     kind, location = first["type"], tuple(first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -32,9 +32,22 @@ def explain(findings: Sequence[Any]) -> InvalidError:
     return InvalidError(
         message,
         field=field or None,
-        value=None if kind == "missing" else shown(first.get("input")),
+        value=None if kind == "missing" else shown(_as_sent(body, location, first.get("input"))),
         remedy=_remedy(kind, field, first.get("ctx", {})),
     )
+
+
+def _as_sent(body: Any, location: tuple[str | int, ...], parsed: Any) -> Any:
+    """What the caller wrote: `1M`, where Pydantic speaks of 1048576 because the unit was read already."""
+    if not location or location[0] != "body":
+        return parsed
+    value = body
+    for part in location[1:]:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return parsed
+    return value
 
 
 def path(location: Sequence[str | int]) -> str:

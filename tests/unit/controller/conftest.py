@@ -1,0 +1,169 @@
+"""An API without a network: the real app, store and engine, workflows that do nothing, and rows put in by hand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serai.controller.api.app import create_app
+from serai.controller.api.auth import prepare
+from serai.controller.api.call import Api
+from serai.controller.engine import Engine
+from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.store import Store
+from serai.lib.ids import new_id
+from serai.schema.endpoints import ENDPOINTS
+from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostState, HostStatus
+from serai.schema.image import Image, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState, ImageStatus
+from serai.schema.network import Network, NetworkSpec, NetworkStatus
+from serai.schema.vm import Vm, VmState
+from serai.schema.volume import Pool, PoolSpec, PoolStatus, VolumeState
+
+GIB = 1 << 30
+
+
+class NoHosts:
+    """No command is sent in these tests."""
+
+    async def command(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a command was sent")
+
+
+async def do_nothing(_: JobContext) -> None:
+    """A step of a workflow that is not the subject."""
+
+
+class World:
+    """The app with a token, and a few hosts, pools, images and networks."""
+
+    def __init__(self, store: Store, engine: Engine, http: httpx.AsyncClient) -> None:
+        self.store = store
+        self.engine = engine
+        self.http = http
+
+    async def ok(self, method: str, path: str, body: Any = None, status: int | None = None) -> Any:
+        answer = await self.http.request(method, path, json=body)
+        assert answer.is_success, answer.text
+        assert status is None or answer.status_code == status
+        return answer.json() if answer.content else None
+
+    async def refused(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """The error, which must name what it should; with its status."""
+        async with self.store.read() as view:
+            before = await view.events.newest()
+        answer = await self.http.request(method, path, json=body)
+        assert answer.is_error, answer.text
+        async with self.store.read() as view:
+            assert await view.events.newest() == before, "a refused request changed something"
+        error: dict[str, Any] = answer.json()["error"]
+        assert error["remedy"], error
+        return {**error, "status": answer.status_code}
+
+    async def done(self, method: str, path: str, body: Any = None) -> Any:
+        """A job, once it has ended."""
+        job = await self.ok(method, path, body, status=202)
+        return await self.engine.wait(job["id"])
+
+    async def host(self, name: str, *, memory: int = 8 * GIB, online: bool = True, target: bool = True) -> None:
+        ability = Ability(name="iscsi-target", found=target, detail="tgtd is not installed", remedy="apt install tgt")
+        facts = HostFacts(cpus=4, memory=memory, accel="tcg", qemu_version="10.0", abilities=[ability])
+        state = HostState.ONLINE if online else HostState.OFFLINE
+        async with self.store.transaction() as tx:
+            host = Host(
+                name=name,
+                id=new_id(),
+                generation=1,
+                created=tx.now,
+                spec=HostSpec(memory_reserve=0),
+                status=HostStatus(state=state, facts=facts, seen=tx.now),
+            )
+            await tx.hosts.insert(host)
+
+    async def pool(self, name: str, host: str, **spec: Any) -> None:
+        async with self.store.transaction() as tx:
+            pool = Pool(
+                name=name,
+                id=new_id(),
+                generation=1,
+                created=tx.now,
+                spec=PoolSpec(host=host, **spec),
+                status=PoolStatus(state="ready", total=100 * GIB, free=50 * GIB),
+            )
+            await tx.pools.insert(pool)
+
+    async def image(self, name: str, kind: ImageKind, state: ImageState = ImageState.READY) -> None:
+        manifest = ImageManifest(name=name, kind=kind, files=[], virtual_size=2 * GIB)
+        async with self.store.transaction() as tx:
+            image = Image(
+                name=name,
+                id=new_id(),
+                generation=1,
+                created=tx.now,
+                spec=ImageSpec(source=ImageSource.BUILD, recipe="tiny"),
+                status=ImageStatus(state=state, manifest=manifest, hosts=["h1"]),
+            )
+            await tx.images.insert(image)
+
+    async def network(self, name: str, start: str = "10.77.0.100", end: str = "10.77.0.102") -> None:
+        spec = NetworkSpec.model_validate(
+            {
+                "bridge": "br-lan",
+                "subnet": "10.77.0.0/24",
+                "gateway": "10.77.0.1",
+                "range_start": start,
+                "range_end": end,
+            }
+        )
+        async with self.store.transaction() as tx:
+            network = Network(name=name, id=new_id(), generation=1, created=tx.now, spec=spec, status=NetworkStatus())
+            await tx.networks.insert(network)
+
+    async def create(self, name: str, **spec: Any) -> Vm:
+        """A VM that was created, with its volumes ready."""
+        await self.done("POST", "/v1/vms", {"name": name, "spec": {"image": "tiny", "memory": "256M", **spec}})
+        async with self.store.transaction() as tx:
+            for volume in await tx.volumes.of_vm(name):
+                await tx.volumes.update_status(volume.id, state=VolumeState.READY, size=volume.spec.size)
+            return await tx.vms.find(name)
+
+    async def becomes(self, name: str, state: VmState, host: str | None = "h1") -> None:
+        async with self.store.transaction() as tx:
+            vm = await tx.vms.find(name)
+            await tx.vms.update_status(vm.id, state=state, host=host)
+
+
+@pytest.fixture
+async def bare(tmp_path: Path) -> AsyncIterator[World]:
+    """Nothing in it."""
+    store = await Store.open(tmp_path / "serai.db")
+    workflows = {row.name: Workflow(row.name, (StepDef("do", do_nothing),)) for row in ENDPOINTS.values() if row.job}
+    engine = Engine(store, NoHosts(), workflows)
+    await engine.start()
+    token_file = tmp_path / "token"
+    app = create_app(Api(store, engine), await prepare(store, token_file))
+    headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"}
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://serai", headers=headers) as http:
+        yield World(store, engine, http)
+    await engine.stop()
+    await store.close()
+
+
+@pytest.fixture
+async def world(bare: World) -> World:
+    """Two hosts (a third is offline), a pool on each, two images, a network of three addresses."""
+    await bare.host("h1")
+    await bare.host("h2")
+    await bare.host("h3", online=False)
+    await bare.pool("shared0", "h1")
+    await bare.pool("local2", "h2", export="none")
+    await bare.pool("lost", "h3")
+    await bare.image("tiny", ImageKind.KERNEL)
+    await bare.image("debian", ImageKind.DISK)
+    await bare.image("raw", ImageKind.DISK, ImageState.CREATING)
+    await bare.network("lan")
+    return bare

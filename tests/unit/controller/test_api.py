@@ -1,0 +1,188 @@
+"""The API as a whole, and the smaller nouns."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from tests.unit.controller.conftest import World
+
+from serai.controller.api.app import HANDLERS
+from serai.controller.api.auth import prepare
+from serai.controller.store import Store
+from serai.schema.endpoints import ENDPOINTS
+from serai.schema.errors import InvalidError
+from serai.schema.image import ImageKind
+from serai.schema.vm import VmState
+
+
+async def test_nothing_without_a_token(bare: World) -> None:
+    for header in ("", "Bearer", "Bearer wrong", "Basic abc"):
+        answer = await bare.http.get("/v1/vms", headers={"Authorization": header})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+    # Not even the body is looked at.
+    answer = await bare.http.post("/v1/vms", content="{", headers={"Authorization": ""})
+    assert answer.status_code == 401
+    assert (await bare.http.get("/v1/health", headers={"Authorization": ""})).json()["status"] == "ok"
+
+
+async def test_the_description_has_every_route(bare: World) -> None:
+    paths = (await bare.http.get("/v1/openapi.json")).json()["paths"]
+    for row in ENDPOINTS.values():
+        described = paths[row.path][row.method.lower()]
+        assert described["summary"] == row.summary
+        assert ("requestBody" in described) == (row.body is not None)
+    assert "put" in paths["/v1/images/{name}/content"]
+    assert HANDLERS.keys() == ENDPOINTS.keys()
+
+
+async def test_lists_go_by_pages(bare: World) -> None:
+    for number in range(5):
+        await bare.host(f"h{number}")
+    first = await bare.ok("GET", "/v1/hosts?limit=3")
+    rest = await bare.ok("GET", f"/v1/hosts?limit=3&cursor={first['next']}")
+    assert [host["name"] for host in first["items"] + rest["items"]] == ["h0", "h1", "h2", "h3", "h4"]
+    assert rest["next"] is None
+
+
+async def test_events_by_pages(world: World) -> None:
+    await world.create("web1")
+    page = await world.ok("GET", "/v1/events?limit=2")
+    assert [event["seq"] for event in page["items"]] == [1, 2]
+    rest = await world.ok("GET", f"/v1/events?after={page['next']}")
+    assert rest["items"][0]["seq"] == 3
+    assert {"vm.created", "job.state"} <= {event["kind"] for event in page["items"] + rest["items"]}
+
+
+async def test_jobs(world: World) -> None:
+    await world.create("web1")
+    await world.create("web2")
+    jobs = (await world.ok("GET", "/v1/jobs"))["items"]
+    assert [job["target"] for job in jobs] == ["vm/web2", "vm/web1"]
+    assert (await world.ok("GET", "/v1/jobs?limit=1"))["next"]
+    assert len((await world.ok("GET", "/v1/jobs?target=vm/web1&state=done"))["items"]) == 1
+    assert (await world.ok("POST", f"/v1/jobs/{jobs[0]['id']}/cancel"))["state"] == "done"
+    assert (await world.refused("GET", "/v1/jobs/none"))["field"] == "job"
+    assert (await world.refused("GET", "/v1/jobs?cursor=x"))["field"] == "cursor"
+
+
+async def test_pools(world: World) -> None:
+    await world.host("h4", target=False)
+    create = "/v1/pools"
+    assert (await world.refused("POST", create, {"name": "p", "spec": {"host": "h9"}}))["field"] == "spec.host"
+    assert (await world.refused("POST", create, {"name": "p", "spec": {"host": "h3"}}))["status"] == 503
+    assert (await world.refused("POST", create, {"name": "shared0", "spec": {"host": "h1"}}))["field"] == "name"
+    assert (await world.refused("POST", create, {"name": "p", "spec": {"host": "h1", "path": "a"}}))["field"] == (
+        "spec.path"
+    )
+    error = await world.refused("POST", create, {"name": "p", "spec": {"host": "h4"}})
+    assert (error["code"], error["field"], error["remedy"]) == ("unsupported", "spec.export", "apt install tgt")
+    await world.done("POST", create, {"name": "p", "spec": {"host": "h4", "export": "none"}})
+    await world.create("web1", disks=[{"pool": "shared0", "size": "4G"}])
+    pool = await world.ok("GET", "/v1/pools/shared0")
+    assert (pool["status"]["committed"], pool["status"]["volumes"]) == (4 << 30, 1)
+    assert "web1-disk0" in (await world.refused("DELETE", "/v1/pools/shared0"))["message"]
+    await world.done("DELETE", "/v1/pools/p")
+
+
+async def test_volumes(world: World) -> None:
+    create = "/v1/volumes"
+    for spec, field in (
+        ({"pool": "none", "size": "1G"}, "spec.pool"),
+        ({"pool": "shared0", "size": "0"}, "spec.size"),
+        ({"pool": "shared0", "size": "90G"}, "spec.size"),
+        ({"pool": "shared0", "size": "1G", "image": "tiny"}, "spec.image"),
+        ({"pool": "shared0", "size": "1G", "image": "debian"}, "spec.size"),
+    ):
+        assert (await world.refused("POST", create, {"name": "v", "spec": spec}))["field"] == field
+    await world.done("POST", create, {"name": "v", "spec": {"pool": "shared0", "size": "2G"}})
+    assert (await world.refused("PATCH", "/v1/volumes/v", {"size": "4G"}))["field"] == "state"
+    vm = await world.create("web1", disks=[{"pool": "shared0", "size": "4G"}])
+    assert vm.spec.disks[0].volume == "web1-disk0"
+    assert (await world.refused("PATCH", "/v1/volumes/web1-disk0", {"size": "1G"}))["field"] == "size"
+    await world.done("PATCH", "/v1/volumes/web1-disk0", {"size": "6G", "description": "d"})
+    volume = await world.ok("GET", "/v1/volumes/web1-disk0")
+    assert (volume["spec"]["size"], volume["generation"], volume["description"]) == (6 << 30, 2, "d")
+    assert (await world.refused("DELETE", "/v1/volumes/web1-disk0"))["field"] == "volume"
+    await world.done("DELETE", "/v1/volumes/v")
+
+
+async def test_images(world: World) -> None:
+    create, good = "/v1/images", {"source": "url", "url": "http://x/y", "sha256": "A" * 64}
+    for spec, field in (
+        ({"source": "build"}, "spec.recipe"),
+        ({"source": "build", "recipe": "windows"}, "spec.recipe"),
+        ({"source": "build", "recipe": "tiny", "url": "http://x"}, "spec.url"),
+        ({**good, "url": "ftp://x"}, "spec.url"),
+        ({**good, "sha256": "12"}, "spec.sha256"),
+        ({**good, "format": "vmdk"}, "spec.format"),
+        ({"source": "upload"}, "spec.sha256"),
+    ):
+        assert (await world.refused("POST", create, {"name": "i", "spec": spec}))["field"] == field
+    assert (await world.refused("POST", create, {"name": "i", "spec": good, "host": "h3"}))["status"] == 503
+    job = await world.done("POST", create, {"name": "i", "spec": good, "host": "h1"})
+    assert job.params["host"] == "h1"
+    assert (await world.ok("GET", "/v1/images/i"))["spec"]["sha256"] == "a" * 64
+    await world.create("web1")
+    assert "web1" in (await world.refused("DELETE", "/v1/images/tiny"))["message"]
+    await world.done("DELETE", "/v1/images/i")
+
+
+async def test_networks(world: World) -> None:
+    spec = {"bridge": "br-lan", "subnet": "10.77.0.0/24", "range_start": "10.77.0.200"}
+    made = await world.ok("POST", "/v1/networks", {"name": "two", "spec": spec}, status=201)
+    assert made["status"]["addresses_total"] == 55
+    error = await world.refused("POST", "/v1/networks", {"name": "three", "spec": {**spec, "range_start": None}})
+    assert (error["status"], error["field"]) == (409, "spec.range_start")
+    error = await world.refused("POST", "/v1/networks", {"name": "x", "spec": {**spec, "gateway": "10.9.0.1"}})
+    assert error["field"] == "spec"
+    assert (await world.refused("POST", "/v1/networks", {"name": "two", "spec": spec}))["field"] == "name"
+    await world.create("web1", vnics=[{"network": "lan"}])
+    assert (await world.refused("DELETE", "/v1/networks/lan"))["field"] == "network"
+    assert (await world.http.delete("/v1/networks/two")).status_code == 204
+
+
+async def test_uplinks(world: World) -> None:
+    assert (await world.refused("POST", "/v1/hosts/h3/uplink", {"uplink": "eth0"}))["status"] == 503
+    assert (await world.refused("POST", "/v1/hosts/h1/uplink", {"uplink": "eth 0"}))["field"] == "uplink"
+    assert (await world.refused("POST", "/v1/hosts/h1/uplink/confirm"))["status"] == 409
+    job = await world.done("POST", "/v1/hosts/h1/uplink", {"uplink": "eth0"})
+    assert (job.params["bridge"], job.params["confirm_within"]) == ("br-lan", 60.0)
+    await world.done("POST", "/v1/hosts/h1/uplink/confirm")
+
+
+async def test_a_fault_of_ours_is_an_error_too(world: World) -> None:
+    async with world.store.transaction() as tx:
+        from sqlalchemy import text
+
+        await tx.connection.execute(text("DROP TABLE labels"))
+        await tx.connection.execute(text("DROP TABLE jobs"))
+    error = await world.refused("GET", "/v1/jobs")
+    assert (error["status"], error["code"]) == (500, "internal")
+
+
+async def test_the_token_file(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path / "serai.db")
+    file = tmp_path / "run" / "token"
+    auth = await prepare(store, file)
+    token = file.read_text().strip()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert auth.check(f"Bearer {token}") == "admin"
+    assert (await prepare(store, file)).check(f"bearer {token}") == "admin"
+    assert token.encode() not in (tmp_path / "serai.db").read_bytes()
+    file.chmod(0o644)
+    with pytest.raises(InvalidError, match="chmod 600"):
+        await prepare(store, file)
+    file.chmod(0o600)
+    file.write_text("short")
+    with pytest.raises(InvalidError, match="no token"):
+        await prepare(store, file)
+    await store.close()
+
+
+async def test_a_disk_image_gives_its_size(world: World) -> None:
+    await world.image("big", ImageKind.DISK)
+    vm = await world.create("web1", image="big", disks=[{"pool": "shared0"}])
+    assert vm.spec.disks[0].size == 2 << 30
+    await world.becomes("web1", VmState.RUNNING)

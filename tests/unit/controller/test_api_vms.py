@@ -1,0 +1,265 @@
+"""VMs over the API: what a creation resolves, and every refusal with field, value and remedy."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.unit.controller.conftest import GIB, World
+
+from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.schema.job import JobState
+from serai.schema.vm import VmState
+
+
+async def test_a_creation_leaves_nothing_to_decide(world: World) -> None:
+    body = {
+        "name": "web1",
+        "labels": {"tier": "web"},
+        "spec": {
+            "image": "debian",
+            "cpus": 2,
+            "memory": "768M",
+            "disks": [{"pool": "shared0", "size": "4G"}],
+            "vnics": [{"network": "lan"}, {"network": "lan", "ip": "10.77.0.200"}],
+            "cloud_init": {"user_data": "password: hunter2"},
+        },
+    }
+    answer = await world.http.post("/v1/vms", json=body)
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["Location"] == f"/v1/jobs/{job['id']}"
+    assert (job["kind"], job["target"], job["requested_by"]) == ("vm.create", "vm/web1", "admin")
+    vm = await world.ok("GET", "/v1/vms/web1")
+    assert job["target_id"] == job["params"]["id"] == vm["id"]
+    assert "hunter2" not in answer.text
+    assert vm["generation"] == 1
+    assert vm["spec"]["machine_type"] is None
+    assert vm["spec"]["disks"] == [{"pool": "shared0", "size": 4 * GIB, "volume": "web1-disk0", "keep": False}]
+    assert [vnic["ip"] for vnic in vm["spec"]["vnics"]] == ["10.77.0.100", "10.77.0.200"]
+    assert all(vnic["mac"].startswith("52:54:00:") for vnic in vm["spec"]["vnics"])
+    assert vm["status"]["addresses"] == ["10.77.0.100", "10.77.0.200"]
+    volume = await world.ok("GET", "/v1/volumes/web1-disk0")
+    assert volume["spec"] == {"pool": "shared0", "size": 4 * GIB, "image": "debian"}
+    assert volume["status"]["vm"] == "web1"
+    assert (await world.ok("GET", "/v1/vms?label=tier=web"))["items"][0]["name"] == "web1"
+    assert (await world.ok("GET", "/v1/vms?label=tier=db"))["items"] == []
+    assert (await world.ok("GET", "/v1/networks/lan"))["status"]["addresses_used"] == 2
+    assert (await world.ok("GET", f"/v1/jobs/{job['id']}"))["kind"] == "vm.create"
+
+
+GOOD: dict[str, Any] = {"image": "tiny", "memory": "256M"}
+DISK = {"pool": "shared0", "size": "4G"}
+
+
+BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
+    ({"image": "none"}, 404, "spec.image", "none"),
+    ({"image": "raw"}, 409, "spec.image", "raw"),
+    ({"image": None}, 422, "spec.image", None),
+    ({"image": "debian"}, 422, "spec.disks", None),
+    ({"image": "debian", "disks": [{**DISK, "size": "1G"}]}, 422, "spec.disks[0].size", "1G"),
+    ({"memory": "1T"}, 422, "spec.memory", "1T"),
+    ({"memory": "lots"}, 422, "spec.memory", "lots"),
+    ({"memory": "1M"}, 422, "spec.memory", "1M"),
+    ({"cpus": 0}, 422, "spec.cpus", "0"),
+    ({"colour": "red"}, 422, "spec.colour", "red"),
+    ({"host": "h9"}, 404, "spec.host", "h9"),
+    ({"host": "h3"}, 503, "spec.host", "h3"),
+    ({"disks": [{"pool": "none", "size": "1G"}]}, 404, "spec.disks[0].pool", "none"),
+    ({"disks": [{"pool": "lost", "size": "1G"}]}, 503, "spec.disks[0].pool", "h3"),
+    ({"disks": [DISK, {"pool": "shared0", "size": "60G"}]}, 409, "spec.disks[1].size", "60G"),
+    ({"disks": [{"pool": "shared0"}]}, 422, "spec.disks[0].size", None),
+    ({"disks": [{"size": "1G"}]}, 422, "spec.disks[0].pool", None),
+    ({"disks": [{"volume": "none"}]}, 404, "spec.disks[0].volume", "none"),
+    ({"host": "h1", "disks": [{"pool": "local2", "size": "1G"}]}, 409, "spec.host", "h1"),
+    ({"vnics": [{"network": "wan"}]}, 404, "spec.vnics[0].network", "wan"),
+    ({"vnics": [{"network": "lan"}] * 4}, 409, "spec.vnics[3].network", "lan"),
+    ({"vnics": [{"network": "lan", "ip": "10.9.9.9"}]}, 422, "spec.vnics[0].ip", "10.9.9.9"),
+    ({"vnics": [{"network": "lan", "ip": "10.77.0.1"}]}, 409, "spec.vnics[0].ip", "10.77.0.1"),
+    ({"vnics": [{"network": "lan", "mac": "01:54:00:00:00:01"}]}, 422, "spec.vnics[0].mac", "01:54:00:00:00:01"),
+    ({"vnics": [{"network": "lan", "mac": "x"}]}, 422, "spec.vnics[0].mac", "x"),
+]
+"""What is wrong, and the status, field and value that the refusal names."""
+
+
+async def test_bad_specs_are_refused_and_change_nothing(world: World, subtests: pytest.Subtests) -> None:
+    for spec, status, field, value in BAD:
+        with subtests.test(spec=spec):
+            error = await world.refused("POST", "/v1/vms", {"name": "web1", "spec": {**GOOD, **spec}})
+            assert (error["status"], error["field"], error["value"]) == (status, field, value), error
+    assert (await world.ok("GET", "/v1/vms"))["items"] == []
+    assert (await world.ok("GET", "/v1/volumes"))["items"] == []
+
+
+async def test_names_and_bodies(world: World) -> None:
+    await world.create("web1")
+    error = await world.refused("POST", "/v1/vms", {"name": "web1", "spec": GOOD})
+    assert (error["status"], error["field"], error["value"]) == (409, "name", "web1")
+    error = await world.refused("POST", "/v1/vms", {"name": "Web_1", "spec": GOOD})
+    assert (error["field"], error["value"]) == ("name", "Web_1")
+    error = await world.refused("POST", "/v1/vms", {"spec": GOOD})
+    assert (error["field"], error["value"]) == ("name", None)
+    answer = await world.http.post("/v1/vms", content="{", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert "not JSON" in answer.json()["error"]["message"]
+    error = await world.refused("GET", "/v1/vms?colour=red")
+    assert (error["field"], error["value"]) == ("colour", "red")
+    assert (await world.refused("GET", "/v1/vms?limit=0"))["field"] == "limit"
+    assert (await world.refused("GET", "/v1/vms?state=odd"))["field"] == "state"
+    assert (await world.refused("GET", "/v1/vms/none"))["value"] == "none"
+    assert (await world.refused("GET", "/v1/nothing"))["status"] == 404
+
+
+async def test_memory_that_others_hold_is_not_promised_again(world: World) -> None:
+    for name, host in (("a", "h1"), ("b", "h2")):
+        await world.create(name, memory="6G")
+        await world.becomes(name, VmState.RUNNING, host)
+    error = await world.refused("POST", "/v1/vms", {"name": "c", "spec": {**GOOD, "memory": "4G"}})
+    assert (error["status"], error["code"], error["field"]) == (409, "capacity", "spec.memory")
+    assert "h1 has 2G of memory free" in error["message"]
+    assert "h3 is offline" in error["message"]
+    hosts = (await world.ok("GET", "/v1/hosts"))["items"]
+    assert [host["status"]["memory_committed"] for host in hosts] == [6 * GIB, 6 * GIB, 0]
+
+
+async def test_moves_that_cannot_be(world: World) -> None:
+    await world.create("web1")
+    for state, to, status, field in (
+        (VmState.RUNNING, "h1", 409, "to"),
+        (VmState.RUNNING, "h3", 503, "to"),
+        (VmState.RUNNING, "h9", 404, "to"),
+        (VmState.STOPPED, "h2", 409, "state"),
+        (VmState.PAUSED, "h2", 409, "state"),
+    ):
+        await world.becomes("web1", state)
+        error = await world.refused("POST", "/v1/vms/web1/migrate", {"to": to})
+        assert (error["status"], error["field"]) == (status, field)
+
+
+async def test_a_vm_on_the_move_does_not_move_twice(world: World) -> None:
+    await world.create("web1")
+    await world.becomes("web1", VmState.RUNNING)
+    job = await hold(world, "vm.migrate", "/v1/vms/web1/migrate", {"to": "h2"})
+    error = await world.refused("POST", "/v1/vms/web1/migrate", {"to": "h2"})
+    assert (error["status"], error["value"]) == (409, job["id"])
+    assert "on the move" in error["message"]
+    await world.ok("POST", f"/v1/jobs/{job['id']}/cancel")
+    assert (await world.engine.wait(job["id"])).state is JobState.CANCELLED
+
+
+async def hold(world: World, kind: str, path: str, body: Any) -> Any:
+    """A job that stays at work until it is cancelled."""
+
+    begun = asyncio.Event()
+
+    async def wait(ctx: JobContext) -> None:
+        begun.set()
+        await ctx.cancelled.wait()
+        ctx.check_cancel()
+
+    world.engine._workflows[kind] = Workflow(kind, (StepDef("do", wait),))  # type: ignore[index]  # the fixture's dict
+    job = await world.ok("POST", path, body, status=202)
+    await begun.wait()
+    return job
+
+
+async def test_a_local_disk_keeps_a_vm_where_it_is(world: World) -> None:
+    await world.create("web1", disks=[{"pool": "local2", "size": "1G"}])
+    await world.becomes("web1", VmState.RUNNING, "h2")
+    error = await world.refused("POST", "/v1/vms/web1/migrate", {"to": "h1"})
+    assert "local to h2" in error["message"]
+    assert (await world.refused("POST", "/v1/vms/web1/migrate"))["field"] == "to"
+
+
+async def test_deleting(world: World) -> None:
+    await world.create("web1")
+    await world.becomes("web1", VmState.RUNNING)
+    error = await world.refused("DELETE", "/v1/vms/web1")
+    assert (error["status"], error["field"]) == (409, "force")
+    job = await world.done("DELETE", "/v1/vms/web1?force=true")
+    assert job.params["force"] is True
+
+
+async def test_starting_and_stopping_change_what_is_wanted(world: World) -> None:
+    await world.create("web1", running=False)
+    await world.becomes("web1", VmState.STOPPED)
+    await world.done("POST", "/v1/vms/web1/start")
+    vm = await world.ok("GET", "/v1/vms/web1")
+    assert (vm["spec"]["running"], vm["generation"]) == (True, 2)
+    await world.becomes("web1", VmState.RUNNING)
+    assert (await world.refused("POST", "/v1/vms/web1/start"))["field"] == "state"
+    job = await world.done("POST", "/v1/vms/web1/stop", {"timeout": 5})
+    assert (job.params["timeout"], job.params["force"]) == (5.0, False)
+    await world.done("POST", "/v1/vms/web1/stop")
+    assert (await world.ok("GET", "/v1/vms/web1"))["spec"]["running"] is False
+    await world.becomes("web1", VmState.STOPPED)
+    for verb in ("pause", "resume", "reset"):
+        assert (await world.refused("POST", f"/v1/vms/web1/{verb}"))["status"] == 409
+
+
+async def test_editing(world: World) -> None:
+    vm = await world.create("web1", disks=[DISK], vnics=[{"network": "lan"}])
+    disks = [disk.model_dump(mode="json") for disk in vm.spec.disks]
+    vnics = [vnic.model_dump(mode="json") for vnic in vm.spec.vnics]
+    job = await world.done(
+        "PATCH",
+        "/v1/vms/web1",
+        {
+            "cpus": 2,
+            "disks": [*disks, {"pool": "shared0", "size": "1G"}],
+            "vnics": [*vnics, {"network": "lan"}],
+            "labels": {"a": "b"},
+        },
+    )
+    assert sorted(job.params["changes"]) == ["cpus", "disks", "labels", "vnics"]
+    assert job.params["before"]["cpus"] == 1
+    now = await world.ok("GET", "/v1/vms/web1")
+    assert (now["generation"], now["spec"]["cpus"], now["labels"]) == (2, 2, {"a": "b"})
+    assert [disk["volume"] for disk in now["spec"]["disks"]] == ["web1-disk0", "web1-disk1"]
+    assert now["spec"]["vnics"][0] == vnics[0]
+    assert now["spec"]["vnics"][1]["ip"] == "10.77.0.101"
+    await world.done("PATCH", "/v1/vms/web1", {"vnics": now["spec"]["vnics"][1:]})
+    assert (await world.ok("GET", "/v1/networks/lan"))["status"]["addresses_used"] == 1
+    assert (await world.refused("PATCH", "/v1/vms/web1", {"memory": "1T"}))["field"] == "memory"
+    assert (await world.refused("PATCH", "/v1/vms/web1", {"disks": [{**disks[0], "size": "8G"}]}))["field"] == (
+        "disks[0].size"
+    )
+    await world.done("PATCH", "/v1/vms/web1", {"description": "x"})
+    assert (await world.ok("GET", "/v1/vms/web1"))["generation"] == 3
+
+
+async def test_renaming_takes_the_volumes_along(world: World) -> None:
+    await world.create("web1", disks=[DISK])
+    await world.create("web2")
+    assert (await world.refused("PATCH", "/v1/vms/web1", {"rename": "web2"}))["field"] == "rename"
+    await world.done("PATCH", "/v1/vms/web1", {"rename": "web3"})
+    vm = await world.ok("GET", "/v1/vms/web3")
+    assert vm["spec"]["disks"][0]["volume"] == "web3-disk0"
+    assert (await world.ok("GET", "/v1/volumes?vm=web3"))["items"][0]["name"] == "web3-disk0"
+
+
+async def test_cloning(world: World) -> None:
+    await world.create("base", disks=[DISK], vnics=[{"network": "lan"}])
+    await world.becomes("base", VmState.RUNNING)
+    assert (await world.refused("POST", "/v1/vms/base/clone", {"name": "web1"}))["field"] == "state"
+    await world.becomes("base", VmState.STOPPED)
+    assert (await world.refused("POST", "/v1/vms/base/clone", {"name": "base"}))["field"] == "name"
+    job = await world.done("POST", "/v1/vms/base/clone", {"name": "web1"})
+    vm = await world.ok("GET", "/v1/vms/web1")
+    assert job.params["clone"] == vm["id"]
+    assert vm["spec"]["running"] is False
+    assert vm["spec"]["disks"][0]["volume"] == "web1-disk0"
+    assert vm["spec"]["vnics"][0]["ip"] == "10.77.0.101"
+
+
+async def test_a_template_is_not_started(world: World) -> None:
+    await world.create("base", template=True)
+    assert (await world.ok("GET", "/v1/vms/base"))["spec"]["running"] is False
+    assert (await world.refused("POST", "/v1/vms/base/start"))["field"] == "spec.template"
+
+
+async def test_an_existing_volume_is_one_vms(world: World) -> None:
+    await world.create("a", disks=[DISK])
+    error = await world.refused("POST", "/v1/vms", {"name": "b", "spec": {**GOOD, "disks": [{"volume": "a-disk0"}]}})
+    assert (error["status"], error["field"]) == (409, "spec.disks[0].volume")
