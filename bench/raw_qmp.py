@@ -16,14 +16,16 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 TGT_PORT = 3261
 CAPABILITIES = {"events": True, "pause-before-switchover": True, "return-path": False, "auto-converge": False}
+WITH_TAP = str(Path(__file__).with_name("with_tap.py"))
 TARGET = "iqn.2026-01.bench:bare"
 
 
@@ -173,20 +175,18 @@ class Bare:
         secret.write_text(self._secret)
         shutil.chown(secret, "serai-qemu", "serai-qemu")
         tap = f"bare{self._count % 100}"
-        for words in (
-            f"ip tuntap add dev {tap} mode tap user serai-qemu vnet_hdr",
-            f"ip link set {tap} address fe:54:00:ba:4e:{self._count % 256:02x} master br-lan up",
-        ):
-            subprocess.run([*node.enter, *words.split()], check=True, capture_output=True)
-        argv = _bare_argv(self.template, folder, secret, tap, self)
+        argv = _bare_argv(self.template, folder, secret, self)
         if incoming:
             argv += ["-incoming", "defer"]
+        wrap = [sys.executable, WITH_TAP, tap, f"fe:54:00:ba:4e:{self._count % 256:02x}", "br-lan"]
         drop = ["setpriv", "--reuid", "serai-qemu", "--regid", "serai-qemu", "--clear-groups", "--"]
         process = subprocess.Popen(
-            [*node.enter, *drop, *argv],
+            [*node.enter, *wrap, *drop, *argv],
             stdout=(folder / "log").open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=(),
+            close_fds=True,
         )
         try:
             return Running(node, process, Qmp(folder / "qmp.sock"), folder)
@@ -246,26 +246,16 @@ def _end(running: Running) -> None:
     except subprocess.TimeoutExpired:
         running.process.send_signal(signal.SIGKILL)
         running.process.wait()
-    # The tap was made persistent by `ip tuntap`.
-    for tap in _taps(running.process.args):
-        subprocess.run([*running.node.enter, "ip", "link", "del", tap], check=False, capture_output=True)
 
 
-def _taps(argv: Any) -> Iterator[str]:
-    for word in argv:
-        found = re.search(r"tap,.*ifname=([^,]+)", str(word))
-        if found:
-            yield found[1]
-
-
-def _bare_argv(template: Sequence[str], folder: Path, secret: Path, tap: str, bare: Bare) -> list[str]:
+def _bare_argv(template: Sequence[str], folder: Path, secret: Path, bare: Bare) -> list[str]:
     """Serai's own command line with sockets, tap, disk, name and addresses of ours."""
     argv = []
     for word in template:
         changed = re.sub(r"^socket,id=(qmp|console|qga),fd=\d+,", rf"socket,id=\1,path={folder}/\1.sock,", word)
         changed = re.sub(r"^guest=[^,]+", "guest=bare", changed)
         changed = re.sub(r"^(secret,id=[^,]+),file=.*", rf"\1,file={secret}", changed)
-        changed = re.sub(r"^tap,id=net0,fd=\d+", f"tap,id=net0,ifname={tap},script=no,downscript=no", changed)
+        changed = re.sub(r"^tap,id=net0,fd=\d+", "tap,id=net0,fd=3", changed)
         changed = re.sub(r"mac=[0-9a-f:]{17}", f"mac={bare.mac}", changed)
         changed = re.sub(r"serai\.ip=[0-9.]+", f"serai.ip={bare.address}", changed)
         if changed.startswith('{"driver":"iscsi"'):
