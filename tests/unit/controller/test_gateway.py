@@ -1,0 +1,331 @@
+"""The gateway on the in-process bus: commands asked until answered, reports believed by the lease, silence, tickets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serai.controller.gateway import Hosts
+from serai.controller.reports import SILENT
+from serai.controller.store import Store
+from serai.lib.bus import Message
+from serai.lib.clock import ManualClock
+from serai.lib.ids import new_id, new_secret
+from serai.lib.membus import MemBus
+from serai.schema.errors import CancelledByUserError, CapacityError, NotFoundError, UnauthorizedError, UnavailableError
+from serai.schema.host import HostFacts, HostState
+from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.messages import (
+    Command,
+    Hello,
+    HostReport,
+    Kind,
+    PoolOpen,
+    Progress,
+    Reply,
+    Subjects,
+    TicketRedeem,
+    TicketRedeemed,
+    VmSignal,
+    Welcome,
+    dump,
+)
+from serai.schema.resource import Frozen
+from serai.schema.ticket import Purpose, Ticket
+from serai.schema.vm import Vm, VmReport, VmSpec, VmState, VmStatus
+from serai.schema.volume import ExportKind, Pool, PoolDriverName, PoolSpec, PoolStatus
+
+FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0")
+OPEN = PoolOpen(pool=new_id(), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
+THEN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Kit:
+    def __init__(self, store: Store, bus: MemBus, hosts: Hosts, clock: ManualClock) -> None:
+        self.store, self.bus, self.hosts, self.clock = store, bus, hosts, clock
+        self.commands: list[Command] = []
+
+    async def host(self, name: str) -> None:
+        answer = await self.bus.request(Subjects.HELLO, dump(Hello(host=name, facts=FACTS)), timeout=5)
+        Welcome.model_validate_json(answer)
+
+    async def answers(self, subject: str, *replies: Reply) -> None:
+        """An agent that answers one after the other, the last for ever."""
+        left = list(replies)
+
+        async def answer(message: Message) -> bytes:
+            self.commands.append(Command.model_validate_json(message.payload))
+            return dump(left.pop(0) if len(left) > 1 else left[0])
+
+        await self.bus.subscribe(subject, answer)
+
+    async def vm(self, host: str = "h1") -> str:
+        async with self.store.transaction() as tx:
+            status = VmStatus(state=VmState.RUNNING, host=host, epoch=1)
+            vm = Vm(name="web1", id=new_id(), generation=1, created=tx.now, spec=VmSpec(), status=status)
+            await tx.vms.insert(vm)
+            await tx.leases.create(vm.id, host)
+        return vm.id
+
+    async def report(self, vm: str, **fields: Any) -> VmStatus:
+        """A report, and the VM's status after it."""
+        given = {"host": "h1", "epoch": 1, "state": "running", "sequence": 1, "since": THEN, **fields}
+        said = VmReport.model_validate({"vm": vm, **given})
+        await self.bus.request(Subjects.vm_report(vm), dump(said), timeout=5)
+        return await self.status(vm)
+
+    async def status(self, vm: str) -> VmStatus:
+        async with self.store.read() as view:
+            return (await view.vms.get(vm)).status
+
+    async def full_report(self, host: str, **fields: Any) -> None:
+        said = HostReport(host=host, time=self.clock.now(), **fields)
+        await self.bus.request(Subjects.host_report(host), dump(said), timeout=5)
+
+    async def advance(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
+        """Turn the clock in small steps until something is so."""
+        async with asyncio.timeout(10):
+            left = seconds
+            while left > 0 or not until():
+                while not self.clock.sleepers:
+                    await asyncio.sleep(0.001)
+                self.clock.advance(0.5)
+                left -= 0.5
+                await asyncio.sleep(0.001)
+
+    async def send(self, body: Frozen = OPEN, **options: Any) -> Any:
+        return await self.hosts.command(Kind.POOL_OPEN, "h1", "pool/x", body, command_id=new_id(), **options)
+
+
+@pytest.fixture
+async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
+    clock = ManualClock(THEN)
+    store = await Store.open(tmp_path / "serai.db", clock)
+    bus = MemBus()
+    hosts = Hosts(bus, store, clock)
+    await hosts.start()
+    yield Kit(store, bus, hosts, clock)
+    await hosts.stop()
+    await bus.close()
+    await store.close()
+
+
+async def test_a_command_is_asked_until_it_is_done(kit: Kit) -> None:
+    done = Reply(state="done", result={"state": "ready", "total": 5})
+    await kit.answers(Subjects.host_command("h1"), Reply(state="running"), Reply(state="running"), done)
+    status = await kit.send(generation=3, job="j")
+    assert (status.state, status.total) == ("ready", 5)
+    assert len({command.id for command in kit.commands}) == 1
+    assert len(kit.commands) == 3
+    assert (kit.commands[0].generation, kit.commands[0].job) == (3, "j")
+    assert PoolOpen.model_validate(kit.commands[0].body) == OPEN
+
+
+async def test_a_failure_comes_back_as_the_error_it_was(kit: Kit) -> None:
+    error = CapacityError("no space", field="size", value="4G", remedy="Less.")
+    await kit.answers(Subjects.host_command("h1"), Reply(state="failed", error=error.info))
+    with pytest.raises(CapacityError) as caught:
+        await kit.send()
+    assert caught.value.info == error.info
+
+
+async def test_silence_is_waited_out_and_named(kit: Kit) -> None:
+    waits: list[str] = []
+    sending = asyncio.create_task(kit.send(waits=waits.append))
+    await kit.advance(5, lambda: bool(waits))
+    assert waits[0] == "host h1 to answer pool.open"
+    await kit.answers(Subjects.host_command("h1"), Reply(state="done", result={"state": "ready"}))
+    await kit.advance(2, sending.done)
+    assert (await sending).state == "ready"
+    assert waits[-1] == ""
+
+
+async def test_silence_ends_at_the_deadline(kit: Kit) -> None:
+    sending = asyncio.create_task(kit.send(deadline=5))
+    await kit.advance(5, sending.done)
+    with pytest.raises(UnavailableError, match=r"host h1 did not answer pool\.open") as caught:
+        await sending
+    assert (caught.value.info.field, caught.value.info.value) == ("host", "h1")
+
+
+async def test_a_cancel_ends_the_waiting(kit: Kit) -> None:
+    cancelled = asyncio.Event()
+
+    def check() -> None:
+        if cancelled.is_set():
+            raise CancelledByUserError("cancelled")
+
+    sending = asyncio.create_task(kit.send(deadline=float("inf"), check=check))
+    await kit.advance(3)
+    cancelled.set()
+    await kit.advance(1, sending.done)
+    with pytest.raises(CancelledByUserError):
+        await sending
+
+
+async def test_progress_and_vm_commands_find_their_way(kit: Kit) -> None:
+    seen: list[Progress] = []
+    vm = new_id()
+    report = VmReport(vm=vm, host="h2", epoch=1, state=VmState.PAUSED, since=THEN)
+
+    async def answer(message: Message) -> bytes:
+        command = Command.model_validate_json(message.payload)
+        await kit.bus.publish(
+            Subjects.progress(command.id), dump(Progress(command=command.id, phase="x", fraction=0.5))
+        )
+        while not seen:
+            await asyncio.sleep(0.001)
+        return dump(Reply(state="done", result=report.model_dump(mode="json")))
+
+    await kit.bus.subscribe(Subjects.vm_command(vm), answer)
+    found = await kit.hosts.command(
+        Kind.VM_PAUSE, vm, f"vm/{vm}", VmSignal(vm=vm), command_id=new_id(), on_progress=seen.append
+    )
+    assert found == report
+    assert seen[0].fraction == 0.5
+
+
+async def test_a_hello_makes_the_host(kit: Kit) -> None:
+    met: list[str] = []
+    kit.hosts.on_online.append(lambda host: met.append(host.name))
+    await kit.host("h1")
+    async with kit.store.read() as view:
+        host = await view.hosts.find("h1")
+        events = await view.events.after(0, 10)
+    assert (host.status.state, host.status.facts, met) == (HostState.ONLINE, FACTS, ["h1"])
+    assert '"host.joined"' in events[0][1]
+    await kit.host("h1")
+    async with kit.store.read() as view:
+        assert (await view.hosts.find("h1")).id == host.id
+        assert len(await view.events.after(0, 10)) == 1
+
+
+async def test_older_reports_never_overwrite_newer(kit: Kit) -> None:
+    vm = await kit.vm()
+    assert (await kit.report(vm, sequence=5, state="paused")).state is VmState.PAUSED
+    assert (await kit.report(vm, sequence=4, state="crashed")).state is VmState.PAUSED
+    assert (await kit.report(vm, sequence=6, epoch=0, state="crashed")).state is VmState.PAUSED
+    assert (await kit.report(vm, sequence=7, host="h2", state="crashed")).state is VmState.PAUSED
+    assert (await kit.report(vm, sequence=8, epoch=2, host="h2", state="crashed")).state is VmState.PAUSED
+    assert (await kit.report(vm, sequence=9, state="defined")).state is VmState.PAUSED
+    assert (await kit.report(vm, sequence=10, state="stopped", reason="off")).reason == "off"
+
+
+async def test_what_is_known_is_not_written_again(kit: Kit) -> None:
+    vm = await kit.vm()
+    await kit.report(vm, sequence=1, pid=7)
+    newest = kit.store.bell.newest
+    for sequence in range(2, 5):
+        await kit.report(vm, sequence=sequence, pid=7)
+    assert kit.store.bell.newest == newest
+
+
+async def test_a_destination_that_runs_the_vm_has_committed(kit: Kit) -> None:
+    vm = await kit.vm()
+    async with kit.store.transaction() as tx:
+        await tx.leases.offer(vm, "h2", "one")
+    assert (await kit.report(vm, host="h2", epoch=2, state="starting")).host == "h1"
+    assert (await kit.report(vm, host="h3", epoch=2, state="running")).host == "h1"
+    status = await kit.report(vm, host="h2", epoch=2, state="running")
+    assert (status.host, status.epoch) == ("h2", 2)
+    async with kit.store.read() as view:
+        lease = await view.leases.need(vm)
+    assert (lease.host, lease.epoch, lease.offered_to) == ("h2", 2, None)
+    assert (await kit.report(vm, host="h1", epoch=1, state="crashed", sequence=99)).state is VmState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("claim", "offer_id", "host", "offered"),
+    [
+        (Claim.COMMITTED, "one", "h2", None),
+        (Claim.ABANDONED, "one", "h1", None),
+        (Claim.ABANDONED, "other", "h1", "h2"),
+        (Claim.OFFERED, "one", "h1", "h2"),
+    ],
+)
+async def test_a_hosts_journal_settles_an_offer(
+    kit: Kit, claim: Claim, offer_id: str, host: str, offered: str | None
+) -> None:
+    vm = await kit.vm()
+    await kit.host("h2")
+    async with kit.store.transaction() as tx:
+        await tx.leases.offer(vm, "h2", "one")
+    await kit.full_report("h2", leases=[LeaseRecord(vm=vm, epoch=2, claim=claim, offer_id=offer_id)])
+    async with kit.store.read() as view:
+        lease = await view.leases.need(vm)
+    assert (lease.host, lease.offered_to) == (host, offered)
+
+
+async def test_a_silent_host_is_offline_and_its_vms_are_not_dead(kit: Kit) -> None:
+    await kit.host("h1")
+    vm = await kit.vm()
+
+    async def state() -> HostState:
+        async with kit.store.read() as view:
+            return (await view.hosts.find("h1")).status.state
+
+    await kit.advance(13)
+    assert await state() is HostState.ONLINE
+    before = kit.store.bell.newest
+    await kit.advance(4, lambda: kit.store.bell.newest > before)
+    assert await state() is HostState.OFFLINE
+    status = await kit.status(vm)
+    assert (status.state, [one.type for one in status.conditions]) == (VmState.RUNNING, [SILENT])
+    await kit.full_report("h1")
+    assert await state() is HostState.ONLINE
+    assert (await kit.status(vm)).conditions == []
+
+
+async def test_pools_are_written_when_they_change(kit: Kit) -> None:
+    await kit.host("h1")
+    async with kit.store.transaction() as tx:
+        pool = Pool(name="p", id=new_id(), generation=1, created=tx.now, spec=PoolSpec(host="h1"), status=PoolStatus())
+        await tx.pools.insert(pool)
+    await kit.full_report("h1", pools={pool.id: PoolStatus(state="ready", total=100 << 30, free=50 << 30)})
+    newest = kit.store.bell.newest
+    await kit.full_report("h1", pools={pool.id: PoolStatus(state="ready", total=100 << 30, free=(50 << 30) - 1)})
+    async with kit.store.read() as view:
+        assert (await view.pools.get(pool.id)).status.free == 50 << 30
+    assert kit.store.bell.newest == newest
+
+
+async def test_waiting_for_a_vms_state(kit: Kit) -> None:
+    vm = await kit.vm()
+    waiting = asyncio.create_task(kit.hosts.vm_state(vm, lambda status: status.state is VmState.STOPPED, timeout=10))
+    await kit.report(vm, sequence=1, state="stopping")
+    await kit.report(vm, sequence=2, state="stopped")
+    assert (await waiting).state is VmState.STOPPED
+    with pytest.raises(TimeoutError):
+        await kit.hosts.vm_state(vm, lambda status: status.state is VmState.RUNNING, timeout=0.01)
+    with pytest.raises(NotFoundError):
+        await kit.hosts.vm_state(new_id(), lambda _: True)
+
+
+async def test_a_ticket_is_redeemed_once_by_its_two_ends(kit: Kit) -> None:
+    def ticket(seconds: float) -> Ticket:
+        expires = kit.clock.now() + timedelta(seconds=seconds)
+        return Ticket(id=new_secret(), purpose=Purpose.CONSOLE, resource="vm", holder="a", server="b", expires=expires)
+
+    good, late = ticket(10), ticket(-1)
+    async with kit.store.transaction() as tx:
+        await tx.tickets.add(good)
+        await tx.tickets.add(late)
+
+    async def redeem(asked: Ticket, holder: str = "a", server: str = "b") -> Ticket:
+        body = TicketRedeem(ticket=asked.id, holder=holder, server=server)
+        answer = await kit.bus.request(Subjects.REDEEM, dump(body), timeout=5)
+        return TicketRedeemed.model_validate_json(answer).ticket
+
+    for holder, server in (("x", "b"), ("a", "x")):
+        with pytest.raises(UnauthorizedError):
+            await redeem(good, holder, server)
+    assert await redeem(good) == good
+    with pytest.raises(UnauthorizedError):
+        await redeem(good)
+    with pytest.raises(UnauthorizedError):
+        await redeem(late)

@@ -1,0 +1,133 @@
+"""Placement: the choice, the sentence, and the refusals."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serai.core.placement import choose_destination, free, place
+from serai.schema.errors import CapacityError, ConflictError, InvalidError, NotFoundError, SeraiError, UnavailableError
+from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
+from serai.schema.vm import Vm, VmSpec, VmStatus
+
+GIB = 1 << 30
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def host(name: str, memory: int = 8, committed: int = 0, *, online: bool = True, cpus: int = 0, **spec: Any) -> Host:
+    facts = HostFacts(cpus=4, memory=memory * GIB, accel="tcg", qemu_version="10.0")
+    return Host(
+        name=name,
+        id="aaaaaaaaaaaa",
+        generation=1,
+        created=NOW,
+        spec=HostSpec(memory_reserve=spec.pop("reserve", 0), **spec),
+        status=HostStatus(
+            state=HostState.ONLINE if online else HostState.OFFLINE,
+            facts=facts,
+            memory_committed=committed * GIB,
+            cpus_committed=cpus,
+        ),
+    )
+
+
+def vm(memory: int = 2, *, on: str | None = None, **spec: Any) -> Vm:
+    return Vm(
+        name="web1",
+        id="bbbbbbbbbbbb",
+        generation=1,
+        created=NOW,
+        spec=VmSpec(memory=memory * GIB, **spec),
+        status=VmStatus(host=on),
+    )
+
+
+def test_the_least_committed_host_is_taken_and_it_says_so() -> None:
+    choice = place(vm(), [host("h1", committed=4), host("h2", committed=1), host("h3", committed=2)])
+    assert choice.host == "h2"
+    assert choice.why == "fewest committed resources of 3 hosts: 5G of memory stays free"
+
+
+def test_equal_hosts_are_taken_by_name_and_processors_count() -> None:
+    assert place(vm(), [host("h2"), host("h1")]).host == "h1"
+    assert place(vm(), [host("h1", cpus=4), host("h2")]).host == "h2"
+
+
+def test_what_was_preferred_is_kept_if_it_will_do() -> None:
+    hosts = [host("h1"), host("h2", committed=4)]
+    assert place(vm(), hosts, prefer="h2").host == "h2"
+    assert place(vm(6), hosts, prefer="h2").host == "h1"
+
+
+def test_pins_reserves_and_unschedulable_hosts() -> None:
+    assert place(vm(host="h2"), [host("h1"), host("h2", committed=4)]).why == "asked for by name"
+    assert place(vm(), [host("h1", schedulable=False), host("h2", committed=5)]).host == "h2"
+    assert place(vm(host="h1"), [host("h1", schedulable=False), host("h2")]).host == "h1"
+    assert place(vm(), [host("h1", reserve=7 * GIB), host("h2", committed=5)]).host == "h2"
+    assert place(vm(), [host("h1"), host("h2")], {"h2"}).host == "h2"
+    assert place(vm(), [host("h1"), host("h2")], set()).host == "h1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "hosts", "kind", "field", "words"),
+    [
+        (vm(), [], UnavailableError, "spec.host", "no host yet"),
+        (vm(9), [host("h1"), host("h2", 4)], InvalidError, "spec.memory", "h1 has the most, 8G"),
+        (vm(), [host("h1", committed=7), host("h2", online=False)], CapacityError, "spec.memory", "h1 has 1G of mem"),
+        (vm(), [host("h1", online=False)], UnavailableError, "spec.host", "h1 is offline"),
+        (vm(host="h1"), [host("h1", online=False), host("h2")], UnavailableError, "spec.host", "h1 is offline"),
+        (vm(host="h1"), [host("h1", committed=7), host("h2")], CapacityError, "spec.host", "h1 has 1G"),
+    ],
+)
+def test_when_nothing_fits(asked: Vm, hosts: list[Host], kind: type[SeraiError], field: str, words: str) -> None:
+    with pytest.raises(kind) as caught:
+        place(asked, hosts)
+    assert type(caught.value) is kind
+    assert caught.value.info.field == field
+    assert words in caught.value.info.message
+    assert caught.value.info.remedy
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind", "words"),
+    [
+        ("h1", ConflictError, "runs on h1 already"),
+        ("h9", NotFoundError, "no host h9"),
+        ("h3", UnavailableError, "offline"),
+        ("h4", CapacityError, "1G of memory free"),
+        ("h5", ConflictError, "local to h1"),
+    ],
+)
+def test_destinations_that_cannot_be(wanted: str, kind: type[SeraiError], words: str) -> None:
+    hosts = [host("h1"), host("h3", online=False), host("h4", committed=7), host("h5")]
+    with pytest.raises(kind, match=words) as caught:
+        choose_destination(vm(on="h1"), hosts, wanted, {"h1", "h4"})
+    assert (caught.value.info.field, caught.value.info.value) == ("to", wanted)
+
+
+def test_destinations() -> None:
+    hosts = [host("h1"), host("h2", committed=4), host("h3")]
+    assert choose_destination(vm(on="h1"), hosts, None).host == "h3"
+    assert choose_destination(vm(on="h1"), hosts, "h2").why == "asked for by name"
+    assert choose_destination(vm(on="h1", host="h1"), hosts, "h2").host == "h2"
+    with pytest.raises(CapacityError, match="h2 is not h1"):
+        choose_destination(vm(on="h1", host="h1"), hosts, None)
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(0, 64), st.booleans()), max_size=8), st.integers(1, 64))
+def test_memory_is_never_promised_twice(sizes: list[tuple[int, int, bool]], memory: int) -> None:
+    hosts = [host(f"h{n}", size, min(used, size), online=up) for n, (size, used, up) in enumerate(sizes)]
+    asked = vm(memory)
+    try:
+        choice = place(asked, hosts)
+    except SeraiError:
+        assert not any(one.status.state is HostState.ONLINE and free(one) >= asked.spec.memory for one in hosts)
+    else:
+        chosen = next(one for one in hosts if one.name == choice.host)
+        assert chosen.status.state is HostState.ONLINE
+        assert free(chosen) >= asked.spec.memory
+        assert place(asked, list(reversed(hosts))) == choice
