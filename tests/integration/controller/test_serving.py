@@ -1,0 +1,241 @@
+"""The controller as it serves: real sockets, the real client, event streams, console, upload, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from serai.app.controller import Controller, ControllerConfig, Extras, running
+from serai.client.console import console
+from serai.client.context import Context
+from serai.client.http import Client
+from serai.controller.api.call import Reader, Writer
+from serai.controller.gateway import Hosts
+from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.store import Store
+from serai.lib.bus import Bus
+from serai.lib.membus import MemBus
+from serai.schema.endpoints import ENDPOINTS
+from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
+from serai.schema.host import HostFacts
+from serai.schema.image import Image, ImageCreate, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState
+from serai.schema.job import JobState
+from serai.schema.messages import Hello, Subjects, dump
+from serai.schema.vm import Vm
+
+FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0")
+
+
+class Guest:
+    """The other end of a console: what is written comes back in capitals, until it is hung up."""
+
+    def __init__(self) -> None:
+        self._said: asyncio.Queue[bytes] = asyncio.Queue()
+        self.closed = False
+
+    async def read(self, n: int) -> bytes:
+        return await self._said.get()
+
+    def write(self, data: bytes) -> None:
+        self._said.put_nowait(data.upper())
+
+    async def drain(self) -> None:
+        """There is always room."""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    """A controller on a folder of its own; `started` may be entered again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = ControllerConfig(
+            state=folder / "state", listen="127.0.0.1:0", socket=folder / "api.sock", token_file=folder / "api.token"
+        )
+        self.guest = Guest()
+        self.received = b""
+        self.go_on = asyncio.Event()
+        self.reached = asyncio.Event()
+        self.context = Context(socket=self.config.socket, token_file=self.config.token_file)
+
+    async def extras(self, store: Store, hosts: Hosts, bus: Bus) -> Extras:
+        async def step(ctx: JobContext) -> None:
+            self.reached.set()
+            await self.go_on.wait()
+            ctx.progress(0.5, "half")
+
+        async def open_console(vm: Vm) -> tuple[Reader, Writer]:
+            if vm.name != "web1":
+                raise ConflictError("the VM is not running", field="vm", value=vm.name, remedy="Start it.")
+            return self.guest, self.guest
+
+        async def receive(image: Image, stream: AsyncIterator[bytes]) -> None:
+            self.received = b"".join([chunk async for chunk in stream])
+            if self.received.startswith(b"bad"):
+                raise InvalidError("the checksum differs", field="sha256", value="0", remedy="Send it again.")
+            manifest = ImageManifest(name=image.name, kind=ImageKind.DISK, files=[])
+            async with store.transaction() as tx:
+                await tx.images.update_status(image.id, state=ImageState.READY, manifest=manifest)
+
+        kinds = [row.name for row in ENDPOINTS.values() if row.job]
+        workflows = {kind: Workflow(kind, (StepDef("do", step, repeatable=True),)) for kind in kinds}
+        return Extras(workflows, open_console, receive)
+
+    @contextlib.asynccontextmanager
+    async def started(self) -> AsyncIterator[Controller]:
+        bus = MemBus()
+        try:
+            async with running(self.config, bus, self.extras) as controller:
+                await bus.request(Subjects.HELLO, dump(Hello(host="h1", facts=FACTS)), timeout=5)
+                yield controller
+        finally:
+            await bus.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+UPLOAD = ImageCreate(name="cloud", spec=ImageSpec(source=ImageSource.UPLOAD, sha256="a" * 64))
+
+
+async def test_both_sockets_ask_for_the_token(world: World) -> None:
+    async with world.started() as controller:
+        assert world.config.socket is not None
+        assert stat.S_IMODE(os.stat(world.config.socket).st_mode) == 0o600
+        for context in (world.context, Context(url=controller.url, token_file=world.config.token_file)):
+            async with Client(context) as client:
+                assert [host.name for host in (await client.call("host.list")).items] == ["h1"]
+            async with Client(context.model_copy(update={"token_file": None})) as client:
+                with pytest.raises(UnauthorizedError):
+                    await client.call("host.list")
+                with pytest.raises(UnauthorizedError):
+                    async with console(client, "web1"):
+                        pass
+    assert not world.config.socket.exists()
+
+
+async def test_a_job_is_followed_to_its_end_by_the_stream(world: World) -> None:
+    async with world.started(), Client(world.context) as client:
+        job = await client.call("image.create", None, UPLOAD)
+        await world.reached.wait()
+        world.go_on.set()
+        seen: list[float | None] = []
+        done = await asyncio.wait_for(client.wait_job(job.id, lambda now: seen.append(now.progress)), 10)
+        assert (done.state, seen[-1]) == (JobState.DONE, 1.0)
+
+
+async def test_a_stream_that_resumes_misses_nothing(world: World) -> None:
+    world.go_on.set()
+    async with world.started() as controller, Client(world.context) as client:
+
+        async def take(after: int, count: int) -> list[int]:
+            found: list[int] = []
+            stream = client.events(after)
+            async with asyncio.timeout(10), contextlib.aclosing(stream):
+                async for event in stream:
+                    found.append(event.seq)
+                    if len(found) == count:
+                        break
+            return found
+
+        first = await take(0, 1)
+        for _ in range(10):
+            async with controller.store.transaction() as tx:
+                await tx.emit("a", "b")
+        rest = await take(first[-1], 10)
+        assert rest == list(range(first[-1] + 1, first[-1] + 11))
+
+
+async def test_a_restarted_controller_picks_its_jobs_up(world: World) -> None:
+    async with world.started(), Client(world.context) as client:
+        job = await client.call("image.create", None, UPLOAD)
+        await world.reached.wait()
+    world.go_on.set()
+    async with world.started(), Client(world.context) as client:
+        assert (await asyncio.wait_for(client.wait_job(job.id), 10)).state is JobState.DONE
+
+
+async def test_going_down_ends_streams_and_consoles_at_once(world: World) -> None:
+    world.go_on.set()
+    async with contextlib.AsyncExitStack() as stack:
+        async with world.started() as controller:
+            client = await stack.enter_async_context(Client(world.context))
+            await add_vm(controller, "web1")
+            stream = client.events(0)
+            await anext(stream)
+            joined = await stack.enter_async_context(console(client, "web1"))
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 30
+        await stream.aclose()
+        with contextlib.suppress(Exception):
+            await joined.recv()
+    assert world.guest.closed
+
+
+async def add_vm(controller: Controller, name: str) -> None:
+    from serai.lib.ids import new_id
+    from serai.schema.vm import VmSpec, VmStatus
+
+    async with controller.store.transaction() as tx:
+        vm = Vm(name=name, id=new_id(), generation=1, created=tx.now, spec=VmSpec(), status=VmStatus())
+        await tx.vms.insert(vm)
+
+
+async def test_the_console_passes_bytes_both_ways(world: World) -> None:
+    async with world.started() as controller, Client(world.context) as client:
+        await add_vm(controller, "web1")
+        await add_vm(controller, "web2")
+        async with asyncio.timeout(10):
+            async with console(client, "web1") as joined:
+                await joined.send(b"hello")
+                assert await joined.recv() == b"HELLO"
+                await joined.send("text")
+                assert await joined.recv() == b"TEXT"
+            with pytest.raises(ConflictError, match="not running"):
+                async with console(client, "web2"):
+                    pass
+            with pytest.raises(NotFoundError):
+                async with console(client, "web3"):
+                    pass
+            while not world.guest.closed:
+                await asyncio.sleep(0.005)
+
+
+async def test_an_upload_arrives_whole_or_is_refused(world: World, tmp_path: Path) -> None:
+    world.go_on.set()
+    file = tmp_path / "disk.raw"
+    file.write_bytes(os.urandom(3 << 20))
+    async with world.started(), Client(world.context) as client:
+        with pytest.raises(NotFoundError):
+            await client.upload("cloud", file)
+        await client.call("image.create", None, UPLOAD)
+        file.write_bytes(b"bad" + file.read_bytes())
+        with pytest.raises(InvalidError, match="checksum"):
+            await client.upload("cloud", file)
+        file.write_bytes(file.read_bytes()[3:])
+        answer = await client.upload("cloud", file)
+        assert world.received == file.read_bytes()
+        assert answer["status"]["state"] == "ready"
+        with pytest.raises(ConflictError, match="already"):
+            await client.upload("cloud", file)
+
+
+async def test_a_socket_that_another_serves_is_left_to_it(world: World) -> None:
+    async with world.started():
+        with pytest.raises(ConflictError, match="another controller"):
+            async with world.started():
+                pass
+    assert world.config.socket is not None
+    world.config.socket.touch()
+    world.config.socket.unlink()
+    async with world.started():
+        pass
