@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import stat
@@ -98,8 +99,9 @@ class _Server(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -> AsyncIterator[Controller]:
     """A controller that serves inside the block; the bus stays its owner's. Raises SeraiError, OSError."""
-    store = await Store.open(config.state / DATABASE)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_alone(config.state))
+        store = await Store.open(config.state / DATABASE)
         stack.push_async_callback(store.close)
         hosts = Hosts(bus, store)
         extras = await make_extras(store, hosts, bus)
@@ -113,6 +115,23 @@ async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -
         controller = Controller(config, store, bus, hosts, engine)
         await stack.enter_async_context(_serving(create_app(api, auth), api, controller))
         yield controller
+
+
+@contextlib.contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Hold the state's lock: a second controller would pick up jobs that the first is running.
+
+    The kernel drops the lock with the process, however that ends. Raises ConflictError.
+    """
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (state / "controller.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConflictError(
+                "another controller works on this state", field="state", value=state, remedy="Stop it first."
+            ) from error
+        yield
 
 
 @contextlib.asynccontextmanager

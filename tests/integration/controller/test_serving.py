@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -229,13 +230,17 @@ async def test_an_upload_arrives_whole_or_is_refused(world: World, tmp_path: Pat
             await client.upload("cloud", file)
 
 
-async def test_a_socket_that_another_serves_is_left_to_it(world: World) -> None:
+async def test_state_and_socket_that_another_has_are_left_to_it(world: World, tmp_path: Path) -> None:
     async with world.started():
-        with pytest.raises(ConflictError, match="another controller"):
+        with pytest.raises(ConflictError, match="works on this state"):
+            async with world.started():
+                pass
+        world.config = world.config.model_copy(update={"state": tmp_path / "other"})
+        with pytest.raises(ConflictError, match="serves this socket"):
             async with world.started():
                 pass
     assert world.config.socket is not None
-    world.config.socket.touch()
-    world.config.socket.unlink()
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(world.config.socket))
     async with world.started():
         pass
