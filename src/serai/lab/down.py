@@ -54,7 +54,7 @@ async def sweep(folder: LabFolder, *, keep: bool = False) -> None:
     if before is not None:
         folder.write(before.model_copy(update={"phase": Phase.ENDING}))
     spaces = _namespaces(folder.name)
-    groups = await _end_processes(folder, spaces, before)
+    groups = await _end_processes(folder, spaces, before) | _groups_of_vms(folder)
     for device in mount.loops_on(folder.path):
         mount.detach_loop(device)
     for space in spaces:
@@ -194,6 +194,15 @@ def _groups(pid: int) -> set[Path]:
             if any(part.startswith("serai") for part in Path(path).parts):
                 root = Path("/sys/fs/cgroup")
                 found.add((root / controllers if controllers else root) / path.lstrip("/"))
+    return found
+
+
+def _groups_of_vms(folder: LabFolder) -> set[Path]:
+    """The control groups of VMs whose QEMU and agent were both killed: nobody is in them, and nobody removed them."""
+    found: set[Path] = set()
+    for vm in {path.name for path in (folder.path / "hosts").glob("*/*/vms/*")}:
+        for pattern in (f"serai*/{vm}", f"*/serai*/{vm}"):
+            found |= set(Path("/sys/fs/cgroup").glob(pattern))
     return found
 
 

@@ -76,8 +76,7 @@ class Prober:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._child.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        await self._end()
 
     async def answered(self, timeout: float = 30.0) -> None:
         """Return once each kind has been answered. Raises UnavailableError after `timeout` seconds, HostError."""
@@ -96,7 +95,9 @@ class Prober:
 
     async def wait(self) -> None:
         """Return once a probe with a duration is over."""
-        await self._child.exited()
+        # The lab's end, in this very process, may have reaped it.
+        with contextlib.suppress(ChildProcessError):
+            await self._child.exited()
 
     async def stop(self, *, threshold: float | None = None) -> ProbeReport:
         """Send no more, wait up to a second for the last answers, and return what was seen.
@@ -105,18 +106,23 @@ class Prober:
         """
         try:
             self._child.send_signal(signal.SIGTERM)
-            await self._child.exited()
+            await self.wait()
             file = self._folder / "samples"
             if not file.exists():
                 raise await self._failure()
             limit = None if threshold is None else round(threshold * samples.NS)
             return await asyncio.to_thread(samples.load, file, limit)
         finally:
-            await self._child.kill()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            await self._end()
+
+    async def _end(self) -> None:
+        self._child.send_signal(signal.SIGKILL)
+        await self.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _failure(self) -> HostError:
-        code = await self._child.wait()
+        await self.wait()
+        code = self._child.returncode
         said = ""
         with contextlib.suppress(FileNotFoundError):
             said = (self._folder / "log").read_text(errors="replace")[-process.STDERR_TAIL :].strip()

@@ -60,31 +60,33 @@ class Programs:
             raise HostError(f"{role} ended at once: {self.last_words(role)}")
         self._held[role] = watched
         record = ProcessRecord(role=role, pid=watched.pid, start=start)
-        self.update(processes=[*self.state.processes, record])
+        self.update(processes=[*(other for other in self.state.processes if other.role != role), record])
 
     def update(self, **changes: object) -> None:
         """Change the state, and the file."""
         self.state = self.state.model_copy(update=changes)
         self._folder.write(self.state)
 
-    async def start(self, role: str, node: str, module: str, config: dict[str, object]) -> None:
-        """Start one of Serai's own programs in a node, with its configuration in a file."""
-        file = self._folder.path / f"{role.replace(' ', '-')}.json"
-        atomicfile.write_text(file, json.dumps(config, indent=2) + "\n", mode=0o600)
-        argv = [*enter.prefix(self._folder, self.state, node), *enter.python(module), "--config", str(file)]
-        log = self._log(role)
-        self.record(role, await process.spawn(argv, stdout=log, stderr=log, env=enter.environment(self._folder)))
+    async def start(self, role: str, config: dict[str, object]) -> None:
+        """Start one of Serai's own programs with its configuration in a file; `role` is `PROGRAM NODE`."""
+        atomicfile.write_text(self._config(role), json.dumps(config, indent=2) + "\n", mode=0o600)
+        await self._launch(role)
 
     async def restart(self, role: str) -> None:
         """Start one of Serai's own programs again with the configuration that it had. Raises NotFoundError."""
-        file = self._folder.path / f"{role.replace(' ', '-')}.json"
-        if not file.exists():
+        if not self._config(role).exists():
             raise NotFoundError("the lab has no such program", field="role", value=role)
+        await self._launch(role)
+
+    async def _launch(self, role: str) -> None:
         program, node = role.split(" ", 1)
         argv = [*enter.prefix(self._folder, self.state, node), *enter.python(f"serai.app.{program}")]
+        argv += ["--config", str(self._config(role))]
         log = self._log(role)
-        child = await process.spawn([*argv, "--config", str(file)], stdout=log, stderr=log, env=enter.environment(self._folder))
-        self.record(role, child)
+        self.record(role, await process.spawn(argv, stdout=log, stderr=log, env=enter.environment(self._folder)))
+
+    def _config(self, role: str) -> Path:
+        return self._folder.path / f"{role.replace(' ', '-')}.json"
 
     def check(self) -> None:
         """Raises HostError, with its last words, if one is over."""
@@ -115,8 +117,6 @@ async def start(folder: LabFolder, now: LabState, say: Say) -> LabState:
     url = await _bus(folder, plan, tls, programs)
     await programs.start(
         "controller ctl",
-        "ctl",
-        "serai.app.controller",
         {
             "state": str(folder.controller / "state"),
             "bus_url": url,
@@ -126,7 +126,7 @@ async def start(folder: LabFolder, now: LabState, say: Say) -> LabState:
         },
     )
     for host in plan.hosts:
-        await programs.start(f"agent {host}", host, "serai.app.agent", _agent(plan, host, url))
+        await programs.start(f"agent {host}", _agent(plan, host, url))
     context = Context(socket=folder.api_socket, token_file=folder.token, via={"netns": plan.netns("ctl")})
     deadline = time.monotonic() + READY_TIMEOUT
     await _answers(folder, programs, deadline)

@@ -12,6 +12,7 @@ from pathlib import Path
 from serai.client import context as contexts
 from serai.lab.state import LabFolder, Phase, ProcessRecord
 from serai.lib import process
+from serai.lib.namespace import processes_in
 
 from .conftest import NOTHING, LabWorld, run, serai
 
@@ -54,6 +55,23 @@ async def test_down_after_kill_9_of_everything_in_turn(world: LabWorld) -> None:
     name = world.name()
     await run("lab", "up", "--hosts", "2", "--name", name)
     world.remember()
+    await run("image", "build", "tiny")
+    for number in (1, 2):
+        await run(
+            "vm",
+            "create",
+            f"v{number}",
+            "--image",
+            "tiny",
+            "--memory",
+            "128M",
+            "--disk",
+            "shared0:16M",
+            "--network",
+            "lan",
+        )
+    vms = json.loads((await run("vm", "list", "-o", "json")).text)
+    assert {vm["status"]["host"] for vm in vms} == {"h1", "h2"}
     for role in ("agent h1", "nats-server ctl", "controller ctl"):
         killed = record(name, role)
         os.kill(killed.pid, signal.SIGKILL)
@@ -62,8 +80,13 @@ async def test_down_after_kill_9_of_everything_in_turn(world: LabWorld) -> None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
     assert b"gone" in (await run("lab", "status", "--name", name)).stdout
+    # On h1 QEMU and tgtd go on without their agent; on h2 QEMU is killed as well, once nobody can clean up after it.
+    os.kill(record(name, "agent h2").pid, signal.SIGKILL)
+    (qemu,) = [pid for pid in processes_in(f"serai-{name}-h2") if b"qemu" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(qemu, signal.SIGKILL)
     await run("lab", "down", "--name", name)
     assert world.left() == NOTHING
+    assert not [path for vm in vms for path in Path("/sys/fs/cgroup").glob(f"**/{vm['id']}")]
 
 
 async def test_up_killed_while_its_programs_start(world: LabWorld) -> None:
