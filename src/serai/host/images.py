@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from serai.drivers.image.base import MANIFEST, ImageBuilder, read_manifest
+from serai.drivers.image.cache import ensure_image
 from serai.drivers.image.importer import from_stream, from_url
 from serai.drivers.image.store import ImageStore
 from serai.lib.pki import TlsFiles
@@ -55,20 +55,10 @@ class HostImages:
                 value=recipe,
                 remedy=f"Choose one of {', '.join(sorted(self._builders))}.",
             )
-        cached = self._cache / f"{recipe}-{(await builder.recipe())[:16]}"
-        if not (cached / MANIFEST).exists():
-            part = self._cache / f".part-{recipe}-{os.getpid()}"
-            part.mkdir(parents=True)
-            try:
-                await builder.build(part, report)
-                with contextlib.suppress(FileExistsError, OSError):
-                    part.rename(
-                        cached
-                    )  # another host of the same machine may have been quicker: same recipe, same image
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+        # Another host of the same machine may be building it: then this one waits and takes that.
+        cached = await ensure_image(builder, self._cache, report)
         for row in [MANIFEST, *(file.name for file in read_manifest(cached).files)]:
-            shutil.copyfile(cached / row, folder / row)
+            await asyncio.to_thread(shutil.copyfile, cached / row, folder / row)
 
     async def fetch(self, body: ImageFetch, report: Report) -> None:
         """Take a copy from another host; one that is here already stays."""

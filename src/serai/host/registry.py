@@ -9,7 +9,9 @@ from pathlib import Path
 from serai.drivers.hypervisor import probe as hypervisor_probe
 from serai.drivers.hypervisor.base import Hypervisor
 from serai.drivers.hypervisor.qemu import QemuHypervisor
+from serai.drivers.image import probe as image_probe
 from serai.drivers.image.base import ImageBuilder
+from serai.drivers.image.mmdebstrap import DebianBuilder
 from serai.drivers.image.tiny import TinyBuilder
 from serai.drivers.network import probe as network_probe
 from serai.drivers.network.base import NetworkDriver
@@ -34,9 +36,14 @@ def _directory(pool: PoolOpen, paths: HostPaths) -> PoolDriver:
 
 POOL_DRIVERS: Mapping[PoolDriverName, Callable[[PoolOpen, HostPaths], PoolDriver]] = {PoolDriverName.DIR: _directory}
 
-IMAGE_BUILDERS: Mapping[str, Callable[[], ImageBuilder]] = {"tiny": TinyBuilder}
+IMAGE_BUILDERS: Mapping[str, Callable[[], ImageBuilder]] = {"tiny": TinyBuilder, "debian": DebianBuilder}
 
-PROBES = {"hypervisor": hypervisor_probe.probe, "storage": storage_probe.probe, "network": network_probe.probe}
+PROBES = {
+    "hypervisor": hypervisor_probe.probe,
+    "storage": storage_probe.probe,
+    "network": network_probe.probe,
+    "image": image_probe.probe,
+}
 
 
 def hypervisor(paths: HostPaths) -> Hypervisor:

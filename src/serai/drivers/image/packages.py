@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from serai.lib.process import run
-from serai.schema.errors import HostError
+from serai.schema.errors import HostError, UnsupportedError
 
 KERNEL = "linux-image-cloud-amd64"
+UPDATE = "Run 'apt-get update', and check that the machine's apt sources hold Debian's main section."
 
 
 async def kernel_package() -> tuple[str, str]:
@@ -20,7 +24,7 @@ async def kernel_package() -> tuple[str, str]:
         raise HostError(
             f"apt does not know the package {KERNEL}",
             field="image",
-            remedy="Run 'apt-get update', and check that the machine's apt sources hold Debian's main section.",
+            remedy=UPDATE,
         )
     return found[1], found[2]
 
@@ -58,3 +62,40 @@ async def module_order(modules: Path, wanted: tuple[str, ...]) -> list[Path]:
 
 def _module_name(path: Path) -> str:
     return path.name.split(".ko")[0].replace("-", "_")
+
+
+async def candidates(packages: Sequence[str]) -> dict[str, str]:
+    """The version of each package that apt would install now. Raises HostError if it does not know one of them."""
+    shown = await run(["apt-cache", "show", "--no-all-versions", *packages], check=False)
+    found = dict(re.findall(r"^Package: (\S+)\n(?:(?!Package: ).*\n)*?Version: (\S+)$", shown.text, re.M))
+    missing = [package for package in packages if package not in found]
+    if missing:
+        raise HostError(f"apt does not know {', '.join(missing)}", field="image", remedy=UPDATE)
+    return found
+
+
+async def debian_sources() -> tuple[str, list[str]]:
+    """(code name, `deb` lines): this machine's own release, and the mirrors of it that its apt uses.
+
+    Only Debian's main section with its updates and security fixes: no backports, no third parties. Raises
+    UnsupportedError on another distribution, HostError.
+    """
+    release = await asyncio.to_thread(platform.freedesktop_os_release)
+    suite = release.get("VERSION_CODENAME", "")
+    if release.get("ID") != "debian" or not suite:
+        raise UnsupportedError(
+            "guests are built from packages on Debian only",
+            field="image",
+            value=release.get("PRETTY_NAME"),
+            remedy="Build the image on a Debian host, or import a cloud image.",
+        )
+    form = "$(ORIGIN)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
+    listed = await run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
+    lines: dict[str, None] = {}
+    for row in listed.text.splitlines():
+        origin, name, component, uri = row.split("|")
+        if origin == "Debian" and component == "main" and name in {suite, f"{suite}-updates", f"{suite}-security"}:
+            lines[f"deb {uri} {name} main"] = None
+    if not any(f" {suite} " in line for line in lines):
+        raise HostError(f"apt has no package lists of Debian {suite}", field="image", remedy=UPDATE)
+    return suite, list(lines)

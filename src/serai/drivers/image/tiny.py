@@ -7,7 +7,6 @@ write memory and disks, and say who it is. Built reproducibly: the same inputs g
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from serai.drivers.image.base import MANIFEST, Progress, read_manifest, write_manifest
+from serai.drivers.image.base import Progress, write_manifest
+from serai.drivers.image.cache import ensure_image
 from serai.drivers.image.packages import kernel_package, module_order, unpack
 from serai.lib.process import run
 from serai.schema.errors import UnsupportedError
@@ -126,23 +126,7 @@ async def _cpio(root: Path) -> bytes:
 
 async def ensure_tiny(cache: Path) -> Path:
     """The folder of a tiny image in `cache`, built when it is not there for today's recipe. Safe for two at once."""
-    builder = TinyBuilder()
-    folder = cache / f"tiny-{(await builder.recipe())[:16]}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".lock").open("w") as lock:
-        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        if (folder / MANIFEST).exists():
-            read_manifest(folder)
-            return folder
-        part = cache / f".part-{os.getpid()}"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(mode=0o755)
-        try:
-            await builder.build(part, lambda phase, fraction: None)
-            part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return folder
+    return await ensure_image(TinyBuilder(), cache)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -63,7 +64,8 @@ static void *memory_main(void *unused) {
         at = (at + 4096) % size;
         memory.written = pages * 4096;
         if (pages % 16 == 0) {
-            uint64_t due = started + pages * 4096 * 1000 / (uint64_t)(memory.rate ? memory.rate : 1) / 1048576 * 1000000;
+            /* A page at 1 MB/s takes 4096 / 2^20 s, which is 3906250 ns exactly. */
+            uint64_t due = started + pages * 3906250u / (uint64_t)(memory.rate > 0 ? memory.rate : 1);
             uint64_t now = now_ns();
             if (due > now) pause_ns(due - now);
         }
@@ -113,7 +115,7 @@ static void *disk_main(void *unused) {
     (void)unused;
     uint64_t *words = NULL, bytes = 0, number = 0;
     int fd = open(disk.device, O_RDWR | O_DIRECT | O_SYNC);
-    if (fd < 0 || posix_memalign((void **)&words, BLOCK, BLOCK) || ioctl(fd, BLKGETSIZE64, &bytes)) {
+    if (fd < 0 || ioctl(fd, BLKGETSIZE64, &bytes) || bytes < BLOCK || !(words = aligned_alloc(BLOCK, BLOCK))) {
         disk.errors++; disk.on = false;
         if (fd >= 0) close(fd);
         return NULL;
@@ -196,7 +198,7 @@ static void request(const char *line, char *reply, size_t size) {
     } else if (sscanf(line, "disk start %63s", text) == 1) {
         snprintf(reply, size, "{\"ok\": %s}\n", disk_start(text) ? "false" : "true");
     } else if (!strcmp(line, "disk stop") || !strcmp(line, "disk check")) {
-        if (line[6] == 't' || line[7] == 'o') disk_stop();
+        if (!strcmp(line + 5, "stop")) disk_stop();
         snprintf(reply, size, "{\"on\": %s, \"written\": %llu, \"verified\": %llu, \"errors\": %llu, \"worst_ms\": %llu}\n",
                  disk.on ? "true" : "false", (unsigned long long)disk.written, (unsigned long long)disk.verified,
                  (unsigned long long)disk.errors, (unsigned long long)disk.worst_ms);
@@ -364,6 +366,7 @@ static void open_buttons(void) {
 }
 
 int main(int argc, char **argv) {
+    signal(SIGPIPE, SIG_IGN); /* a client that is gone must not end the guest's only program */
     for (int i = 0; i < CONNECTIONS; i++) polled[i].fd = -1;
     add(serve(SOCK_DGRAM, 7), UDP_ECHO);
     add(serve(SOCK_STREAM, 7), ECHO_LISTEN);
