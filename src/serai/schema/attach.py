@@ -23,7 +23,7 @@ class FileDisk(Frozen):
 
 
 class IscsiDisk(Frozen):
-    """A volume opened by QEMU through libiscsi. `initiator` is one per VM and epoch, so a target can refuse an epoch."""
+    """A volume opened by QEMU through libiscsi. `initiator` is one per VM and epoch: a target can refuse it."""
 
     kind: Literal["iscsi"] = "iscsi"
     volume: Id

@@ -85,9 +85,9 @@ class Subjects:
 
 
 def host_permissions(host: str) -> tuple[list[str], list[str]]:
-    """(publish, subscribe) for one host's identity: the least that its agent needs."""
-    publish = [f"host.{host}.report", "vm.*.report", "progress.*", "host.*.verdict", "controller.>", "_INBOX.>"]
-    subscribe = [f"host.{host}.>", "vm.*.command", f"_INBOX.host-{host}.>"]
+    """(publish, subscribe) for one host's identity: the least that its agent needs. Replies are the bus's own matter."""
+    publish = [f"host.{host}.report", "vm.*.report", "progress.*", "host.*.verdict", "controller.>"]
+    subscribe = [f"host.{host}.>", "vm.*.command"]
     return publish, subscribe
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from serai.schema.vm import RestartPolicy, VmState
 
 from .conftest import Lab
 
-SLOW = {"memory": 256 << 20, "cmdline": "serai.mem=300:150"}
+SLOW: dict[str, Any] = {"memory": 256 << 20, "cmdline": "serai.mem=300:150"}
 """A guest whose pre-copy never converges: time to kill things in it."""
 
 

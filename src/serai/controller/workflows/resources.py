@@ -6,7 +6,7 @@ from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.controller.workflows.common import Office, bring_image, facts_of
 from serai.schema.errors import UnavailableError
 from serai.schema.host import HostState
-from serai.schema.image import ImageManifest, ImageSource, ImageState
+from serai.schema.image import ImageKind, ImageManifest, ImageSource, ImageState
 from serai.schema.messages import (
     ImageDrop,
     ImageMake,
@@ -61,6 +61,9 @@ def workflows(office: Office) -> list[Workflow]:
     async def image_create(ctx: JobContext) -> None:
         await _make_image(office, ctx)
 
+    async def image_spread(ctx: JobContext) -> None:
+        await _spread_image(office, ctx)
+
     async def image_undo(ctx: JobContext) -> None:
         await _drop_copies(office, ctx)
         await office.shelf.delete_image(ctx.params["id"])
@@ -92,7 +95,13 @@ def workflows(office: Office) -> list[Workflow]:
         Workflow("volume.create", (StepDef("make", volume_create, undo=volume_delete, repeatable=True),)),
         Workflow("volume.delete", (StepDef("delete", volume_delete, repeatable=True),)),
         Workflow("volume.edit", (StepDef("grow", volume_edit, repeatable=True),)),
-        Workflow("image.create", (StepDef("make", image_create, undo=image_undo, repeatable=True),)),
+        Workflow(
+            "image.create",
+            (
+                StepDef("make", image_create, undo=image_undo, repeatable=True),
+                StepDef("spread", image_spread, repeatable=True),
+            ),
+        ),
         Workflow("image.delete", (StepDef("delete", image_delete, repeatable=True),)),
     ]
 
@@ -148,6 +157,23 @@ async def _make_image(office: Office, ctx: JobContext) -> None:
         raise TypeError("an image's maker answers with its manifest")
     await office.shelf.set_image_status(image.id, state=ImageState.READY, hosts=[host], manifest=manifest, reason="")
     ctx.result = {"host": host, "manifest": manifest.model_dump(mode="json")}
+
+
+async def _spread_image(office: Office, ctx: JobContext) -> None:
+    """A kernel image is small, and each host that may receive its VMs needs it: it goes there now, not in a move.
+
+    A host that does not answer gets it when it is first needed.
+    """
+    image = await office.shelf.image(ctx.params["id"])
+    manifest = image.status.manifest
+    if manifest is None or manifest.kind is not ImageKind.KERNEL:
+        return
+    for host in await office.shelf.hosts():
+        if host.status.state is HostState.ONLINE:
+            try:
+                await bring_image(office, ctx, image, host.name)
+            except UnavailableError as error:
+                ctx.progress(None, f"{host.name} gets it later: {error.info.message}")
 
 
 async def _drop_copies(office: Office, ctx: JobContext) -> None:
