@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import socket
 import stat
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import uvicorn
 
+from serai.controller import housekeeping
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api, OpenConsole, ReceiveUpload
@@ -35,6 +37,8 @@ from serai.lib.bus import Bus
 from serai.lib.ids import new_secret
 from serai.lib.natsbus import NatsBus
 from serai.lib.pki import TlsFiles
+from serai.lib.reconcile import Reconciler
+from serai.lib.tasks import Tasks
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.resource import Frozen
 
@@ -112,6 +116,9 @@ async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -
         stack.push_async_callback(hosts.stop)
         await engine.start()
         stack.push_async_callback(engine.stop)
+        tasks = await stack.enter_async_context(Tasks("controller"))
+        tidying = Reconciler("tidy", functools.partial(housekeeping.tidy, store), period=housekeeping.PERIOD)
+        tasks.start(tidying.run(), "tidy")
         controller = Controller(config, store, bus, hosts, engine)
         await stack.enter_async_context(_serving(create_app(api, auth), api, controller))
         yield controller

@@ -17,7 +17,7 @@ from serai.controller.store import JobRecord, Store, Transaction
 from serai.lib.ids import new_id
 from serai.lib.tasks import Tasks
 from serai.schema.errors import UnsupportedError
-from serai.schema.job import Job, JobState, Step
+from serai.schema.job import Job, Step
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ class Engine:
         self._started = True
         for record in sorted(records, key=lambda found: found.job.started is None):
             if record.job.id in self._runs:
+                continue
+            if self._fitting(record) is None:
+                await self._set_aside(record)
                 continue
             log.info("picking up job %s (%s of %s)", record.job.id, record.job.kind, record.job.target)
             self._launch(record)
@@ -106,17 +109,26 @@ class Engine:
         run = self._runs.get(job_id)
         return f"job {job_id}" if run is None else f"job {job_id} ({run.job.kind} of {run.job.target})"
 
-    def _launch(self, record: JobRecord) -> None:
+    def _fitting(self, record: JobRecord) -> Workflow | None:
+        """The workflow of a job, if it still has the steps that the job was made with."""
         workflow = self._workflows.get(record.job.kind)
-        if not self._started or self._tasks.closed:
-            # `start` finds it in the store.
-            return
         if workflow is None or [step.name for step in workflow.steps] != [step.name for step in record.job.steps]:
-            log.error(
-                "job %s (%s) was made by a controller with other steps; it waits for that version",
-                record.job.id,
-                record.job.kind,
-            )
+            return None
+        return workflow
+
+    async def _set_aside(self, record: JobRecord) -> None:
+        # Running other steps than those recorded could undo the wrong things: it is left as it is, and says so.
+        log.error("job %s (%s) was made by another version of Serai", record.job.id, record.job.kind)
+        text = f"a controller of the version that made it: this one's {record.job.kind} has other steps"
+        job = record.job.model_copy(update={"waits_for": text})
+        async with self._store.transaction() as tx:
+            await tx.jobs.save(JobRecord(job, record.data, record.attempt))
+            await tx.emit("job.state", job.target, job.id, text, job=job.id, kind=job.kind, state=job.state.value)
+
+    def _launch(self, record: JobRecord) -> None:
+        workflow = self._fitting(record)
+        if workflow is None or not self._started or self._tasks.closed:
+            # `start` finds it in the store.
             return
         run = Run(
             record,
@@ -135,6 +147,3 @@ class Engine:
     def running(self) -> list[Job]:
         """The jobs at work or queued here."""
         return [run.job for run in self._runs.values()]
-
-
-__all__ = ["Engine", "JobState"]

@@ -190,6 +190,7 @@ class Run:
         while True:
             try:
                 await step.run(self.ctx)
+                json.dumps(self.ctx.result)
                 self._kept = json.dumps(self.ctx.data)
             except asyncio.CancelledError:
                 raise
@@ -248,6 +249,7 @@ class Run:
         return any(step.point_of_no_return and seen.state is StepState.DONE for step, seen in pairs)
 
     def _keep_sound_data(self) -> None:
+        self.ctx.result = None
         try:
             json.dumps(self.ctx.data)
         except (TypeError, ValueError) as error:
@@ -289,17 +291,20 @@ class Run:
         self.ctx.waiting = ""
         fraction = 1.0 if state is JobState.DONE else self.ctx.fraction
         self.ctx.fraction = fraction
-        result = self.ctx.result if state is JobState.DONE else None
-        self._set(state=state, error=error, ended=self._store.clock.now(), result=result)
+        if state is not JobState.DONE:
+            self.ctx.result = None
+        self._set(state=state, error=error, ended=self._store.clock.now(), result=self.ctx.result)
         await self._write()
 
     async def _write(self, *, kind: str = "job.state", quiet: bool = False) -> None:
         async with self._writing:
-            self._set(progress=self.ctx.fraction, message=self.ctx.message, waits_for=self.ctx.waiting)
+            ctx = self.ctx
+            # The result too: a controller that picks the job up ends it with what earlier steps found.
+            self._set(progress=ctx.fraction, message=ctx.message, waits_for=ctx.waiting, result=ctx.result)
             job = self.job
             async with self._store.transaction() as tx:
-                await tx.jobs.save(JobRecord(job, self.ctx.data, self._attempt))
+                await tx.jobs.save(JobRecord(job, ctx.data, self._attempt))
                 if not quiet:
                     message = from_info(job.error).info.sentence() if job.error and job.state.ended else job.message
-                    facts = {"job": job.id, "kind": job.kind, "state": job.state.value, "step": self.ctx.step}
+                    facts = {"job": job.id, "kind": job.kind, "state": job.state.value, "step": ctx.step}
                     await tx.emit(kind, job.target, job.id, message or job.waits_for, **facts)

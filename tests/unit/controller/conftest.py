@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -136,9 +138,22 @@ class World:
             await tx.vms.update_status(vm.id, state=state, host=host)
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables, to be copied: making them takes longer than most tests."""
+    file = tmp_path_factory.mktemp("template") / "serai.db"
+
+    async def make() -> None:
+        await (await Store.open(file)).close()
+
+    asyncio.run(make())
+    return file
+
+
 @pytest.fixture
-async def bare(tmp_path: Path) -> AsyncIterator[World]:
+async def bare(tmp_path: Path, empty_database: Path) -> AsyncIterator[World]:
     """Nothing in it."""
+    shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db")
     workflows = {row.name: Workflow(row.name, (StepDef("do", do_nothing),)) for row in ENDPOINTS.values() if row.job}
     engine = Engine(store, NoHosts(), workflows)

@@ -144,6 +144,8 @@ async def test_a_vm_on_the_move_does_not_move_twice(world: World) -> None:
     error = await world.refused("POST", "/v1/vms/web1/migrate", {"to": "h2"})
     assert (error["status"], error["value"]) == (409, job["id"])
     assert "on the move" in error["message"]
+    error = await world.refused("PATCH", "/v1/vms/web1", {"cpus": 2})
+    assert "on the move" in error["message"]
     await world.ok("POST", f"/v1/jobs/{job['id']}/cancel")
     assert (await world.engine.wait(job["id"])).state is JobState.CANCELLED
 

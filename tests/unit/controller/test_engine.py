@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -79,15 +80,16 @@ class Kit:
                 await self.store.bell.beyond(newest)
 
     async def restarted(self) -> None:
-        """As if the controller had been killed and started again."""
+        """As if the controller had been killed and started again, with the workflows that there are now."""
         await self.engine.stop()
-        self.engine = Engine(self.store, NoHosts(), self.workflows)
+        self.engine = Engine(self.store, NoHosts(), {**self.workflows})
         await self.engine.start()
 
 
 @pytest.fixture
-async def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kit]:
+async def kit(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kit]:
     monkeypatch.setattr(run_module, "RETRY_FIRST", 0.001)
+    shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db")
     made = Kit(store)
     await made.engine.start()
@@ -305,3 +307,26 @@ async def test_a_job_begins_at_once(kit: Kit) -> None:
         await kit.ended(job)
         waits.append((begun[job.id] - answered) * 1000)
     print(f"answer to first step: median {statistics.median(waits):.2f} ms, max {max(waits):.2f} ms")
+
+
+async def test_a_job_of_another_version_is_set_aside_and_says_so(kit: Kit, log: Log) -> None:
+    kit.define("k", log.step("one"), log.step("two", hold=True))
+    job = await kit.submit("k")
+    await log.reached.wait()
+    kit.define("k", log.step("one"), log.step("other"))
+    await kit.restarted()
+    seen = await kit.seen(job, lambda now: "version" in now.waits_for)
+    assert seen.state is JobState.RUNNING
+    assert log.lines == ["one", "two"]
+
+
+async def test_a_result_outlives_a_crash(kit: Kit, log: Log) -> None:
+    async def first(ctx: JobContext) -> None:
+        ctx.result = {"found": 1}
+
+    kit.define("k", StepDef("first", first), log.step("two", hold=True, repeatable=True))
+    job = await kit.submit("k")
+    await log.reached.wait()
+    log.go_on.set()
+    await kit.restarted()
+    assert (await kit.ended(job)).result == {"found": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,8 +104,9 @@ class Kit:
 
 
 @pytest.fixture
-async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
+async def kit(tmp_path: Path, empty_database: Path) -> AsyncIterator[Kit]:
     clock = ManualClock(THEN)
+    shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db", clock)
     bus = MemBus()
     hosts = Hosts(bus, store, clock)

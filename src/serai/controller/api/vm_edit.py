@@ -17,6 +17,8 @@ from serai.schema.errors import CapacityError, ConflictError, InvalidError
 from serai.schema.units import format_size
 from serai.schema.vm import Vm, VmEdit, VmSpec
 
+HARDWARE = ("cpus", "memory", "disks", "vnics")
+"""What a destination was prepared with: not to be changed under a move."""
 PLAIN = ("cpus", "memory", "cloud_init", "restart", "autostart", "autostart_order", "template")
 
 
@@ -29,6 +31,14 @@ async def edit(api: Api, call: Call) -> Response:
     async with api.store.transaction() as tx:
         vm = await tx.vms.find(call.name)
         await refuse_while(tx, vm.id, "the VM is being deleted", "vm.delete", remedy="Leave it: it is going.")
+        if any(getattr(body, name) is not None for name in HARDWARE):
+            await refuse_while(
+                tx,
+                vm.id,
+                f"VM {vm.name} is on the move",
+                "vm.migrate",
+                remedy="Wait until it has arrived, or cancel that job.",
+            )
         if body.rename is not None and body.rename != vm.name:
             vm = await _rename(tx, vm, body.rename)
         spec = await _new_spec(tx, vm, body)

@@ -52,14 +52,15 @@ async def create(api: Api, call: Call) -> Response:
         if await tx.vms.seek(body.name) is not None:
             raise tx.vms.taken(body.name)
         vm_id = new_id()
-        if body.spec.host is not None:
-            await tx.hosts.find(body.spec.host, "spec.host")
+        host = None if body.spec.host is None else (await tx.hosts.find(body.spec.host, "spec.host")).name
         image = await check_boot(tx, body.spec.image, body.spec.disks)
         disks = await resolve_disks(tx, body.name, body.spec.disks, image=image)
         vnics = await resolve_vnics(tx, vm_id, body.spec.vnics)
         spec = body.spec.model_copy(
             update={
+                # Both may have been given as ids; specs hold names.
                 "image": image.name if image is not None else None,
+                "host": host,
                 "disks": disks.disks,
                 "vnics": vnics.vnics,
                 # A template is only ever copied.
@@ -112,6 +113,9 @@ async def start(api: Api, call: Call) -> Response:
                 remedy=f"Clone it: serai vm clone {vm.name} NAME.",
             )
         lifecycle.follow(vm.status.state, VmEvent.START)
+        await refuse_while(
+            tx, vm.id, f"VM {vm.name} is being started", "vm.create", "vm.start", remedy="Wait for that job's end."
+        )
         await _check_fits(tx, vm, vm.spec)
         return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=True)))
 
@@ -148,12 +152,11 @@ async def migrate(api: Api, call: Call) -> Response:
             remedy="Wait for that job's end, or cancel it.",
         )
         lifecycle.follow(vm.status.state, VmEvent.MIGRATE)
-        if body.to is not None:
-            await tx.hosts.find(body.to, "to")
+        to = None if body.to is None else (await tx.hosts.find(body.to, "to")).name
         hosts = await capacity.all_hosts(tx, but_vm=vm.id)
-        choice = placement.choose_destination(vm, hosts, body.to, await capacity.local_hosts(tx, vm))
+        placement.choose_destination(vm, hosts, to, await capacity.local_hosts(tx, vm))
         # Without a name the workflow chooses when its turn has come; that one will do now was checked.
-        return accepted(await call.submit(api, tx, vm, {"to": choice.host if body.to is not None else None}))
+        return accepted(await call.submit(api, tx, vm, {"to": to}))
 
 
 async def clone(api: Api, call: Call) -> Response:

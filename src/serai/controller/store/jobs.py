@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serai.controller.store.resources import RawPage
@@ -115,6 +116,11 @@ class Jobs:
         )
         row = (await self.connection.execute(query)).first()
         return None if row is None else _record(row).job
+
+    async def clear(self, before: datetime) -> int:
+        """Delete jobs that ended before a time; returns how many."""
+        query = delete(jobs).where(jobs.c.ended.is_not(None), jobs.c.ended < before.isoformat())
+        return (await self.connection.execute(query)).rowcount
 
     async def page(self, limit: int, cursor: str | None, state: str | None, target: str | None) -> RawPage:
         """Newest first. `target` is `vm/web1`, or a resource's id. Raises InvalidError for a strange cursor."""
