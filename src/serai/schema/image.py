@@ -17,7 +17,9 @@ class ImageKind(StrEnum):
 
 
 class ImageFile(Frozen):
-    name: str
+    """A file of an image. `name` is one in the image's own folder: manifests travel, and must not lead elsewhere."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     size: int
     sha256: str
 

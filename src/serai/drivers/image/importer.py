@@ -6,12 +6,15 @@ backing file, an external data file) is refused, since whoever made it would cho
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import errno
 import hashlib
 import json
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -21,18 +24,25 @@ from serai.schema.errors import CapacityError, HostError, InvalidError, NotFound
 from serai.schema.image import ImageKind, ImageManifest
 
 CHUNK = 1 << 20
+HEAD = 512
+QCOW2 = b"QFI\xfb"
+QCOW2_HEADER = 72
+EXTERNAL_DATA = 1 << 2
+LEAKS = 3
+"""What `qemu-img check` answers for clusters that nobody uses: a waste, no damage."""
+CHECK_TIMEOUT = 600.0
+AGAIN = "Download it again, and give its checksum."
+OTHERS = (
+    (b"KDMV", "VMDK"), (b"# Disk Desc", "VMDK"), (b"conectix", "VHD"), (b"vhdxfile", "VHDX"), (b"<<< ", "VDI"),
+    (b"QED\0", "QED"), (b"LUKS\xba\xbe", "LUKS"), (b"\x1f\x8b", "gzip"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2"),
+    (b"\x28\xb5\x2f\xfd", "zstd"), (b"PK\x03\x04", "zip"),
+)  # fmt: skip
+"""First bytes of formats that would else pass for raw disks."""
 
 
 async def from_url(url: str, sha256: str | None, name: str, folder: Path, progress: Progress) -> ImageManifest:
     """Download a disk image. Raises InvalidError (checksum, format), UnavailableError, CapacityError."""
-    if not url.startswith(("https://", "http://")):
-        raise InvalidError(
-            "an image's URL is http or https", field="spec.url", value=url, remedy="Import a file by its path."
-        )
-    if url.startswith("http://") and sha256 is None:
-        raise InvalidError(
-            "an image over plain http needs a checksum", field="spec.sha256", remedy="Give --sha256, or use https."
-        )
+    _check_url(url, sha256)
     timeout = httpx.Timeout(30.0)
     try:
         async with (
@@ -43,12 +53,29 @@ async def from_url(url: str, sha256: str | None, name: str, folder: Path, progre
                 raise NotFoundError("there is nothing at this URL", field="spec.url", value=url)
             if response.is_error:
                 raise UnavailableError(f"the server answered {response.status_code}", field="spec.url", value=url)
+            _check_url(str(response.url), sha256)  # a redirect may have led from https to http
             total = int(response.headers.get("content-length", 0))
             return await from_stream(response.aiter_bytes(CHUNK), total, sha256, name, folder, progress)
     except httpx.HTTPError as error:
         raise UnavailableError(
             f"the download failed: {error}", field="spec.url", value=url, remedy="Try again."
         ) from error
+
+
+def _check_url(url: str, sha256: str | None) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InvalidError(
+            "an image's URL is http or https", field="spec.url", value=url, remedy="Import a file by its path."
+        )
+    if parts.scheme == "http" and sha256 is None:
+        raise InvalidError(
+            "an image over plain http needs a checksum", field="spec.sha256", remedy="Give --sha256, or use https."
+        )
 
 
 async def from_stream(
@@ -61,8 +88,7 @@ async def from_stream(
     try:
         with target.open("wb") as file:
             async for chunk in source:
-                digest.update(chunk)
-                file.write(chunk)
+                await asyncio.to_thread(_take, file, digest, chunk)
                 done += len(chunk)
                 progress("receiving", done / total if total else None)
     except OSError as error:
@@ -93,38 +119,74 @@ async def from_stream(
     )
 
 
+def _take(file: BinaryIO, digest: hashlib._Hash, chunk: bytes) -> None:
+    digest.update(chunk)
+    file.write(chunk)
+
+
 async def inspect(file: Path) -> tuple[str, int]:
     """(format, virtual size in bytes) of a disk image. Raises InvalidError for what may not be used."""
     with file.open("rb") as opened:
-        magic = opened.read(4)
-    image_format = "qcow2" if magic == b"QFI\xfb" else "raw"
+        head = opened.read(HEAD)
+    image_format = "qcow2" if head.startswith(QCOW2) else "raw"
+    if image_format == "qcow2":
+        _check_header(head, file)
+    else:
+        _check_raw(head, file)
     try:
         shown = await run(["qemu-img", "info", "--output=json", "-f", image_format, str(file)])
+        if image_format == "qcow2":
+            await _check_whole(file)
     except ProcessError as error:
         raise InvalidError(
-            f"this is no {image_format} image: {error.stderr}", field="image", value=file.name
+            f"this is no sound {image_format} image: {error.stderr}", field="image", value=file.name, remedy=AGAIN
         ) from error
-    info = json.loads(shown.stdout)
-    details = info.get("format-specific", {}).get("data", {})
-    if info.get("backing-filename") or info.get("full-backing-filename") or details.get("data-file"):
+    return image_format, int(json.loads(shown.stdout)["virtual-size"])
+
+
+def _check_header(head: bytes, file: Path) -> None:
+    """Refuse a qcow2 that refers to other files, before QEMU's own tools see it: they would open them.
+
+    The layout is in QEMU's docs/interop/qcow2.txt: version at 4, the backing file's offset at 8, incompatible features
+    at 72 from version 3 on, of which bit 2 says that there is an external data file.
+    """
+    if len(head) < QCOW2_HEADER:
+        raise InvalidError("this qcow2 image is cut off", field="image", value=file.name, remedy=AGAIN)
+    version, backing = struct.unpack_from(">IQ", head, 4)
+    features = struct.unpack_from(">Q", head, 72)[0] if version >= 3 and len(head) >= 80 else 0
+    if backing or features & EXTERNAL_DATA:
         raise InvalidError(
             "the image refers to another file",
             field="image",
-            value=info.get("backing-filename") or details.get("data-file"),
+            value=file.name,
             remedy="Flatten it first: qemu-img convert -O qcow2 IMAGE FLAT.",
         )
-    size = int(info["virtual-size"])
-    if image_format == "raw" and (size == 0 or _other_format(magic, file)):
+
+
+def _check_raw(head: bytes, file: Path) -> None:
+    """Refuse what is certainly something else; all other content is a raw disk."""
+    found = next((name for magic, name in OTHERS if head.startswith(magic)), None)
+    if found is not None or not head:
         raise InvalidError(
-            "only raw and qcow2 images can be imported", field="image", value=file.name, remedy="Convert it."
+            f"only raw and qcow2 images can be imported, not {found or 'an empty file'}",
+            field="image",
+            value=file.name,
+            remedy="Unpack it, or convert it: qemu-img convert -O qcow2 IMAGE NEW.",
         )
-    return image_format, size
 
 
-def _other_format(magic: bytes, file: Path) -> bool:
-    with contextlib.suppress(OSError), file.open("rb") as opened:
-        head = opened.read(512)
-        return magic == b"KDMV" or head.startswith(
-            (b"conectix", b"vhdxfile", b"<<< ", b"# Disk Desc", b"\x1f\x8b", b"\xfd7zXZ")
+async def _check_whole(file: Path) -> None:
+    """Refuse a qcow2 that is damaged or shorter than what its tables say. Raises ProcessError, InvalidError."""
+    argv = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(file)]
+    checked = await run(argv, check=False, timeout=CHECK_TIMEOUT)
+    if checked.returncode not in {0, LEAKS}:
+        raise ProcessError(argv, checked.returncode, checked.stderr or checked.stdout, "found it damaged")
+    end = int(json.loads(checked.stdout).get("image-end-offset", 0))
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        cluster = 1 << struct.unpack_from(">I", opened.read(HEAD), 20)[0]
+    # The tables count in clusters, of which the last may be cut short in a sound file.
+    if end >= size + cluster:
+        raise InvalidError(
+            f"the image is cut off: it has {size} bytes of {end}", field="image", value=file.name, remedy=AGAIN
         )
-    return False
