@@ -121,9 +121,8 @@ async def _rename(tx: Transaction, vm: Vm, name: str) -> Vm:
     """The VM under its new name; the volumes that came with it are renamed alike."""
     if await tx.vms.seek(name) is not None:
         raise tx.vms.taken(name, "rename")
-    disks = []
-    for disk in vm.spec.disks:
-        volume = await tx.volumes.find(disk.volume or "")
+    names: dict[str | None, str] = {}
+    for volume in await tx.volumes.of_vm(vm.name):
         suffix = volume.name.removeprefix(f"{vm.name}-disk")
         new = volume.name
         if suffix != volume.name and await tx.volumes.seek(f"{name}-disk{suffix}") is None:
@@ -137,7 +136,8 @@ async def _rename(tx: Transaction, vm: Vm, name: str) -> Vm:
                 )
         status = volume.status.model_copy(update={"vm": name})
         await tx.volumes.replace(volume.model_copy(update={"name": new, "status": status}))
-        disks.append(disk.model_copy(update={"volume": new}))
+        names[volume.name] = new
+    disks = [disk.model_copy(update={"volume": names.get(disk.volume, disk.volume)}) for disk in vm.spec.disks]
     renamed = vm.model_copy(update={"name": name, "spec": vm.spec.model_copy(update={"disks": disks})})
     await tx.vms.replace(renamed)
     await tx.emit("vm.renamed", f"vm/{name}", vm.id, f"{vm.name} is {name} now", before=vm.name)

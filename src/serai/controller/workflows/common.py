@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serai.controller.jobs import JobContext
-from serai.controller.workflows.shelf import Shelf
+from serai.controller.workflows.shelf import PENDING, Shelf
 from serai.core import launch as plan
 from serai.schema.attach import Launch
 from serai.schema.errors import ConflictError, UnavailableError
@@ -178,6 +178,8 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
     )
     report = await ctx.command(Kind.VM_START, lease.host, f"vm/{vm_id}", body, generation=vm.generation, deadline=120.0)
     await office.shelf.take_report(report)
+    await office.shelf.set_vm_conditions(vm_id, PENDING, [])
+    await office.shelf.release_removed_disks(vm_id)
     ctx.result = {"host": lease.host, "state": report.state, "accel": report.accel, "addresses": addresses(vm)}
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.controller.workflows.common import Office, admit, make_launch
+from serai.controller.workflows.shelf import PENDING
 from serai.schema.messages import Kind, VmConfigure, VmConfigured, VolumeDrop, VolumeMake
 from serai.schema.resource import Condition
 from serai.schema.vm import VmState
 from serai.schema.volume import VolumeState
-
-PENDING = "pending-restart"
 
 
 def workflows(office: Office) -> list[Workflow]:
@@ -52,6 +51,7 @@ async def _apply(office: Office, ctx: JobContext) -> None:
     vm = await office.shelf.vm(ctx.params["id"])
     if vm.status.state not in (VmState.RUNNING, VmState.PAUSED) or vm.status.host is None:
         await office.shelf.set_vm_conditions(vm.id, PENDING, [])
+        await office.shelf.release_removed_disks(vm.id)
         ctx.result = {"applied": [], "pending": [], "note": "the VM is not running: all applies when it starts"}
         return
     lease = await office.shelf.lease(vm.id)
@@ -68,6 +68,9 @@ async def _apply(office: Office, ctx: JobContext) -> None:
     )
     pending = [Condition(type=PENDING, message=line) for line in answer.pending]
     await office.shelf.set_vm_conditions(vm.id, PENDING, pending)
+    if not pending:
+        # What is pending may be a disk that QEMU still has open: then it is the VM's until the next start.
+        await office.shelf.release_removed_disks(vm.id)
     ctx.result = {"applied": answer.applied, "pending": answer.pending}
 
 

@@ -86,7 +86,7 @@ async def _check(office: Office, ctx: JobContext) -> None:
             remedy="Start it first; a stopped VM starts wherever placement puts it.",
         )
     wanted = ctx.params.get("to")
-    choice = choose_destination(vm, await office.shelf.hosts(), wanted, await office.shelf.local_hosts(vm))
+    choice = choose_destination(vm, await office.shelf.hosts(vm.id), wanted, await office.shelf.local_hosts(vm))
     source, destination = await facts_of(office, lease.host), await facts_of(office, choice.host)
     plan.check_machine(vm.spec.machine_type or "", destination, source)
     ctx.data.update(

@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+from serai.controller import capacity
 from serai.controller.jobs import JobContext
 from serai.controller.store.store import Store
 from serai.lib.ids import new_secret
@@ -17,8 +18,10 @@ from serai.schema.network import Network
 from serai.schema.resource import Condition
 from serai.schema.ticket import Purpose, Ticket
 from serai.schema.vm import MigrationSummary, Vm, VmReport, VmState
-from serai.schema.volume import ExportKind, Pool, PoolStatus, Volume
+from serai.schema.volume import ExportKind, Pool, PoolStatus, Volume, VolumeState
 
+PENDING = "pending-restart"
+"""Condition of a VM whose spec asks for what only a restart brings."""
 TICKET_LIFE = timedelta(seconds=60)
 
 
@@ -39,24 +42,10 @@ class Shelf:
         async with self._store.read() as view:
             return await view.hosts.find(name)
 
-    async def hosts(self) -> list[Host]:
-        """All hosts, with what is committed on each."""
+    async def hosts(self, but_vm: str | None = None) -> list[Host]:
+        """All hosts, with what is committed on each; what one VM (by id) itself holds is left out."""
         async with self._store.read() as view:
-            committed = await view.vms.committed()
-            found = []
-            for host in await view.hosts.all():
-                sums = committed.get(host.name)
-                if sums is not None:
-                    status = host.status.model_copy(
-                        update={
-                            "cpus_committed": sums.cpus,
-                            "memory_committed": sums.memory,
-                            "vms": sums.vms,
-                        }
-                    )
-                    host = host.model_copy(update={"status": status})  # noqa: PLW2901 - the same host, with its sums
-                found.append(host)
-            return found
+            return await capacity.all_hosts(view, but_vm=but_vm)
 
     async def pool(self, name: str) -> Pool:
         async with self._store.read() as view:
@@ -150,9 +139,26 @@ class Shelf:
                 found = await write.vms.get(vm)
             except NotFoundError:
                 return
+            for volume in await write.volumes.of_vm(found.name):
+                # Those that were never made go with the row; those that exist were dropped, or are somebody's to keep.
+                if volume.status.state is VolumeState.CREATING:
+                    await write.volumes.delete(volume.id)
+                else:
+                    await write.volumes.update_status(volume.id, vm=None)
             await write.leases.drop(vm)
             await write.vms.delete(vm)
             await write.emit("vm.deleted", f"vm/{found.name}", vm, f"{found.name} is deleted")
+
+    async def release_removed_disks(self, vm: str) -> None:
+        """Volumes that the VM's spec names no more are nobody's from now on: the VM has let go of them."""
+        async with self._store.transaction() as write:
+            found = await write.vms.get(vm)
+            kept = {disk.volume for disk in found.spec.disks}
+            for volume in await write.volumes.of_vm(found.name):
+                if volume.name not in kept:
+                    await write.volumes.update_status(volume.id, vm=None)
+                    text = f"{volume.name} is no disk of {found.name} any more"
+                    await write.emit("volume.state", f"volume/{volume.name}", volume.id, text)
 
     # --- leases ---
 
