@@ -1,0 +1,214 @@
+"""The real workflows behind the real API, against agents that answer by the book: who owns what afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from serai.app.controller import Controller, ControllerConfig, running, standard_extras
+from serai.client.context import Context
+from serai.client.http import Client
+from serai.lib.bus import Message
+from serai.lib.clock import SystemClock
+from serai.lib.membus import MemBus
+from serai.schema.errors import HostError
+from serai.schema.host import HostFacts
+from serai.schema.image import ImageKind, ImageManifest
+from serai.schema.job import Job, JobState
+from serai.schema.lease import Claim
+from serai.schema.messages import (
+    Command,
+    Empty,
+    Hello,
+    Kind,
+    Reply,
+    Subjects,
+    Verdict,
+    VmConfigured,
+    VmMigrated,
+    VmPrepared,
+    VolumeAdmitted,
+    dump,
+)
+from serai.schema.vm import Vm, VmReport, VmState
+from serai.schema.volume import PoolStatus
+
+FACTS = HostFacts(
+    cpus=4,
+    memory=8 << 30,
+    accel="tcg",
+    qemu_version="10.0",
+    machine_types=["pc-q35-10.0"],
+    migration_capabilities=["events", "pause-before-switchover", "late-block-activate"],
+    addresses={"management": "10.0.0.1", "storage": "10.0.0.1", "migration": "10.0.0.1"},
+)
+PLAIN: dict[Kind, BaseModel] = {
+    Kind.POOL_OPEN: PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30),
+    Kind.VOLUME_ADMIT: VolumeAdmitted(portal="10.0.0.1:3260", target="t", lun=1),
+    Kind.VM_PREPARE: VmPrepared(address="10.0.0.2", port=49152, tls_hostname="h2"),
+    Kind.VM_MIGRATE: VmMigrated(committed=True, total_s=1.0),
+    Kind.VM_ABANDON: Verdict(claim=Claim.ABANDONED),
+    Kind.VM_CONFIGURE: VmConfigured(applied=["all"], pending=[]),
+    Kind.IMAGE_MAKE: ImageManifest(name="tiny", kind=ImageKind.KERNEL, files=[]),
+}
+
+
+class Agents:
+    """Every host's agent. `failing` holds the kinds that are answered with an error."""
+
+    def __init__(self, bus: MemBus) -> None:
+        self.bus = bus
+        self.failing: set[Kind] = set()
+        self.asked: list[tuple[str, Kind]] = []
+        self._epochs: dict[str, int] = {}
+
+    async def join(self, host: str) -> None:
+        async def answer(message: Message) -> bytes:
+            return self._answer(host, Command.model_validate_json(message.payload))
+
+        await self.bus.subscribe(Subjects.host_command(host), answer)
+        await self.bus.request(Subjects.HELLO, dump(Hello(host=host, facts=FACTS)), timeout=5)
+
+    async def join_vms(self, host: str) -> None:
+        async def answer(message: Message) -> bytes:
+            return self._answer(host, Command.model_validate_json(message.payload))
+
+        await self.bus.subscribe(Subjects.vm_command("*"), answer)
+
+    def _answer(self, host: str, command: Command) -> bytes:
+        kind = Kind(command.kind)
+        self.asked.append((host, kind))
+        if kind in self.failing:
+            return dump(Reply(state="failed", error=HostError(f"{kind} failed").info))
+        result = PLAIN.get(kind) or self._of_vm(host, kind, command.body)
+        return dump(Reply(state="done", result=json.loads(dump(result))))
+
+    def _of_vm(self, host: str, kind: Kind, body: dict[str, Any]) -> BaseModel:
+        if kind is Kind.VM_START:
+            vm, state = body["launch"]["vm"], VmState.RUNNING
+            self._epochs[vm] = body["epoch"]
+        elif kind is Kind.VM_STOP:
+            vm, state = body["vm"], VmState.STOPPED
+        else:
+            return Empty()
+        now = SystemClock().now()
+        return VmReport(vm=vm, host=host, epoch=self._epochs[vm], state=state, since=now)
+
+
+class World:
+    def __init__(self, controller: Controller, agents: Agents, client: Client) -> None:
+        self.controller = controller
+        self.agents = agents
+        self.client = client
+
+    async def do(self, name: str, target: str | None = None, body: Any = None) -> Job:
+        job = await self.client.call(name, target, body)
+        return await asyncio.wait_for(self.client.wait_job(job.id), 20)
+
+    async def vm(self, name: str) -> Vm:
+        found: Vm = await self.client.call("vm.show", name)
+        return found
+
+    async def owners(self) -> dict[str, str | None]:
+        return {volume.name: volume.status.vm for volume in (await self.client.call("volume.list")).items}
+
+    async def create(self, name: str = "web1", **spec: Any) -> Job:
+        disk = {"pool": "p", "size": "1G"}
+        given = {"image": "tiny", "memory": "1G", "disks": [disk], "vnics": [{"network": "lan"}], **spec}
+        return await self.do("vm.create", None, {"name": name, "spec": given})
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    config = ControllerConfig(
+        state=tmp_path / "state", listen=None, socket=tmp_path / "api.sock", token_file=tmp_path / "token"
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        bus = MemBus()
+        stack.push_async_callback(bus.close)
+        controller = await stack.enter_async_context(running(config, bus, standard_extras(None)))
+        agents = Agents(bus)
+        await agents.join("h1")
+        await agents.join("h2")
+        await agents.join_vms("h1")
+        context = Context(socket=config.socket, token_file=config.token_file)
+        client = await stack.enter_async_context(Client(context))
+        made = World(controller, agents, client)
+        assert (await made.do("pool.create", None, {"name": "p", "spec": {"host": "h1"}})).state is JobState.DONE
+        image = {"name": "tiny", "spec": {"source": "build", "recipe": "tiny"}}
+        assert (await made.do("image.create", None, image)).state is JobState.DONE
+        network = {"name": "lan", "spec": {"bridge": "br-lan", "subnet": "10.77.0.0/24"}}
+        await client.call("network.create", None, network)
+        yield made
+
+
+@pytest.mark.parametrize("kind", [Kind.VOLUME_MAKE, Kind.VOLUME_ADMIT, Kind.VM_START])
+async def test_a_creation_that_fails_leaves_nothing(world: World, kind: Kind) -> None:
+    world.agents.failing.add(kind)
+    job = await world.create()
+    assert (job.state, job.error and job.error.message) == (JobState.FAILED, f"{kind} failed")
+    assert await world.owners() == {}
+    assert (await world.client.call("vm.list")).items == []
+    assert (await world.client.call("network.show", "lan")).status.addresses_used == 0
+    world.agents.failing.clear()
+    assert (await world.create()).state is JobState.DONE
+    assert await world.owners() == {"web1-disk0": "web1"}
+
+
+async def test_a_vm_that_fits_its_host_once_starts_there_again(world: World) -> None:
+    await world.create(memory="6G")
+    before = (await world.vm("web1")).status
+    await world.do("vm.stop", "web1", {"force": True})
+    await world.do("vm.start", "web1")
+    after = (await world.vm("web1")).status
+    assert (after.state, after.host, after.epoch) == (VmState.RUNNING, before.host, before.epoch)
+
+
+async def test_a_move_ends_on_the_destination(world: World) -> None:
+    await world.create()
+    job = await world.do("vm.migrate", "web1", {"to": "h2"})
+    assert job.state is JobState.DONE, job.error
+    status = (await world.vm("web1")).status
+    assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h2", 2)
+
+
+async def test_a_move_that_fails_leaves_the_vm_where_it_was(world: World) -> None:
+    await world.create()
+    world.agents.failing.add(Kind.VM_MIGRATE)
+    job = await world.do("vm.migrate", "web1", {"to": "h2"})
+    assert job.state is JobState.FAILED
+    assert ("h2", Kind.VM_ABANDON) in world.agents.asked
+    vm = await world.vm("web1")
+    assert (vm.status.state, vm.status.host, vm.status.epoch) == (VmState.RUNNING, "h1", 1)
+    world.agents.failing.clear()
+    assert (await world.do("vm.migrate", "web1", {"to": "h2"})).state is JobState.DONE
+    assert (await world.vm("web1")).status.epoch == 3
+
+
+async def test_a_disk_that_was_removed_is_nobodys(world: World) -> None:
+    await world.create()
+    disks = [disk.model_dump(mode="json") for disk in (await world.vm("web1")).spec.disks]
+    await world.do("vm.edit", "web1", {"disks": [*disks, {"pool": "p", "size": "1G"}]})
+    assert await world.owners() == {"web1-disk0": "web1", "web1-disk1": "web1"}
+    await world.do("vm.edit", "web1", {"disks": disks})
+    assert await world.owners() == {"web1-disk0": "web1", "web1-disk1": None}
+    assert (await world.do("volume.delete", "web1-disk1")).state is JobState.DONE
+
+
+async def test_everything_goes_in_the_end(world: World) -> None:
+    await world.create()
+    await world.do("vm.edit", "web1", {"rename": "web2"})
+    await world.do("vm.stop", "web2", {"force": True})
+    assert (await world.do("vm.clone", "web2", {"name": "web3"})).state is JobState.DONE
+    for name in ("web2", "web3"):
+        assert (await world.do("vm.delete", name)).state is JobState.DONE
+    assert await world.owners() == {}
+    assert (await world.do("image.delete", "tiny")).state is JobState.DONE
+    assert (await world.do("pool.delete", "p")).state is JobState.DONE
