@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Interface
 
@@ -10,8 +11,9 @@ import pytest
 from serai.drivers.network.base import NetworkDriver
 from serai.drivers.network.fake import FakeNetwork
 from serai.drivers.network.links import BridgeNetwork
-from serai.lib import namespace, netlink
+from serai.lib import namespace
 from serai.lib.ids import new_id
+from serai.lib.process import run
 from serai.schema.attach import VnicAttachment
 from serai.schema.errors import HostError, NotFoundError, SeraiError
 
@@ -66,7 +68,9 @@ async def _is_open(network: NetworkDriver, tap: str) -> bool:
     if isinstance(network, FakeNetwork):
         return network.ports[tap]
     (name,) = namespace.names("serai-test-")
-    return (await namespace.in_netns(name, netlink.links))[tap].up
+    shown = await run([*namespace.enter_argv(name), "ip", "-d", "-json", "link", "show", "dev", tap])
+    (link,) = json.loads(shown.stdout)
+    return bool(link["linkinfo"]["info_slave_data"]["state"] == "forwarding")
 
 
 async def test_a_bridge_that_is_missing_is_named(network: NetworkDriver) -> None:

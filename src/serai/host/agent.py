@@ -161,8 +161,11 @@ class HostAgent:
         return task.result() if done else Reply(state="running")
 
     async def _carry_out(self, command: Command) -> Reply:
+        began = self._clock.monotonic()
         try:
             reply = await self._execute(command)
+            took = (self._clock.monotonic() - began) * 1000
+            log.info("%s on %s (job %s) took %.0f ms", command.kind, command.key, command.job, took)
         except SeraiError as error:
             log.info("%s on %s (job %s) failed: %s", command.kind, command.key, command.job, error)
             reply = Reply(state="failed", error=error.info)

@@ -40,7 +40,6 @@ class IncomingMove:
         self._reason = ""
         self._decided = asyncio.Event()
         self._forget: Callable[[], None] | None = None
-        self.commit_s = 0.0
 
     @property
     def phase(self) -> DestinationPhase:
@@ -64,12 +63,20 @@ class IncomingMove:
         """All state is here: the commit point, then run."""
         if not self._step(DestinationEvent.LOADED, Claim.COMMITTED, ""):
             return
+        journal_s = self._kit.clock.monotonic() - since
         taps = [vnic.tap for vnic in self._vnics]
         # From here on nothing may keep the VM from running: what fails below is this host's own trouble with it.
         results = await asyncio.gather(
             machine.cont(), *(self._kit.network.open_port(tap) for tap in taps), return_exceptions=True
         )
-        self.commit_s = self._kit.clock.monotonic() - since
+        running_s = self._kit.clock.monotonic() - since
+        log.info(
+            "vm %s: committed epoch %d: %.1f ms to the journal, %.1f ms until it runs",
+            self._vm,
+            self.move.epoch,
+            journal_s * 1000,
+            running_s * 1000,
+        )
         for vnic in self._vnics:
             try:
                 await self._kit.network.announce(vnic)
@@ -116,11 +123,12 @@ class IncomingMove:
         )
         self._phase = after
         self._reason = reason
-        self._decided.set()
         return True
 
     def _finish(self, claim: Claim) -> None:
         if self._forget is not None:
             self._forget()
             self._forget = None
+        # Whoever waits for the verdict is told only now: the source's clean-up must not compete with `cont`.
+        self._decided.set()
         self._on_decided(claim, self._reason)

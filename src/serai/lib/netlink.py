@@ -27,7 +27,12 @@ from serai.schema.errors import HostError, NotFoundError
 
 T = TypeVar("T")
 
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
+SIOCGIFINDEX = 0x8933
+AF_BRIDGE = 7
+RTM_SETLINK, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLA_F_NESTED = 19, 2, 0x1, 0x4, 0x8000
+IFLA_PROTINFO, IFLA_BRPORT_STATE, IFLA_BRPORT_FLUSH = 12, 1, 24
+STATE_DISABLED, STATE_FORWARDING = 0, 3
+ANSWER_TIMEOUT = 2.0
 HTB_ROOT = 0x10000
 HTB_CLASS = 0x10010
 
@@ -204,27 +209,49 @@ def shape(link: str, rate: int) -> None:
 
 
 class PortSwitch:
-    """Sets links up and down by ioctl on one socket kept open, for the path on which a millisecond counts.
+    """Opens and closes bridge ports by one netlink message on a socket kept open: tens of microseconds.
 
-    It acts in the network namespace of the thread that made it. Safe within an event loop: tens of microseconds.
+    The port's state is set (`disabled`, `forwarding`), not the link: taking a link down waits for an RCU grace period
+    under the kernel's one lock for all links, which was seen to cost a move 15 ms. It acts in the network namespace of
+    the thread that made it, and is safe within an event loop.
     """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._ioctl = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._netlink.settimeout(ANSWER_TIMEOUT)
+        self._sequence = 0
 
     def close(self) -> None:
-        """Give the socket back."""
-        self._socket.close()
+        """Give the sockets back."""
+        self._ioctl.close()
+        self._netlink.close()
 
-    def set_up(self, name: str, *, up: bool) -> None:
-        """Open or close a port. Raises NotFoundError, HostError."""
-        request = name.encode().ljust(16, b"\0")
+    def set_port(self, name: str, *, forwarding: bool) -> None:
+        """Open or close a bridge port; closing forgets what was learned behind it. Raises NotFoundError, HostError."""
+        what = f"cannot {'open' if forwarding else 'close'} the port {name}"
         try:
-            answer = fcntl.ioctl(self._socket, SIOCGIFFLAGS, request + bytes(24))
-            (flags,) = struct.unpack_from("=H", answer, 16)
-            flags = flags | IFF_UP if up else flags & ~IFF_UP
-            fcntl.ioctl(self._socket, SIOCSIFFLAGS, request + struct.pack("=H22x", flags))
+            answer = fcntl.ioctl(self._ioctl, SIOCGIFINDEX, name.encode().ljust(16, b"\0") + bytes(24))
+            (index,) = struct.unpack_from("=i", answer, 16)
+            code = self._ask(index, forwarding=forwarding)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 raise NotFoundError("there is no such link", field="link", value=name) from error
-            raise HostError(f"cannot {'open' if up else 'close'} the port {name}: {error.strerror}") from error
+            raise HostError(f"{what}: {error.strerror or error}") from error
+        if code:
+            raise HostError(f"{what}: {os.strerror(code)}")
+
+    def _ask(self, index: int, *, forwarding: bool) -> int:
+        """The kernel's errno for RTM_SETLINK (rtnetlink(7), linux/if_link.h); 0 for success."""
+        self._sequence += 1
+        state = struct.pack("=HHB3x", 5, IFLA_BRPORT_STATE, STATE_FORWARDING if forwarding else STATE_DISABLED)
+        flush = b"" if forwarding else struct.pack("=HH", 4, IFLA_BRPORT_FLUSH)
+        nested = struct.pack("=HH", 4 + len(state + flush), IFLA_PROTINFO | NLA_F_NESTED) + state + flush
+        body = struct.pack("=BxHiII", AF_BRIDGE, 0, index, 0, 0) + nested
+        header = struct.pack("=IHHII", 16 + len(body), RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, self._sequence, 0)
+        self._netlink.send(header + body)
+        while True:
+            answer = self._netlink.recv(4096)
+            _, kind, _, sequence, _ = struct.unpack_from("=IHHII", answer)
+            if kind == NLMSG_ERROR and sequence == self._sequence:
+                return -int(struct.unpack_from("=i", answer, 16)[0])

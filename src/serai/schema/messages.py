@@ -85,7 +85,7 @@ class Subjects:
 
 
 def host_permissions(host: str) -> tuple[list[str], list[str]]:
-    """(publish, subscribe) for one host's identity: the least that its agent needs. Replies are the bus's own matter."""
+    """(publish, subscribe) for one host's identity: what its agent needs. Replies are the bus's matter."""
     publish = [f"host.{host}.report", "vm.*.report", "progress.*", "host.*.verdict", "controller.>"]
     subscribe = [f"host.{host}.>", "vm.*.command"]
     return publish, subscribe

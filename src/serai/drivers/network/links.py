@@ -80,17 +80,19 @@ class BridgeNetwork:
         tap = Tap(vnic.tap, await self._call(_open_tap, vnic.tap))
         try:
             mac = "fe:" + vnic.mac.split(":", 1)[1]  # higher than any real one: no bridge takes it for its own
-            await self._call(netlink.set_link_sync, vnic.tap, mac=mac, mtu=vnic.mtu, master=vnic.bridge, up=open_port)
+            await self._call(netlink.set_link_sync, vnic.tap, mac=mac, mtu=vnic.mtu, master=vnic.bridge, up=True)
+            if not open_port:
+                await self.close_port(vnic.tap)
         except BaseException:
             tap.close()
             raise
         return tap
 
     async def open_port(self, tap: str) -> None:
-        self._ready(self._switch).set_up(tap, up=True)
+        self._ready(self._switch).set_port(tap, forwarding=True)
 
     async def close_port(self, tap: str) -> None:
-        self._ready(self._switch).set_up(tap, up=False)
+        self._ready(self._switch).set_port(tap, forwarding=False)
 
     def _ready(self, part: T | None) -> T:
         if part is None:
