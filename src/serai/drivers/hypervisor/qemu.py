@@ -7,6 +7,7 @@ session of its own, so that it outlives us, and in a sandbox that denies it to s
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -26,6 +27,9 @@ from serai.schema.attach import IscsiDisk, Launch
 from serai.schema.errors import ConflictError, HostError, SeraiError, UnavailableError
 
 log = logging.getLogger(__name__)
+
+LAST_WORDS = 2.0
+"""Seconds for a QEMU that hung up to end; only then is it said to be alive and silent."""
 
 
 class QemuHypervisor:
@@ -112,7 +116,11 @@ class QemuHypervisor:
 
 async def _failure(child: Child, launch: Launch, placing: Placing, error: SeraiError) -> HostError:
     """Why QEMU did not come up: its own last words, if it is gone."""
-    if child.alive:
+    # A QEMU that gives up closes its socket a moment before it is gone: its last words are worth that moment.
+    try:
+        async with asyncio.timeout(LAST_WORDS):
+            await child.exited()
+    except TimeoutError:
         return HostError(f"QEMU of VM {launch.vm} started and did not answer: {error.info.message}")
     code = await child.wait()
     record.clear(placing.run_dir, child.pid)
