@@ -58,3 +58,5 @@ echo localhost >"$root/etc/hostname"
 # Packages installed in the guest later bring their documentation.
 rm -f "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap" "$root/etc/apt/apt.conf.d/99mmdebstrap"
 rm -rf "$root"/var/log/*.log "$root"/var/log/apt/* "$root"/var/cache/ldconfig/* "$root"/var/lib/cloud/*
+# All that systemd would bring up to date at a first boot was done as the packages were installed.
+touch -r "$root/usr" "$root/etc/.updated" "$root/var/.updated"
