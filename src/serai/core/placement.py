@@ -1,9 +1,10 @@
 """Placement: filter the hosts, weigh those that are left, and say why.
 
-A host is out if it is offline, takes no new VMs, is not among those that the VM's disks or its spec allow, or has too
-little memory left: `memory - memory_reserve - memory_committed`. Memory is never promised twice; processors may be, so
-they only weigh. Of the rest the one with the smallest share of its memory and processors committed is taken (after the
-VM is counted in), by name where they are equal, so that the same question always gets the same answer.
+A host is out if it is offline, takes no new VMs, is not among those that the VM's disks or its spec allow, has a QEMU
+without the VM's machine, or has too little memory left: `memory - memory_reserve - memory_committed`. Memory is never
+promised twice; processors may be, so they only weigh. Of the rest the one with the smallest share of its memory and
+processors committed is taken (after the VM is counted in), by name where they are equal, so that the same question
+always gets the same answer.
 """
 
 from __future__ import annotations
@@ -11,8 +12,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from serai.schema.errors import CapacityError, ConflictError, InvalidError, NotFoundError, SeraiError, UnavailableError
-from serai.schema.host import Host, HostState
+from serai.core.launch import check_machine, pin_machine
+from serai.schema.errors import (
+    CapacityError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    SeraiError,
+    UnavailableError,
+    UnsupportedError,
+)
+from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.units import format_size
 from serai.schema.vm import Vm, VmSpec
 
@@ -50,8 +60,33 @@ def objection(spec: VmSpec, host: Host, local: Collection[str] | None, *, pinned
         return "takes no new VMs"
     if local is not None and host.name not in local:
         return f"cannot reach the VM's disks, which are local to {_list(local)}"
+    lack = _lack_of_machine(spec, host.status.facts)
+    if lack is not None:
+        return lack
     if free(host) < spec.memory:
         return f"has {format_size(max(free(host), 0))} of memory free, and {format_size(spec.memory)} is needed"
+    return None
+
+
+def _lack_of_machine(spec: VmSpec, facts: HostFacts) -> str | None:
+    """Why this host's QEMU cannot be the VM's machine: the pinned type, or else any of the kind."""
+    if spec.machine_type is not None:
+        return None if spec.machine_type in facts.machine_types else f"has no {spec.machine_type} machine in its QEMU"
+    try:
+        pin_machine(spec.machine, facts)
+    except UnsupportedError:
+        return f"has no {spec.machine} machine in its QEMU"
+    return None
+
+
+def _unlike(vm: Vm, source: Host | None, host: Host) -> str | None:
+    """Why a running VM cannot pass between two machines that could each start it."""
+    if vm.spec.machine_type is None or source is None or source.status.facts is None or host.status.facts is None:
+        return None
+    try:
+        check_machine(vm.spec.machine_type, host.status.facts, source.status.facts)
+    except ConflictError as error:
+        return f"differs too much: {error.info.message}"
     return None
 
 
@@ -82,10 +117,10 @@ def choose_destination(
     CapacityError.
     """
     candidates = sorted(hosts, key=lambda host: host.name)
-    source = vm.status.host
+    source = next((host for host in candidates if host.name == vm.status.host), None)
     if wanted is None:
-        rest = [host for host in candidates if host.name != source]
-        against = {host.name: objection(vm.spec, host, local or None) for host in rest}
+        rest = [host for host in candidates if host is not source]
+        against = {host.name: objection(vm.spec, host, local or None) or _unlike(vm, source, host) for host in rest}
         fit = [host for host in rest if against[host.name] is None]
         others = {name: reason for name, reason in against.items() if reason is not None}
         if not fit:
@@ -100,18 +135,18 @@ def choose_destination(
         raise NotFoundError(
             f"there is no host {wanted}", field="to", value=wanted, remedy="See which there are: serai host list."
         )
-    if host.name == source:
+    if host is source:
         raise ConflictError(
             f"VM {vm.name} runs on {wanted} already", field="to", value=wanted, remedy="Name another host."
         )
     asked = vm.spec.model_copy(update={"host": wanted})
-    reason = objection(asked, host, local or None)
+    reason = objection(asked, host, local or None) or _unlike(vm, source, host)
     if reason is not None:
-        kind: type[SeraiError] = CapacityError
+        kind: type[SeraiError] = ConflictError
         if host.status.state is not HostState.ONLINE or host.status.facts is None:
             kind = UnavailableError
-        elif local and wanted not in local:
-            kind = ConflictError
+        elif free(host) < vm.spec.memory and not (local and wanted not in local):
+            kind = CapacityError
         raise kind(f"host {wanted} {reason}", field="to", value=wanted, remedy="Name another host: serai host list.")
     return Choice(wanted, "asked for by name")
 
@@ -160,6 +195,13 @@ def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[str, str]) ->
             field="spec.host",
             value=spec.host,
             remedy="Start its agent." if offline else "Name another host, or none.",
+        )
+    if online and all(host.status.facts and _lack_of_machine(spec, host.status.facts) for host in online):
+        return UnsupportedError(
+            f"no host will do: {_reasons(others)}",
+            field="spec.machine",
+            value=spec.machine_type or spec.machine,
+            remedy="Install or upgrade QEMU on a host (serai doctor), or choose another machine.",
         )
     kind: type[SeraiError] = CapacityError if online else UnavailableError
     return kind(

@@ -30,7 +30,7 @@ from serai.schema.job import JobState
 from serai.schema.messages import Hello, Subjects, dump
 from serai.schema.vm import Vm
 
-FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0")
+FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
 
 
 class Guest:

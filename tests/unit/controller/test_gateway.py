@@ -41,7 +41,7 @@ from serai.schema.ticket import Purpose, Ticket
 from serai.schema.vm import Vm, VmReport, VmSpec, VmState, VmStatus
 from serai.schema.volume import ExportKind, Pool, PoolDriverName, PoolSpec, PoolStatus
 
-FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0")
+FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
 OPEN = PoolOpen(pool=new_id(), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 

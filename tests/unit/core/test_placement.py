@@ -10,16 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serai.core.placement import choose_destination, free, place
-from serai.schema.errors import CapacityError, ConflictError, InvalidError, NotFoundError, SeraiError, UnavailableError
+from serai.schema.errors import (
+    CapacityError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    SeraiError,
+    UnavailableError,
+    UnsupportedError,
+)
 from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.vm import Vm, VmSpec, VmStatus
 
 GIB = 1 << 30
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+MACHINES = ["pc-q35-9.2", "pc-q35-10.0", "microvm"]
 
 
 def host(name: str, memory: int = 8, committed: int = 0, *, online: bool = True, cpus: int = 0, **spec: Any) -> Host:
-    facts = HostFacts(cpus=4, memory=memory * GIB, accel="tcg", qemu_version="10.0")
+    facts = HostFacts(
+        cpus=4, memory=memory * GIB, accel="tcg", qemu_version="10.0", machine_types=spec.pop("machines", MACHINES)
+    )
     return Host(
         name=name,
         id="aaaaaaaaaaaa",
@@ -131,3 +142,29 @@ def test_memory_is_never_promised_twice(sizes: list[tuple[int, int, bool]], memo
         assert chosen.status.state is HostState.ONLINE
         assert free(chosen) >= asked.spec.memory
         assert place(asked, list(reversed(hosts))) == choice
+
+
+def test_a_host_without_the_machine_is_out() -> None:
+    old, new = host("h1", machines=["pc-q35-9.2"]), host("h2", committed=4)
+    assert place(vm(), [old, new]).host == "h1"
+    assert place(vm(machine="microvm"), [old, new]).host == "h2"
+    choice = place(vm(machine_type="pc-q35-10.0"), [old, new])
+    assert (choice.host, choice.others) == ("h2", {"h1": "has no pc-q35-10.0 machine in its QEMU"})
+    with pytest.raises(UnsupportedError, match="h1 has no microvm machine in its QEMU") as caught:
+        place(vm(machine="microvm"), [old, host("h3", machines=[])])
+    assert (caught.value.info.field, caught.value.info.value) == ("spec.machine", "microvm")
+    assert caught.value.info.remedy
+
+
+def test_a_running_vm_goes_where_its_machine_is_the_same() -> None:
+    moving = vm(on="h1", machine="microvm", machine_type="microvm")
+    other = host("h2")
+    assert other.status.facts is not None
+    facts = other.status.facts.model_copy(update={"qemu_version": "7.2"})
+    other = other.model_copy(update={"status": other.status.model_copy(update={"facts": facts})})
+    hosts = [host("h1"), other, host("h3", committed=4), host("h4", machines=["pc-q35-10.0"])]
+    assert choose_destination(moving, hosts, None).host == "h3"
+    for wanted, words in (("h2", "from 10.0 to 7.2"), ("h4", "has no microvm machine")):
+        with pytest.raises(ConflictError, match=words) as caught:
+            choose_destination(moving, hosts, wanted)
+        assert (caught.value.info.field, caught.value.info.value) == ("to", wanted)
