@@ -151,15 +151,16 @@ async def test_down_killed_in_the_middle_is_finished_by_the_next(world: LabWorld
     assert world.left() == NOTHING
 
 
-async def test_interrupting_up_undoes_it(world: LabWorld) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_interrupting_up_undoes_it(world: LabWorld, number: signal.Signals) -> None:
     name = world.name()
     child = await process.spawn(serai("lab", "up", "--bare", "--hosts", "8", "--name", name))
     deadline = time.monotonic() + DEADLINE
     while not namespace.names(f"serai-{name}-"):
         assert time.monotonic() < deadline
         await asyncio.sleep(0)
-    child.send_signal(signal.SIGINT)
-    assert await child.wait() == 130
+    child.send_signal(number)
+    assert await child.wait() == 128 + number
     assert world.left() == NOTHING
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Annotated
+import signal
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from serai.lab.state import LabFolder, LabState, ProcessRecord
 
 app = noun("Several hosts on this one machine, to try and test.")
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 NameOption = Annotated[str, typer.Option(help="The lab's name; several may stand side by side.")]
 
@@ -45,11 +49,10 @@ def up(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--link-rate") from error
     _require_root()
-    try:
-        asyncio.run(bring_up(name, hosts, link_rate=rate, bare=bare, say=note))
-    except KeyboardInterrupt:
+    code = asyncio.run(_unless_ended(bring_up(name, hosts, link_rate=rate, bare=bare, say=note)))
+    if code:
         note(f"interrupted: lab {name} was taken away again")
-        raise typer.Exit(130) from None
+        raise typer.Exit(code)
     say(f"lab {name} is up: {hosts} host{'s' if hosts > 1 else ''}")
 
 
@@ -151,6 +154,34 @@ def probe(
     else:
         for line in report.lines():
             say(line)
+
+
+async def _unless_ended(work: Coroutine[Any, Any, object]) -> int:
+    """Do `work`, and let it undo itself at Ctrl-C, at SIGTERM, or when the terminal closes; return the exit code."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    came: list[int] = []
+
+    def end(number: int) -> None:
+        # Only once: another one would cut the undoing short.
+        if not came:
+            came.append(number)
+            task.cancel()
+
+    # One that is ignored stays so: the caller meant it (nohup, a job in a script's background).
+    heard = [number for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN]
+    for number in heard:
+        loop.add_signal_handler(number, end, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not came:
+            raise
+        return 128 + came[0]
+    finally:
+        for number in heard:
+            loop.remove_signal_handler(number)
+    return 0
 
 
 def _require_root() -> None:
