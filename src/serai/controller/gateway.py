@@ -229,6 +229,7 @@ class Hosts:
             said = [one for one in report.vms if one.host == report.host]
             fresh = await reports.news(view, said)
             concerned = await reports.offers_concern(view, report.host, report.leases)
+            missing = await reports.unlisted(view, report)
             known = {pool.id: pool for pool in await view.pools.on_host(report.host)}
         pools = [
             (known[pool_id], status)
@@ -237,7 +238,7 @@ class Hosts:
         ]
         self._seen[report.host] = self._clock.monotonic()
         returned = host.status.state is not HostState.ONLINE
-        if returned or fresh or concerned or pools:
+        if returned or fresh or concerned or missing or pools:
             async with self._store.transaction() as tx:
                 if returned:
                     await reports.back(tx, host)
@@ -245,6 +246,7 @@ class Hosts:
                     await reports.journals(tx, report.host, report.leases)
                 for one in fresh:
                     await reports.apply(tx, one)
+                await reports.write_unlisted(tx, report)
                 await reports.write_pools(tx, pools)
         if returned:
             self._tell_online(host)

@@ -3,6 +3,9 @@
 A report is believed by the lease: one of an older epoch, or from a host that does not hold the lease, says nothing of
 the VM. One of the epoch on offer, from the host that it was offered to, with vCPUs that may run, proves that the
 destination has committed: nothing else starts them (host/incoming). It commits the lease here too.
+
+A full report that does not list a VM whose lease the host holds is believed as well: the VM is shown `unknown`, or
+`stopped` where the host's own journal says that it gave the lease up. Never "running" on nobody's word.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from serai.core import lease as rules
 from serai.schema.errors import StaleError
 from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.lease import Claim, Lease, LeaseRecord
+from serai.schema.messages import HostReport
 from serai.schema.resource import Condition
 from serai.schema.vm import Vm, VmReport, VmState, VmStatus
 from serai.schema.volume import Pool, PoolStatus
@@ -126,6 +130,37 @@ async def offers_concern(view: View, host: str, records: Iterable[LeaseRecord]) 
     return any(
         lease.offered_to == host and (lease.vm, lease.highest) in epochs for lease in await view.leases.offered()
     )
+
+
+async def unlisted(view: View, said: HostReport) -> list[tuple[Vm, Lease]]:
+    """VMs that are shown as begun on this host, whose lease it holds, and which its full report does not list.
+
+    Two kinds are left alone. One on the move: its job asks the journals. One whose state began after the report was
+    made up: reports may overtake one another, and this one was written before the VM was there.
+    """
+    listed = {one.vm for one in said.vms}
+    found = []
+    for vm_id in await view.vms.ids_on(said.host, BEGUN) - listed:
+        vm, lease = await view.vms.get(vm_id), await view.leases.get(vm_id)
+        if lease is None or lease.host != said.host or lease.offered_to is not None:
+            continue
+        if vm.status.since is None or vm.status.since < said.time:
+            found.append((vm, lease))
+    return found
+
+
+async def write_unlisted(tx: Transaction, said: HostReport) -> None:
+    """Say of such VMs what is known: not that they run. A later report that lists one makes good for it."""
+    for vm, lease in await unlisted(tx, said):
+        records = [record for record in said.leases if record.vm == vm.id]
+        if rules.claim_of(records, lease.epoch) is Claim.RELEASED:
+            state, reason = VmState.STOPPED, f"{said.host} has given it up"
+        else:
+            state, reason = VmState.UNKNOWN, f"{said.host} holds its lease but reports no such VM: see its agent's log"
+        log.warning("VM %s was %s: %s", vm.name, vm.status.state, reason)
+        await tx.vms.update_status(vm.id, state=state, reason=reason, since=tx.now, pid=None, guest_agent=False)
+        text = f"{vm.name} is {state}: {reason}"
+        await tx.emit("vm.state", f"vm/{vm.name}", vm.id, text, state=state.value, host=said.host, epoch=lease.epoch)
 
 
 async def greet(tx: Transaction, name: str, facts: HostFacts, new_id: str) -> Host:

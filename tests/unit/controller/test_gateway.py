@@ -73,11 +73,13 @@ class Kit:
             await tx.leases.create(vm.id, host)
         return vm.id
 
+    def said(self, vm: str, **fields: Any) -> VmReport:
+        given = {"host": "h1", "epoch": 1, "state": "running", "sequence": 1, "since": THEN, **fields}
+        return VmReport.model_validate({"vm": vm, **given})
+
     async def report(self, vm: str, **fields: Any) -> VmStatus:
         """A report, and the VM's status after it."""
-        given = {"host": "h1", "epoch": 1, "state": "running", "sequence": 1, "since": THEN, **fields}
-        said = VmReport.model_validate({"vm": vm, **given})
-        await self.bus.request(Subjects.vm_report(vm), dump(said), timeout=5)
+        await self.bus.request(Subjects.vm_report(vm), dump(self.said(vm, **fields)), timeout=5)
         return await self.status(vm)
 
     async def status(self, vm: str) -> VmStatus:
@@ -278,9 +280,51 @@ async def test_a_silent_host_is_offline_and_its_vms_are_not_dead(kit: Kit) -> No
     assert await state() is HostState.OFFLINE
     status = await kit.status(vm)
     assert (status.state, [one.type for one in status.conditions]) == (VmState.RUNNING, [SILENT])
-    await kit.full_report("h1")
+    await kit.full_report("h1", vms=[kit.said(vm)])
     assert await state() is HostState.ONLINE
     assert (await kit.status(vm)).conditions == []
+
+
+async def test_a_vm_that_its_host_does_not_list_is_not_shown_as_running(kit: Kit) -> None:
+    vm = await kit.vm()
+    await kit.host("h1")
+    await kit.report(vm, pid=7)
+    kit.clock.advance(1)
+    await kit.full_report("h1", vms=[kit.said(vm, pid=7)])
+    assert (await kit.status(vm)).state is VmState.RUNNING
+    await kit.full_report("h1")
+    status = await kit.status(vm)
+    assert (status.state, status.pid, status.host) == (VmState.UNKNOWN, None, "h1")
+    assert "h1 holds its lease" in status.reason
+    newest = kit.store.bell.newest
+    await kit.full_report("h1")
+    assert kit.store.bell.newest == newest
+    await kit.full_report("h1", vms=[kit.said(vm, pid=7, sequence=2)])
+    status = await kit.status(vm)
+    assert (status.state, status.pid, status.reason) == (VmState.RUNNING, 7, "")
+
+
+async def test_an_unlisted_vm_whose_lease_its_host_gave_up_is_stopped(kit: Kit) -> None:
+    vm = await kit.vm()
+    await kit.host("h1")
+    await kit.full_report("h1", leases=[LeaseRecord(vm=vm, epoch=1, claim=Claim.RELEASED)])
+    status = await kit.status(vm)
+    assert (status.state, status.reason) == (VmState.STOPPED, "h1 has given it up")
+
+
+@pytest.mark.parametrize("why", ["it began after the report", "it is on the move", "another host holds its lease"])
+async def test_an_absence_that_says_nothing(kit: Kit, why: str) -> None:
+    vm = await kit.vm()
+    await kit.host("h1")
+    if why == "it began after the report":
+        await kit.report(vm, since=THEN + timedelta(seconds=1))
+    async with kit.store.transaction() as tx:
+        if why != "it began after the report":
+            await tx.leases.offer(vm, "h2", "one")
+        if why == "another host holds its lease":
+            await tx.leases.commit(vm, 2, "h2")
+    await kit.full_report("h1")
+    assert (await kit.status(vm)).state is VmState.RUNNING
 
 
 async def test_pools_are_written_when_they_change(kit: Kit) -> None:

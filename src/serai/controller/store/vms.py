@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,11 @@ class Vms(Resources[Vm]):
     async def on_host(self, host: str) -> list[Vm]:
         """The VMs whose status names a host."""
         return await self.all(self.table.c.host == host)
+
+    async def ids_on(self, host: str, states: Collection[VmState]) -> set[str]:
+        """Ids of the VMs whose status names a host and one of these states."""
+        query = select(self.table.c.id).where(self.table.c.host == host, self.table.c.state.in_(states))
+        return set((await self.connection.execute(query)).scalars())
 
     async def committed(self, *, but: str | None = None) -> dict[str, Committed]:
         """Host name to what is committed there: VMs that run or shall run, and those a lease is offered for.
