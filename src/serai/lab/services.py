@@ -114,7 +114,7 @@ async def start(folder: LabFolder, now: LabState, say: Say) -> LabState:
     tls = await asyncio.to_thread(_certificates, folder, plan)
     _let_fetchers_out(folder)
     say("bus, controller and agents")
-    url = await _bus(folder, plan, tls, programs)
+    url = await start_bus(folder, plan, tls, programs)
     await programs.start(
         "controller ctl",
         {
@@ -125,11 +125,12 @@ async def start(folder: LabFolder, now: LabState, say: Say) -> LabState:
             "token_file": str(folder.token),
         },
     )
-    for host in plan.hosts:
-        await programs.start(f"agent {host}", _agent(plan, host, url))
     context = Context(socket=folder.api_socket, token_file=folder.token, via={"netns": plan.netns("ctl")})
     deadline = time.monotonic() + READY_TIMEOUT
     await _answers(folder, programs, deadline)
+    # Not before: an agent that finds no controller tries again only with its next report, seconds later.
+    for host in plan.hosts:
+        await programs.start(f"agent {host}", _agent(plan, host, url))
     async with Client(context) as client:
         await _online(client, plan, programs, deadline)
         say("default pool and network")
@@ -161,7 +162,8 @@ def _let_fetchers_out(folder: LabFolder) -> None:
             script.chmod(0o755)
 
 
-async def _bus(folder: LabFolder, plan: Plan, tls: TlsFiles, programs: Programs) -> str:
+async def start_bus(folder: LabFolder, plan: Plan, tls: TlsFiles, programs: Programs) -> str:
+    """Start the lab's nats-server, for the first time or after it was killed; return its URL."""
     permissions = {"controller": Permissions(publish=(">",), subscribe=(">",))}
     for host in plan.hosts:
         publish, subscribe = host_permissions(host)
