@@ -85,6 +85,8 @@ class HostParts:
             stack.callback(journal.close)
             records = Records(journal)
             tls = TlsFiles.in_folder(config.pki)
+            paths.pki.mkdir(parents=True, exist_ok=True)
+            os.chmod(paths.pki, 0o711)  # noqa: S103 - QEMU's user passes through to its own certificates
             write_qemu_folder(tls, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
             hypervisor = registry.hypervisor(paths)
             network = registry.network()

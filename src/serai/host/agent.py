@@ -37,6 +37,8 @@ from serai.schema.vm import VmReport
 
 log = logging.getLogger(__name__)
 
+HELLO_PERIOD = 0.5
+"""Seconds between two hellos to a controller that does not answer yet: host and controller may boot together."""
 REPORT_PERIOD = 5.0
 """Seconds between two full reports; the controller calls a host silent after three of them."""
 
@@ -112,7 +114,7 @@ class HostAgent:
     async def _report_forever(self) -> None:
         while True:
             await self._hello_and_report()
-            await self._clock.sleep(REPORT_PERIOD)
+            await self._clock.sleep(REPORT_PERIOD if self._welcomed else HELLO_PERIOD)
 
     async def _hello_and_report(self) -> None:
         try:

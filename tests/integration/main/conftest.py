@@ -25,6 +25,7 @@ from serai.lab.up import up
 from serai.lab.workload import Guest
 from serai.lib import namespace, process
 from serai.lib.ids import new_id
+from serai.lib.pki import TlsFiles
 from serai.schema.errors import NotFoundError, SeraiError
 from serai.schema.host import HostState
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
@@ -122,6 +123,13 @@ class Lab:
         folder = LabFolder.of(self.name)
         programs = services.Programs(folder, folder.load())
         await programs.restart(role)
+
+    async def restart_bus(self) -> None:
+        """Start a killed nats-server again, at the address that it had."""
+        folder = LabFolder.of(self.name)
+        now = folder.load()
+        tls = TlsFiles.in_folder(folder.controller / "pki")
+        await services.start_bus(folder, now.plan, tls, services.Programs(folder, now))
 
     async def online(self, *hosts: str) -> None:
         """Wait until the controller says that these hosts are online."""

@@ -139,3 +139,38 @@ async def test_shut_down_start_reset_pause(lab: Lab) -> None:
     assert lab.qemus(vm)["h1"] == []
     await lab.done(await lab.client.call("vm.start", vm.name))
     await guest.up()
+
+
+async def test_the_bus_away_for_30_seconds(lab: Lab) -> None:
+    vm = await lab.create()
+    guest = lab.guest(vm)
+    boot_id, pid = await guest.boot_id(), lab.qemus(vm)["h1"]
+    stops = await lab.create()
+    lab.kill("nats-server ctl")
+    # What happens while nobody can be told of it is told afterwards.
+    await lab.guest(stops).power_off()
+    await asyncio.sleep(30)
+    assert await guest.boot_id() == boot_id
+    shown = await lab.vm(vm.name)
+    assert shown.status.state is VmState.RUNNING, "silence on the bus never means that a VM is dead"
+    await lab.restart_bus()
+    await lab.online("h1", "h2", "h3")
+    await lab.until(stops.name, lambda now: now.status.state is VmState.STOPPED)
+    assert lab.qemus(vm)["h1"] == pid
+    await lab.done(await lab.migrate(vm.name, "h2"))
+    assert await guest.boot_id() == boot_id
+
+
+async def test_after_the_commit_a_crash_is_the_vms_own(lab: Lab) -> None:
+    vm = await lab.create(restart=RestartPolicy.ON_FAILURE)
+    guest = lab.guest(vm)
+    boot_id = await guest.boot_id()
+    async with lab.watch(vm):
+        await lab.done(await lab.migrate(vm.name, "h2"))
+        os.kill(lab.qemus(vm)["h2"][0], signal.SIGKILL)
+        again = await lab.until(vm.name, lambda now: now.status.state is VmState.RUNNING and now.status.restarts == 1)
+    assert again.status.host == "h2"
+    assert "signal 9" in again.status.reason
+    await guest.up()
+    assert await guest.boot_id() != boot_id
+    one_copy(lab, vm, "h2")

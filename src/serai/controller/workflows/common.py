@@ -5,10 +5,10 @@ The actions here are idempotent: a repeated step sends the same commands with th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from serai.controller.jobs import JobContext
+from serai.controller.jobs import JobContext, StepDef
 from serai.controller.workflows.shelf import PENDING, Shelf
 from serai.core import launch as plan
 from serai.schema.attach import Launch
@@ -37,6 +37,21 @@ class Office:
 
     shelf: Shelf
     secret: bytes
+
+
+Action = Callable[[Office, JobContext], Awaitable[None]]
+
+
+def bound(office: Office, name: str, run: Action, undo: Action | None = None) -> StepDef:
+    """A repeatable step whose actions work with this office."""
+
+    def bind(action: Action) -> Callable[[JobContext], Awaitable[None]]:
+        async def step(ctx: JobContext) -> None:
+            await action(office, ctx)
+
+        return step
+
+    return StepDef(name, bind(run), undo=None if undo is None else bind(undo), repeatable=True)
 
 
 async def facts_of(office: Office, host: str) -> HostFacts:

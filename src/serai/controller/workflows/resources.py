@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from serai.controller.jobs import JobContext, StepDef, Workflow
-from serai.controller.workflows.common import Office, bring_image, facts_of
+from serai.controller.jobs import JobContext, Workflow
+from serai.controller.workflows.common import Action, Office, bound, bring_image, facts_of
 from serai.schema.errors import UnavailableError
 from serai.schema.host import HostState
 from serai.schema.image import ImageKind, ImageManifest, ImageSource, ImageState
@@ -27,83 +27,77 @@ from serai.schema.volume import PoolStatus, VolumeState
 def workflows(office: Office) -> list[Workflow]:
     """All kinds of this file."""
 
-    async def pool_create(ctx: JobContext) -> None:
-        pool = await office.shelf.pool(ctx.params["id"])
-        body = PoolOpen(pool=pool.id, driver=pool.spec.driver, path=pool.spec.path, export=pool.spec.export)
-        status: PoolStatus = await ctx.command(Kind.POOL_OPEN, pool.spec.host, f"pool/{pool.id}", body)
-        await office.shelf.set_pool_status(pool.id, status)
-        ctx.result = status.model_dump(mode="json")
-
-    async def pool_close(ctx: JobContext) -> None:
-        pool = await office.shelf.pool(ctx.params["id"])
-        await ctx.command(Kind.POOL_CLOSE, pool.spec.host, f"pool/{pool.id}", PoolClose(pool=pool.id))
-        await office.shelf.delete_pool(pool.id)
-
-    async def volume_create(ctx: JobContext) -> None:
-        await _make_volume(office, ctx)
-
-    async def volume_delete(ctx: JobContext) -> None:
-        volume = await office.shelf.volume(ctx.params["id"])
-        pool = await office.shelf.pool(volume.spec.pool)
-        body = VolumeDrop(pool=pool.id, volume=volume.id)
-        await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
-        await office.shelf.delete_volume(volume.id)
-
-    async def volume_edit(ctx: JobContext) -> None:
-        volume = await office.shelf.volume(ctx.params["id"])
-        if volume.spec.size > volume.status.size:
-            pool = await office.shelf.pool(volume.spec.pool)
-            body = VolumeGrow(pool=pool.id, volume=volume.id, size=volume.spec.size)
-            await ctx.command(Kind.VOLUME_GROW, pool.spec.host, f"volume/{volume.id}", body)
-            await office.shelf.set_volume_status(volume.id, size=volume.spec.size)
-        ctx.result = {"size": volume.spec.size}
-
-    async def image_create(ctx: JobContext) -> None:
-        await _make_image(office, ctx)
-
-    async def image_spread(ctx: JobContext) -> None:
-        await _spread_image(office, ctx)
-
-    async def image_undo(ctx: JobContext) -> None:
-        await _drop_copies(office, ctx)
-        await office.shelf.delete_image(ctx.params["id"])
-
-    async def image_delete(ctx: JobContext) -> None:
-        await _drop_copies(office, ctx)
-        await office.shelf.delete_image(ctx.params["id"])
-
-    async def take(ctx: JobContext) -> None:
-        host = await office.shelf.host(ctx.params["id"])
-        body = UplinkTakeCommand(
-            uplink=ctx.params["uplink"],
-            bridge=ctx.params.get("bridge", "br-lan"),
-            confirm_within=float(ctx.params.get("confirm_within", 60.0)),
-        )
-        taken: UplinkTaken = await ctx.command(Kind.UPLINK_TAKE, host.name, f"uplink/{host.id}", body)
-        ctx.result = {"bridge": body.bridge, "confirm_before": taken.deadline.isoformat()}
-
-    async def confirm(ctx: JobContext) -> None:
-        host = await office.shelf.host(ctx.params["id"])
-        await ctx.command(Kind.UPLINK_CONFIRM, host.name, f"uplink/{host.id}", UplinkConfirm(token=""))
-        ctx.result = {"confirmed": True}
+    def one(kind: str, name: str, run: Action, undo: Action | None = None) -> Workflow:
+        return Workflow(kind, (bound(office, name, run, undo),))
 
     return [
-        Workflow("host.take", (StepDef("take", take, repeatable=True),)),
-        Workflow("host.confirm", (StepDef("confirm", confirm, repeatable=True),)),
-        Workflow("pool.create", (StepDef("open", pool_create, undo=pool_close, repeatable=True),)),
-        Workflow("pool.delete", (StepDef("close", pool_close, repeatable=True),)),
-        Workflow("volume.create", (StepDef("make", volume_create, undo=volume_delete, repeatable=True),)),
-        Workflow("volume.delete", (StepDef("delete", volume_delete, repeatable=True),)),
-        Workflow("volume.edit", (StepDef("grow", volume_edit, repeatable=True),)),
+        one("host.take", "take", _take),
+        one("host.confirm", "confirm", _confirm),
+        one("pool.create", "open", _pool_create, _pool_close),
+        one("pool.delete", "close", _pool_close),
+        one("volume.create", "make", _make_volume, _volume_delete),
+        one("volume.delete", "delete", _volume_delete),
+        one("volume.edit", "grow", _volume_edit),
         Workflow(
             "image.create",
-            (
-                StepDef("make", image_create, undo=image_undo, repeatable=True),
-                StepDef("spread", image_spread, repeatable=True),
-            ),
+            (bound(office, "make", _make_image, _image_delete), bound(office, "spread", _spread_image)),
         ),
-        Workflow("image.delete", (StepDef("delete", image_delete, repeatable=True),)),
+        one("image.delete", "delete", _image_delete),
     ]
+
+
+async def _pool_create(office: Office, ctx: JobContext) -> None:
+    pool = await office.shelf.pool(ctx.params["id"])
+    body = PoolOpen(pool=pool.id, driver=pool.spec.driver, path=pool.spec.path, export=pool.spec.export)
+    status: PoolStatus = await ctx.command(Kind.POOL_OPEN, pool.spec.host, f"pool/{pool.id}", body)
+    await office.shelf.set_pool_status(pool.id, status)
+    ctx.result = status.model_dump(mode="json")
+
+
+async def _pool_close(office: Office, ctx: JobContext) -> None:
+    pool = await office.shelf.pool(ctx.params["id"])
+    await ctx.command(Kind.POOL_CLOSE, pool.spec.host, f"pool/{pool.id}", PoolClose(pool=pool.id))
+    await office.shelf.delete_pool(pool.id)
+
+
+async def _volume_delete(office: Office, ctx: JobContext) -> None:
+    volume = await office.shelf.volume(ctx.params["id"])
+    pool = await office.shelf.pool(volume.spec.pool)
+    body = VolumeDrop(pool=pool.id, volume=volume.id)
+    await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
+    await office.shelf.delete_volume(volume.id)
+
+
+async def _volume_edit(office: Office, ctx: JobContext) -> None:
+    volume = await office.shelf.volume(ctx.params["id"])
+    if volume.spec.size > volume.status.size:
+        pool = await office.shelf.pool(volume.spec.pool)
+        body = VolumeGrow(pool=pool.id, volume=volume.id, size=volume.spec.size)
+        await ctx.command(Kind.VOLUME_GROW, pool.spec.host, f"volume/{volume.id}", body)
+        await office.shelf.set_volume_status(volume.id, size=volume.spec.size)
+    ctx.result = {"size": volume.spec.size}
+
+
+async def _image_delete(office: Office, ctx: JobContext) -> None:
+    await _drop_copies(office, ctx)
+    await office.shelf.delete_image(ctx.params["id"])
+
+
+async def _take(office: Office, ctx: JobContext) -> None:
+    host = await office.shelf.host(ctx.params["id"])
+    body = UplinkTakeCommand(
+        uplink=ctx.params["uplink"],
+        bridge=ctx.params.get("bridge", "br-lan"),
+        confirm_within=float(ctx.params.get("confirm_within", 60.0)),
+    )
+    taken: UplinkTaken = await ctx.command(Kind.UPLINK_TAKE, host.name, f"uplink/{host.id}", body)
+    ctx.result = {"bridge": body.bridge, "confirm_before": taken.deadline.isoformat()}
+
+
+async def _confirm(office: Office, ctx: JobContext) -> None:
+    host = await office.shelf.host(ctx.params["id"])
+    await ctx.command(Kind.UPLINK_CONFIRM, host.name, f"uplink/{host.id}", UplinkConfirm(token=""))
+    ctx.result = {"confirmed": True}
 
 
 async def _make_volume(office: Office, ctx: JobContext) -> None:
