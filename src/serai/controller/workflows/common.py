@@ -12,7 +12,7 @@ from serai.controller.jobs import JobContext, StepDef
 from serai.controller.workflows.shelf import PENDING, Shelf
 from serai.core import launch as plan
 from serai.schema.attach import Launch
-from serai.schema.errors import ConflictError, UnavailableError
+from serai.schema.errors import ConflictError, SeraiError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.image import Image, ImageKind
 from serai.schema.messages import (
