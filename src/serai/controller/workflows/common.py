@@ -191,7 +191,17 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,
     )
-    report = await ctx.command(Kind.VM_START, lease.host, f"vm/{vm_id}", body, generation=vm.generation, deadline=120.0)
+    try:
+        report = await ctx.command(
+            Kind.VM_START, lease.host, f"vm/{vm_id}", body, generation=vm.generation, deadline=120.0
+        )
+    except UnavailableError as error:
+        # It may have started or not: its host's next report says which.
+        await office.shelf.set_vm_status(vm_id, state=VmState.UNKNOWN, reason=error.info.message)
+        raise
+    except SeraiError as error:
+        await office.shelf.set_vm_status(vm_id, state=VmState.CRASHED, reason=error.info.message)
+        raise
     await office.shelf.take_report(report)
     await office.shelf.set_vm_conditions(vm_id, PENDING, [])
     await office.shelf.release_removed_disks(vm_id)
