@@ -93,8 +93,8 @@ class Moves(RuleBasedStateMachine):
         if claim in (Claim.COMMITTED, Claim.RELEASED):
             return Claim.COMMITTED
         if claim is not Claim.ABANDONED:
+            # Its QEMU may have loaded all the same, and say so in a moment: only the journal stands in its way.
             self._write(host, epoch, Claim.ABANDONED)
-            self.loaded = None if self.loaded == (host, epoch) else self.loaded
         return Claim.ABANDONED
 
     @precondition(lambda self: self.sent is not None)
