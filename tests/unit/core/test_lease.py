@@ -149,7 +149,7 @@ class Moves(RuleBasedStateMachine):
         assert self._claim(self.lease.host, self.lease.epoch) in (Claim.HELD, Claim.COMMITTED, Claim.RELEASED)
 
 
-Moves.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Moves.TestCase.settings = settings(max_examples=500, stateful_step_count=60, deadline=None)
 TestMoves = Moves.TestCase
 
 
