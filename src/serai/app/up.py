@@ -1,0 +1,158 @@
+"""The one-machine form: controller and agent in one process, with the in-process bus and SQLite.
+
+Everything is below two folders. VMs and their QEMUs outlive this process, and are adopted when it starts again. Streams
+(images, consoles) go through loopback with the same certificates and tickets as between machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from serai.app.agent import AgentConfig, HostParts
+from serai.app.controller import IDENTITY, ControllerConfig, running, standard_extras
+from serai.client.context import Context
+from serai.client.http import Client
+from serai.lib import netlink, service
+from serai.lib.membus import MemBus
+from serai.lib.pki import CertificateAuthority, TlsFiles
+from serai.schema.errors import HostError, NotFoundError
+from serai.schema.host import HostState
+from serai.schema.job import JobState
+from serai.schema.network import NetworkCreate, NetworkSpec
+from serai.schema.resource import Frozen
+from serai.schema.volume import ExportKind, PoolCreate, PoolSpec
+
+LOOPBACK = "127.0.0.1"
+POOL = "local"
+NETWORK = "default"
+BRIDGE = "br-serai"
+SUBNET = IPv4Network("192.168.127.0/24")
+"""Of the network `default`: VMs and this machine reach one another; an uplink is taken on purpose, never by itself."""
+READY = 60.0
+
+
+class UpConfig(Frozen):
+    """`listen` is where the API is beside its socket: loopback unless told otherwise."""
+
+    name: str
+    state: Path = Path("/var/lib/serai")
+    run: Path = Path("/run/serai")
+    listen: str | None = "127.0.0.1:7440"
+
+    @property
+    def socket(self) -> Path:
+        """The API's socket, where the CLI looks by itself if `run` is the usual one."""
+        return self.run / "api.sock"
+
+    @property
+    def token(self) -> Path:
+        """The API's token."""
+        return self.run / "api.token"
+
+
+def own_name() -> str:
+    """This machine's host name as a resource's name."""
+    plain = re.sub(r"[^a-z0-9-]", "-", socket.gethostname().split(".")[0].lower()).strip("-")
+    return plain[:63] or "host"
+
+
+def _certificates(config: UpConfig) -> tuple[TlsFiles, Path]:
+    """The controller's identity, and the folder of the host's; made at the first start."""
+    authority = CertificateAuthority.ensure(config.state / "controller/ca")
+    controller, host = config.state / "controller/pki", config.state / "pki"
+    if not (controller / "cert.pem").exists():
+        authority.issue(IDENTITY, dns=["localhost"], ips=[LOOPBACK], dir=controller)
+    if not (host / "cert.pem").exists():
+        authority.issue(f"host.{config.name}", dns=[config.name, "localhost"], ips=[LOOPBACK], dir=host)
+    return TlsFiles.in_folder(controller), host
+
+
+async def serve(config: UpConfig, frame: service.Service) -> None:
+    """Work until asked to stop; VMs go on. Raises ConflictError if another one runs on the same state."""
+    for folder in (config.state, config.run):
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user passes through to its own folders
+    # Our own requests to our own API are no news.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    tls, host_pki = await asyncio.to_thread(_certificates, config)
+    bus = MemBus()
+    controller = ControllerConfig(
+        state=config.state / "controller", listen=config.listen, socket=config.socket, token_file=config.token
+    )
+    agent = AgentConfig(
+        name=config.name,
+        pki=host_pki,
+        addresses={"management": LOOPBACK, "storage": LOOPBACK, "migration": LOOPBACK},
+        state=config.state,
+        run=config.run,
+    )
+    try:
+        async with running(controller, bus, standard_extras(tls)) as parts:
+            ready = asyncio.Event()
+            work = asyncio.create_task(HostParts(agent, bus).run(ready), name="agent")
+            stop = asyncio.create_task(frame.stopping.wait())
+            try:
+                await _first(work, ready.wait())
+                await _first(work, _furnish(config))
+                frame.ready(parts.url or str(config.socket))
+                await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    await work
+            finally:
+                for task in (work, stop):
+                    task.cancel()
+                await asyncio.gather(work, stop, return_exceptions=True)
+    finally:
+        await bus.close()
+
+
+async def _first(work: asyncio.Task[None], other: object) -> None:
+    """Wait for `other`, unless the agent ends before; then raise what ended it."""
+    waiting = asyncio.ensure_future(other)  # type: ignore[call-overload] # an awaitable
+    try:
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            await work
+        await waiting
+    finally:
+        waiting.cancel()
+
+
+async def _furnish(config: UpConfig) -> None:
+    """A pool and a network, if this installation has none of that name yet; the network's bridge, after each boot."""
+    await netlink.call(_bridge)
+    context = Context(socket=config.socket, token_file=config.token)
+    async with Client(context) as client:
+        async with asyncio.timeout(READY):
+            while True:
+                hosts = [row async for row in client.items("host.list")]
+                if any(row.name == config.name and row.status.state is HostState.ONLINE for row in hosts):
+                    break
+                await asyncio.sleep(0.05)
+        try:
+            await client.call("network.show", NETWORK)
+        except NotFoundError:
+            spec = NetworkSpec(bridge=BRIDGE, subnet=SUBNET, gateway=IPv4Address(SUBNET[1]))
+            await client.call("network.create", body=NetworkCreate(name=NETWORK, spec=spec))
+        try:
+            await client.call("pool.show", POOL)
+        except NotFoundError:
+            pool = PoolSpec(host=config.name, export=ExportKind.NONE)
+            job = await client.wait_job((await client.call("pool.create", body=PoolCreate(name=POOL, spec=pool))).id)
+            if job.state is not JobState.DONE:
+                raise HostError(
+                    f"the pool {POOL} could not be made: {job.error.sentence() if job.error else job.state}"
+                ) from None
+
+
+def _bridge() -> None:
+    if BRIDGE not in netlink.links():
+        netlink.add_bridge(BRIDGE, mac="02:53:45:52:41:01")
+    netlink.set_link_sync(BRIDGE, up=True)
+    netlink.add_address(BRIDGE, f"{SUBNET[1]}/{SUBNET.prefixlen}")

@@ -1,0 +1,127 @@
+"""`serai up` in a network namespace of its own: one machine, its VMs outliving the process however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from serai.client.context import Context
+from serai.client.http import Client
+from serai.lib import namespace, process
+from serai.lib.ids import new_id
+from serai.schema.errors import SeraiError
+from serai.schema.image import ImageCreate, ImageSource, ImageSpec
+from serai.schema.job import Job, JobState
+from serai.schema.vm import DiskSpec, Vm, VmCreate, VmSpec, VmState, VnicSpec
+
+PATIENCE = 90.0
+
+
+@dataclass
+class Machine:
+    """A machine with one `serai up`."""
+
+    netns: str
+    folder: Path
+    child: process.Child | None = None
+    log: Path = field(default_factory=Path)
+
+    async def start(self) -> None:
+        self.log = self.folder / f"log-{new_id()}"
+        argv = [*namespace.enter_argv(self.netns), sys.executable, "-m", "serai.app.cli.main", "up", "--name", "solo"]
+        argv += ["--state", str(self.folder / "s"), "--run", str(self.folder / "r")]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.child = await process.spawn(argv, stdout=self.log, stderr=self.log, env=env)
+        deadline = time.monotonic() + PATIENCE
+        while "serai is ready" not in self.log.read_text():
+            assert self.child.alive, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            await asyncio.sleep(0.1)
+
+    async def end(self, number: signal.Signals) -> None:
+        assert self.child is not None
+        self.child.send_signal(number)
+        await self.child.exited()
+
+    def client(self) -> Client:
+        return Client(Context(socket=self.folder / "r/api.sock", token_file=self.folder / "r/api.token"))
+
+    async def answers(self, address: str) -> None:
+        """Wait until the guest is reached."""
+        deadline = time.monotonic() + PATIENCE
+        argv = [*namespace.enter_argv(self.netns), "ping", "-c1", "-W1", address]
+        while (await process.run(argv, check=False)).returncode != 0:
+            assert time.monotonic() < deadline, f"{address} does not answer"
+
+
+@pytest.fixture
+async def machine() -> AsyncIterator[Machine]:
+    name = f"serai-test-{new_id()[:6]}"
+    with tempfile.TemporaryDirectory(prefix="serai-up-", dir="/var/tmp") as place:
+        Path(place).chmod(0o711)
+        await namespace.create(name)
+        found = Machine(name, Path(place))
+        try:
+            yield found
+        finally:
+            for pid in namespace.processes_in(name):
+                watched = process.adopt(pid, expect="")
+                if watched is not None:
+                    await watched.kill()
+            await namespace.delete(name)
+
+
+async def done(client: Client, job: Job) -> None:
+    ended = await client.wait_job(job.id)
+    assert ended.state is JobState.DONE, ended.error
+
+
+async def test_a_vm_outlives_it_however_it_ends(machine: Machine) -> None:
+    await machine.start()
+    async with machine.client() as client:
+        image = ImageCreate(name="tiny", spec=ImageSpec(source=ImageSource.BUILD, recipe="tiny"))
+        await done(client, await client.call("image.create", body=image))
+        spec = VmSpec(
+            image="tiny",
+            memory=128 << 20,
+            disks=[DiskSpec(pool="local", size=16 << 20)],
+            vnics=[VnicSpec(network="default")],
+        )
+        await done(client, await client.call("vm.create", body=VmCreate(name="v1", spec=spec)))
+        vm: Vm = await client.call("vm.show", "v1")
+        address = str(vm.spec.vnics[0].ip)
+        await machine.answers(address)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        await machine.end(how)
+        await machine.answers(address)
+        await machine.start()
+        async with machine.client() as client:
+            again: Vm = await client.call("vm.show", "v1")
+            assert (again.status.state, again.status.pid) == (VmState.RUNNING, vm.status.pid)
+    async with machine.client() as client:
+        with pytest.raises(SeraiError):
+            await client.call("pool.delete", "local")
+        await done(client, await client.call("vm.delete", "v1", query={"force": True}))
+    await machine.end(signal.SIGTERM)
+    assert machine.child is not None
+    assert machine.child.returncode == 0
+    assert namespace.processes_in(machine.netns) == []
+
+
+async def test_a_second_one_is_refused(machine: Machine) -> None:
+    await machine.start()
+    first = machine.child
+    with pytest.raises(AssertionError) as caught:
+        await machine.start()
+    assert "Traceback" not in str(caught.value)
+    assert first is not None
+    assert first.alive
