@@ -14,10 +14,14 @@ from serai.drivers.hypervisor.base import Machine, MachineEvent
 from serai.host.kit import Kit
 from serai.host.records import Incoming
 from serai.schema.attach import VnicAttachment
+from serai.schema.errors import HostError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import Verdict
 
 log = logging.getLogger(__name__)
+
+JOURNAL_RETRY = 0.5
+"""Seconds between two tries to write the commit to a journal that takes nothing (no space)."""
 
 
 class IncomingMove:
@@ -38,6 +42,8 @@ class IncomingMove:
         self._on_decided = on_decided
         self._phase = DestinationPhase.PREPARED
         self._reason = ""
+        self.asked_since: float | None = None
+        """When the source first asked for the verdict, on the clock's monotonic scale."""
         self._decided = asyncio.Event()
         self._forget: Callable[[], None] | None = None
 
@@ -61,7 +67,7 @@ class IncomingMove:
 
     async def loaded(self, machine: Machine, since: float) -> None:
         """All state is here: the commit point, then run."""
-        if not self._step(DestinationEvent.LOADED, Claim.COMMITTED, ""):
+        if not await self._commit():
             return
         journal_s = self._kit.clock.monotonic() - since
         taps = [vnic.tap for vnic in self._vnics]
@@ -86,6 +92,15 @@ class IncomingMove:
             if isinstance(result, BaseException):
                 log.error("vm %s: after the commit: %s", self._vm, result, exc_info=result)
         self._finish(Claim.COMMITTED)
+
+    async def _commit(self) -> bool:
+        """Whether it is this call that committed. Source and destination stand still until the journal takes it."""
+        while True:
+            try:
+                return self._step(DestinationEvent.LOADED, Claim.COMMITTED, "")
+            except HostError as error:
+                log.error("vm %s cannot be committed: %s", self._vm, error)
+                await self._kit.clock.sleep(JOURNAL_RETRY)
 
     def turn_down(self, event: DestinationEvent, reason: str) -> Verdict:
         """Abandon, unless it is committed already. Durable when it returns."""

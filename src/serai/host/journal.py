@@ -17,7 +17,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from serai.schema.errors import HostError
 
@@ -36,7 +36,7 @@ class Journal:
         self._room = 0
 
     @classmethod
-    def open(cls, path: Path) -> Journal:
+    def open(cls, path: Path) -> Self:
         """Read, compact and open for writing. Raises HostError for damage before the end."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         journal = cls(path)

@@ -12,8 +12,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 from serai.core.lifecycle import End, VmEvent, follow
-from serai.core.migration import DestinationEvent
-from serai.drivers.hypervisor.base import MigrationSetup
+from serai.core.migration import DestinationEvent, DestinationPhase
+from serai.drivers.hypervisor.base import Machine, MigrationSetup
 from serai.host.incoming import IncomingMove
 from serai.host.kit import Kit
 from serai.host.outgoing import OutgoingMove
@@ -38,6 +38,11 @@ from serai.schema.vm import VmState
 log = logging.getLogger(__name__)
 
 MIGRATION_PORTS = (49152, 49215)
+LOOK_RETRY = 1.0
+OUTCOMES_KEPT = 64
+PATIENCE = 60.0
+"""Seconds that the last state may take to arrive after the source has sent it; then the offer is turned down, and the
+source, which stands still, goes on. Turning down is always safe before the commit."""
 
 
 class Moves:
@@ -56,7 +61,15 @@ class Moves:
         """Tap closed, disks, QEMU `-incoming defer -S`, journal `offered`; undone as a whole if a part fails."""
         launch = body.launch
         present = self._agents.get(launch.vm)
-        if present is not None and not present.gone.is_set():
+        held = self._kit.records.may_run(launch.vm) is not None
+        if present is not None and present.record.incoming is not None and not held:
+            again = present.record.incoming
+            if again.offer_id == body.offer_id and again.port and not present.gone.is_set():
+                return VmPrepared(
+                    address=self._kit.migration_address, port=again.port, tls_hostname=self._kit.tls_hostname
+                )
+            held = True
+        if held or (present is not None and not present.gone.is_set()):
             raise ConflictError(
                 f"VM {launch.name} is on {self._kit.host} already",
                 field="to",
@@ -92,6 +105,7 @@ class Moves:
                 tls_hostname=body.source_identity,
             )
             port = await machine.prepare_incoming(setup, self._kit.migration_address, MIGRATION_PORTS)
+            agent.update(incoming=move.model_copy(update={"port": port}))
         except BaseException as error:
             await self._turn_down(agent, move, f"could not be prepared: {error}")
             raise
@@ -122,20 +136,26 @@ class Moves:
             agent.follow(VmEvent.ARRIVED, f"arrived from {self._incoming[agent.vm].move.source}", incoming=None)
             if agent.gone.is_set():
                 # It died between the commit and now: from the commit on a crash is the VM's own.
-                agent.ended(End(VmEvent.CRASHED, "QEMU ended right after the commit", failure=True))
+                agent.ended(agent.last_end or End(VmEvent.CRASHED, "QEMU ended at the commit", failure=True))
+            else:
+                self._kit.tasks.start(agent.keep_running())
         else:
             self._kit.tasks.start(self._clear(agent, reason))
 
     async def _clear(self, agent: VmAgent, reason: str) -> None:
         await agent.end_qemu()
+        incoming = self._incoming.get(agent.vm)
+        if incoming is not None and incoming.phase is not DestinationPhase.PREPARED:
+            del self._incoming[agent.vm]
         if self._agents.get(agent.vm) is agent:
             log.info("vm %s: the offer was turned down: %s", agent.vm, reason)
             del self._agents[agent.vm]
-            self._incoming.pop(agent.vm, None)
-            self._kit.records.forget_vm(agent.vm)
+            await agent.forget()
 
     async def _turn_down(self, agent: VmAgent, move: Incoming, reason: str) -> None:
-        incoming = self._incoming.get(agent.vm) or self._receive(agent, move)
+        incoming = self._incoming.get(agent.vm)
+        if incoming is None or incoming.move.offer_id != move.offer_id:  # else one of an earlier visit
+            incoming = self._receive(agent, move)
         incoming.turn_down(DestinationEvent.TURN_DOWN, reason)
         await self._clear(agent, reason)
 
@@ -152,8 +172,10 @@ class Moves:
         if incoming is not None and incoming.move.offer_id == ask.offer_id:
             return incoming.turn_down(DestinationEvent.TURN_DOWN, reason)
         claim = self._kit.records.claim(ask.vm, ask.epoch)
-        if claim in (Claim.COMMITTED, Claim.HELD, Claim.RELEASED):
-            # Released here means that it was committed here and has moved on since.
+        newest = max((row.epoch for row in self._kit.records.leases(ask.vm)), default=0)
+        if claim in (Claim.COMMITTED, Claim.HELD, Claim.RELEASED) or (claim is None and newest > ask.epoch):
+            # Released here means that it was committed here and has moved on since. An epoch that is not known where a
+            # later one is was decided so long ago that its record is pruned; a source that asks only now must not run.
             return Verdict(claim=Claim.COMMITTED)
         if claim is not Claim.ABANDONED:
             self._kit.records.put_claim(
@@ -165,6 +187,11 @@ class Moves:
         """Committed or abandoned? Waits up to `hold` seconds for a move that is still being decided."""
         incoming = self._incoming.get(ask.vm)
         if incoming is not None and incoming.move.offer_id == ask.offer_id:
+            # Only a source that has sent all asks.
+            now = self._kit.clock.monotonic()
+            incoming.asked_since = now if incoming.asked_since is None else incoming.asked_since
+            if now - incoming.asked_since > PATIENCE:
+                return incoming.turn_down(DestinationEvent.TURN_DOWN, "the last state did not arrive")
             try:
                 return await asyncio.wait_for(incoming.decided(), hold)
             except TimeoutError:
@@ -181,8 +208,8 @@ class Moves:
         agent = self._agents.get(body.vm)
         if agent is None:
             raise ConflictError(f"the VM is not on {self._kit.host}", field="vm", value=body.vm)
-        if self._kit.records.may_run(body.vm) != body.epoch - 1 and agent.record.epoch >= body.epoch:
-            raise StaleError(f"the VM runs under epoch {agent.record.epoch} already")
+        if agent.record.epoch >= body.epoch or self._kit.records.may_run(body.vm) != agent.record.epoch:
+            raise StaleError(f"the VM is here under epoch {agent.record.epoch}: epoch {body.epoch} is not the next")
         async with agent.lock:
             machine = agent.live_machine()
             move = Outgoing(offer_id=body.offer_id, epoch=body.epoch, destination=body.destination)
@@ -190,6 +217,8 @@ class Moves:
             outgoing = self._leave(agent, move)
         outcome: asyncio.Future[VmMigrated] = asyncio.get_running_loop().create_future()
         self._outcomes[body.offer_id] = outcome
+        while len(self._outcomes) > OUTCOMES_KEPT:
+            del self._outcomes[next(iter(self._outcomes))]
         self._kit.tasks.start(self._carry(agent, outgoing, outcome, outgoing.run(machine, body)))
         return await asyncio.shield(outcome)
 
@@ -231,7 +260,9 @@ class Moves:
         agent.on_gone = None
         agent.follow(VmEvent.MIGRATE_ENDED, f"stayed: {result.reason}", outgoing=None)
         if agent.gone.is_set():
-            agent.ended(End(VmEvent.CRASHED, result.reason, failure=True))
+            agent.ended(agent.last_end or End(VmEvent.CRASHED, result.reason, failure=True))
+        else:
+            await agent.keep_running()
 
     async def _left(self, agent: VmAgent) -> None:
         """The destination holds the VM: end QEMU here and give the old epoch up, for good."""
@@ -244,13 +275,14 @@ class Moves:
             )
         if self._agents.get(agent.vm) is agent:
             del self._agents[agent.vm]
-            self._kit.records.forget_vm(agent.vm)
+            await agent.forget()
             self._kit.records.prune_leases(agent.vm)
 
     def cancel(self, body: VmMigrateCancel) -> VmMigrateCancelled:
         """Ask a move to end before its switch. One that is over, or unknown here, is too late to cancel."""
         outgoing = self._outgoing.get(body.vm)
-        return VmMigrateCancelled(too_late=outgoing is None or not outgoing.cancel(body.reason))
+        mine = outgoing is not None and outgoing.move.offer_id == body.offer_id
+        return VmMigrateCancelled(too_late=outgoing is None or not mine or not outgoing.cancel(body.reason))
 
     # --- after a restart of the agent ---
 
@@ -271,21 +303,32 @@ class Moves:
         self._kit.tasks.start(self._carry(agent, outgoing, outcome, run))
 
     async def _take_up_incoming(self, agent: VmAgent, move: Incoming) -> None:
-        incoming = self._receive(agent, move)
         claim = self._kit.records.claim(agent.vm, move.epoch)
         if claim is Claim.COMMITTED:
-            agent.on_gone = None
+            # Decided: whoever asks is answered from the journal.
             agent.follow(VmEvent.ARRIVED, f"arrived from {move.source}", incoming=None)
-            if agent.machine is not None:
-                await agent.machine.cont()
-                for vnic in agent.record.launch.vnics:
-                    await self._kit.network.open_port(vnic.tap)
-                    await self._kit.network.announce(vnic)
-            else:
+            if agent.machine is None:
                 agent.ended(End(VmEvent.CRASHED, "QEMU ended while no agent watched it", failure=True))
+            else:
+                await agent.keep_running()
             return
+        incoming = self._receive(agent, move)
         if agent.machine is None or claim is not Claim.OFFERED:
             await self._turn_down(agent, move, "the destination's QEMU ended while its agent was away")
             return
-        if (await agent.machine.migration_stats()).status == "completed":
-            await incoming.loaded(agent.machine, self._kit.clock.monotonic())
+        self._kit.tasks.start(self._look(agent, agent.machine, incoming))
+
+    async def _look(self, agent: VmAgent, machine: Machine, incoming: IncomingMove) -> None:
+        """What QEMU did while no agent watched it, asked for as long as it takes."""
+        while incoming.phase is DestinationPhase.PREPARED and not agent.gone.is_set():
+            try:
+                status = (await machine.migration_stats()).status
+            except SeraiError as error:
+                log.warning("vm %s: QEMU does not say whether all state is here: %s", agent.vm, error)
+                await self._kit.clock.sleep(LOOK_RETRY)
+                continue
+            if status == "completed":
+                await incoming.loaded(machine, self._kit.clock.monotonic())
+            elif status == "failed":
+                incoming.turn_down(DestinationEvent.QEMU_FAILED, "the destination's QEMU could not load the state")
+            return

@@ -11,16 +11,20 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from pydantic import ValidationError
+
 from serai.core.migration import Act, SourceEvent, SourcePhase, source_step
-from serai.drivers.hypervisor.base import Machine, MachineEvent, MigrationSetup, MigrationStats
+from serai.drivers.hypervisor.base import Machine, MachineEvent, MigrationSetup, RunState
 from serai.host.kit import Kit
 from serai.host.records import Outgoing
-from serai.schema.errors import ConflictError, SeraiError, UnavailableError
+from serai.schema.errors import ConflictError, SeraiError
 from serai.schema.lease import Claim
 from serai.schema.messages import VerdictAsk, VmMigrated, VmMigrateStart
 
 log = logging.getLogger(__name__)
 
+LOOK_PERIOD = 2.0
+"""Seconds without an event after which QEMU itself is asked: an event may be lost with its connection."""
 VERDICT_RETRY = 0.5
 """Seconds between two questions to a destination that does not answer; outside the blackout of a move that succeeds."""
 
@@ -51,13 +55,13 @@ class OutgoingMove:
         self._kit = kit
         self._vm = vm
         self._taps = taps
-        self._move = move
+        self.move = move
         self._on_sent = on_sent
         self._events: asyncio.Queue[tuple[SourceEvent, float]] = asyncio.Queue()
         self._phase = SourcePhase.SETUP
         self._entered: dict[SourcePhase, float] = {}
         self._reason = ""
-        self._stats: MigrationStats | None = None
+        self._ended_reason: str | None = None
         self._asking: asyncio.Task[None] | None = None
         self._machine: Machine | None = None
         self.waits_for = ""
@@ -77,6 +81,7 @@ class OutgoingMove:
     def qemu_ended(self, reason: str) -> None:
         """QEMU of the source is gone; what that means depends on the phase."""
         self._reason = self._reason or reason
+        self._ended_reason = reason
         self._push(SourceEvent.QEMU_ENDED)
 
     async def run(self, machine: Machine, start: VmMigrateStart | None) -> VmMigrated:
@@ -89,9 +94,13 @@ class OutgoingMove:
                 await self._begin(machine, start)
             else:
                 await self._take_up(machine)
-            while not self._phase.ended:
-                event, at = await self._events.get()
-                await self._take(event, at)
+            looking = self._kit.tasks.start(self._look(machine))
+            try:
+                while not self._phase.ended:
+                    event, at = await self._events.get()
+                    await self._take(event, at)
+            finally:
+                looking.cancel()
         finally:
             forget()
             if self._asking is not None:
@@ -124,10 +133,47 @@ class OutgoingMove:
             self._reason = f"QEMU refused to start the migration: {error}"
             self._push(SourceEvent.QEMU_FAILED)
 
+    async def _look(self, machine: Machine) -> None:
+        """What QEMU says is taken like an event of it; one that was seen already changes nothing."""
+        while True:
+            await self._kit.clock.sleep(LOOK_PERIOD)
+            if self._phase is SourcePhase.SENT:
+                continue
+            try:
+                status = (await machine.migration_stats()).status
+                if status == "pre-switchover" and self._phase is SourcePhase.SWITCH:
+                    await machine.migrate_continue()
+            except SeraiError as error:
+                log.info("vm %s: QEMU does not say how its migration stands: %s", self._vm, error)
+                continue
+            known = STATUS_EVENT.get(status)
+            if known is not None:
+                self._push(known)
+
+    async def _stands_at(self, machine: Machine) -> str:
+        """QEMU's status of this move, however long it takes to answer."""
+        while True:
+            try:
+                status = (await machine.migration_stats()).status
+                if status == "completed" and await machine.run_state() is RunState.RUNNING:
+                    # Either the status of the migration that brought the VM here, or the verdict was `abandoned` and
+                    # the VM goes on: a source whose last state was sent stands still until then.
+                    return "none"
+                return status
+            except SeraiError as error:
+                if self._ended_reason is not None:
+                    return "none"
+                log.warning("vm %s: QEMU does not say how its migration stands: %s", self._vm, error)
+                await self._kit.clock.sleep(VERDICT_RETRY)
+
     async def _take_up(self, machine: Machine) -> None:
-        status = (await machine.migration_stats()).status
+        status = await self._stands_at(machine)
+        if self._ended_reason is not None:
+            # It ended before it could say whether all was sent: as if it had been.
+            self._phase = SourcePhase.SWITCH
+            return
         self._phase = RESUME_PHASE.get(status, SourcePhase.SETUP)
-        log.info("vm %s: an interrupted move to %s stands at %s", self._vm, self._move.destination, status)
+        log.info("vm %s: an interrupted move to %s stands at %s", self._vm, self.move.destination, status)
         if self._phase is SourcePhase.SENT:
             self._phase = SourcePhase.SWITCH
             self._push(SourceEvent.QEMU_COMPLETED)
@@ -158,7 +204,11 @@ class OutgoingMove:
             return
         self._enter(phase, at)
         for act in acts:
-            await self._do(act)
+            try:
+                await self._do(act)
+            except SeraiError as error:
+                # QEMU ended, or was quicker: what it says next, by event or when asked again, decides.
+                log.warning("vm %s: %s: %s", self._vm, act, error)
 
     async def _do(self, act: Act) -> None:
         machine = self._machine
@@ -168,9 +218,9 @@ class OutgoingMove:
             case Act.CONTINUE:
                 await machine.migrate_continue()
             case Act.CLOSE_PORT:
-                await asyncio.gather(*(self._kit.network.close_port(tap) for tap in self._taps))
+                await asyncio.gather(*(self._each(tap, self._kit.network.close_port) for tap in self._taps))
             case Act.OPEN_PORT:
-                await self._each_tap(self._kit.network.open_port)
+                await asyncio.gather(*(self._each(tap, self._kit.network.open_port) for tap in self._taps))
             case Act.CANCEL:
                 await machine.migrate_cancel()
             case Act.CONT:
@@ -184,21 +234,21 @@ class OutgoingMove:
             case Act.QUIT:
                 pass  # the VM agent ends QEMU after the statistics were read
 
-    async def _each_tap(self, action: Callable[[str], Awaitable[None]]) -> None:
-        for tap in self._taps:
-            try:
-                await action(tap)
-            except SeraiError as error:
-                # The tap goes with QEMU; a crash that took both is reported by the crash itself.
-                log.warning("vm %s: port %s: %s", self._vm, tap, error)
+    async def _each(self, tap: str, action: Callable[[str], Awaitable[None]]) -> None:
+        try:
+            await action(tap)
+        except SeraiError as error:
+            # The tap goes with QEMU; a crash that took both is reported by the crash itself.
+            log.warning("vm %s: port %s: %s", self._vm, tap, error)
 
     async def _ask(self) -> None:
-        question = VerdictAsk(vm=self._vm, epoch=self._move.epoch, offer_id=self._move.offer_id)
+        question = VerdictAsk(vm=self._vm, epoch=self.move.epoch, offer_id=self.move.offer_id)
         while True:
             try:
-                verdict = await self._kit.ask_verdict(self._move.destination, question)
-            except UnavailableError as error:
-                self.waits_for = f"{self._move.destination}'s journal: {error.info.message}"
+                verdict = await self._kit.ask_verdict(self.move.destination, question)
+            except (SeraiError, ValidationError) as error:
+                # Whatever is wrong over there: only a verdict ends the waiting.
+                self.waits_for = f"{self.move.destination}'s journal: {error}"
                 log.warning("vm %s stays paused, waiting for %s", self._vm, self.waits_for)
                 await self._kit.clock.sleep(VERDICT_RETRY)
                 continue
@@ -206,7 +256,7 @@ class OutgoingMove:
             if verdict.claim is Claim.COMMITTED:
                 self._push(SourceEvent.COMMITTED)
                 return
-            if verdict.claim in (Claim.ABANDONED, Claim.RELEASED):
+            if verdict.claim is Claim.ABANDONED:
                 self._reason = self._reason or verdict.reason or "the destination turned it down"
                 self._push(SourceEvent.ABANDONED)
                 return

@@ -22,6 +22,8 @@ class Incoming(Frozen):
     offer_id: str
     epoch: int
     source: Name
+    port: int = 0
+    """Where QEMU listens; 0 until it does."""
 
 
 class Outgoing(Frozen):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from serai.schema.vm import VmReport, VmState
 
 log = logging.getLogger(__name__)
 
+KEEP_RETRY = 1.0
 ALIVE = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.MIGRATING, VmState.STOPPING})
 
 
@@ -38,6 +40,11 @@ class VmAgent:
         self._gone = asyncio.Event()
         self._running_since: float | None = None
         self.guest_agent = False
+        self.last_end: End | None = None
+        """How the last QEMU ended, as this agent saw it."""
+        self._starting = False
+        self._forgotten = False
+        self._sequence = 0
         self.on_gone: Callable[[End], None] | None = None
         if machine is not None:
             self.attach(machine)
@@ -56,8 +63,17 @@ class VmAgent:
 
     def update(self, **changes: Any) -> None:
         """Change the record, durably."""
-        self.record = self.record.model_copy(update=changes)
-        self._kit.records.put_vm(self.record)
+        after = self.record.model_copy(update=changes)
+        if not self._forgotten:
+            self._kit.records.put_vm(after)
+        self.record = after
+
+    async def forget(self) -> None:
+        """The VM is not this host's any more: nothing of it stays here, nor comes back."""
+        self._forgotten = True
+        self._kit.records.forget_vm(self.vm)
+        for folder in (self._kit.paths.vm_run(self.vm), self._kit.paths.vm_state(self.vm)):
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def follow(self, event: VmEvent, reason: str = "", **changes: Any) -> None:
         """One step of the lifecycle table. Raises ConflictError when there is no such step; then nothing changes."""
@@ -76,6 +92,8 @@ class VmAgent:
 
     def current_report(self) -> VmReport:
         since = self.record.since or self._kit.clock.now().isoformat()
+        # Wall time, so that it grows across restarts of the agent; and by itself, where the clock stands or goes back.
+        self._sequence = max(self._sequence + 1, int(self._kit.clock.now().timestamp() * 1_000_000))
         return VmReport.model_validate(
             {
                 "vm": self.vm,
@@ -89,7 +107,7 @@ class VmAgent:
                 "generation": self.record.launch.generation,
                 "guest_agent": self.guest_agent,
                 "restarts": self.record.restarts,
-                "sequence": int(self._kit.clock.now().timestamp() * 1_000_000),
+                "sequence": self._sequence,
             }
         )
 
@@ -126,6 +144,9 @@ class VmAgent:
             asked=self._asked_to_end,
             log_tail=exit_info.log_tail,
         )
+        self.last_end = end
+        if self._starting:
+            return  # whoever starts it tells
         if self.on_gone is not None and (self.record.incoming is not None or self.record.outgoing is not None):
             self.on_gone(end)  # the move's own table decides what this means
             return
@@ -158,8 +179,9 @@ class VmAgent:
     async def start(self, body: VmStart) -> VmReport:
         """Start afresh under `body.epoch`; a VM that runs under it already is left as it is."""
         async with self.lock:
-            if self.state in ALIVE and self.record.epoch == body.epoch:
+            if self.state in ALIVE and self.record.epoch == body.epoch and self.record.incoming is None:
                 return self.current_report()
+            follow(self.state, VmEvent.START)  # refuses before anything is changed
             self._take_epoch(body.epoch)
             self.update(
                 launch=body.launch,
@@ -184,22 +206,34 @@ class VmAgent:
         epoch = self._kit.records.may_run(self.vm)
         if epoch is None or epoch != self.record.epoch:
             raise StaleError(f"this host may not run VM {self.record.launch.name} (lease epoch {self.record.epoch})")
+        self._starting, self.last_end = True, None
+        try:
+            await self._launch(reason)
+        finally:
+            self._starting = False
+        if self._gone.is_set():  # it ended between `cont` and now
+            self.ended(self.last_end or End(VmEvent.CRASHED, "QEMU ended at once", failure=True))
+            return
+        for vnic in self.record.launch.vnics:
+            try:
+                await self._kit.network.announce(vnic)
+            except SeraiError as error:
+                log.warning("vm %s: could not announce %s: %s", self.vm, vnic.mac, error)
+
+    async def _launch(self, reason: str) -> None:
         self.follow(VmEvent.START, reason)
         try:
             async with place(self._kit, self.record.launch, open_ports=True) as placing:
                 machine = await self._kit.hypervisor.start(self.record.launch, placing, incoming=False, paused=True)
             self.attach(machine)
             await machine.cont()
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except Exception as error:
             await self._kill()
-            self.follow(VmEvent.START_FAILED, f"could not start: {error}", wanted=False)
+            words = self.last_end.reason if self.last_end is not None and not self._asked_to_end else str(error)
+            self.follow(VmEvent.START_FAILED, f"could not start: {words}", wanted=False)
             raise
         self._running_since = self._kit.clock.monotonic()
         self.follow(VmEvent.RUNS, reason)
-        for vnic in self.record.launch.vnics:
-            await self._kit.network.announce(vnic)
 
     async def _kill(self) -> None:
         if self.machine is not None and not self._gone.is_set():
@@ -224,8 +258,6 @@ class VmAgent:
             if not self._gone.is_set():
                 await self.machine.quit(timeout=5.0)
                 await self._gone.wait()
-            while self.state is VmState.STOPPING:
-                await asyncio.sleep(0)
             return self.current_report()
 
     async def _ask_guest(self, machine: Machine, was_paused: bool, timeout: float) -> None:
@@ -270,6 +302,25 @@ class VmAgent:
         if self.machine is not None and not self._gone.is_set():
             await self.machine.quit(timeout=2.0)
             await self._gone.wait()
+
+    async def keep_running(self) -> None:
+        """The VM is to run here, now: see that QEMU runs, its ports are open and the network knows."""
+        while self.machine is not None and not self._gone.is_set() and self.state is VmState.RUNNING:
+            try:
+                state = await self.machine.run_state()
+                if state in (RunState.IO_ERROR, RunState.INMIGRATE, RunState.INTERNAL_ERROR):
+                    self.follow(VmEvent.IO_ERROR, f"paused: QEMU is in {state}")
+                    return
+                if state is not RunState.RUNNING and not self.lock.locked():
+                    await self.machine.cont()
+                for vnic in self.record.launch.vnics:
+                    await self._kit.network.open_port(vnic.tap)
+                    if state is not RunState.RUNNING:
+                        await self._kit.network.announce(vnic)
+                return
+            except SeraiError as error:
+                log.error("vm %s is to run here, and does not yet: %s", self.vm, error)
+                await self._kit.clock.sleep(KEEP_RETRY)
 
     @property
     def gone(self) -> asyncio.Event:

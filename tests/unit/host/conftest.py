@@ -1,0 +1,390 @@
+"""Host agents on one in-process bus, with machines in memory: all real but the hypervisor, the network and the pools.
+
+A `Host` can be killed at any journal line, as by kill -9: nothing that its agent would still do has an effect, its
+QEMUs go on, and a new agent starts from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from serai.drivers.hypervisor.base import RunState
+from serai.drivers.hypervisor.fake import FakeHypervisor, FakeProcess, FakeWorld
+from serai.drivers.image.store import ImageStore
+from serai.drivers.network.base import Tap
+from serai.drivers.network.fake import FakeNetwork
+from serai.drivers.network.uplink import UplinkTaker
+from serai.drivers.storage.fake import FakePool
+from serai.host.agent import HostAgent
+from serai.host.executor import Executor
+from serai.host.images import HostImages
+from serai.host.journal import Journal
+from serai.host.kit import Kit
+from serai.host.records import Records
+from serai.host.storage import HostStorage
+from serai.host.uplinks import HostUplinks
+from serai.host.vms import Vms
+from serai.lib.clock import ManualClock
+from serai.lib.ids import new_id
+from serai.lib.membus import MemBus
+from serai.lib.paths import HostPaths
+from serai.lib.tasks import Tasks
+from serai.schema.attach import Disk, IscsiDisk, Launch, VnicAttachment
+from serai.schema.errors import UnavailableError, from_info
+from serai.schema.host import HostFacts
+from serai.schema.messages import (
+    COMMANDS,
+    Command,
+    HostReport,
+    Kind,
+    Reply,
+    Subjects,
+    Verdict,
+    VerdictAsk,
+    VmStart,
+    Welcome,
+    dump,
+)
+from serai.schema.vm import RestartPolicy, VmReport, VmState
+
+VM = "0123456789ab"
+FACTS = HostFacts(
+    cpus=2,
+    memory=4 << 30,
+    accel="tcg",
+    qemu_version="10.0.0",
+    machine_types=["pc-q35-10.0"],
+    migration_capabilities=[],
+    cpu_model="fake",
+    addresses={},
+    abilities=[],
+    agent_version="1",
+)
+
+
+def make_launch(*, epoch: int = 1, vm: str = VM, **changes: Any) -> Launch:
+    """A VM with one exported disk and one VNIC."""
+    source = IscsiDisk(
+        volume="d" * 12,
+        portal="10.78.0.11:3260",
+        target="iqn.2026-01.io.serai:v",
+        lun=1,
+        initiator=f"iqn.2026-01.io.serai:vm.{vm}.{epoch}",
+        user=f"vm-{vm}-{epoch}",
+        password=SecretStr(f"secret-of-{epoch}"),
+    )
+    values: dict[str, Any] = {
+        "vm": vm,
+        "name": "web1",
+        "generation": 1,
+        "machine": "pc-q35-10.0",
+        "accel": "tcg",
+        "cpus": 1,
+        "max_cpus": 4,
+        "memory": 64 << 20,
+        "uuid": "00000000-0000-0000-0000-000000000001",
+        "disks": [Disk(index=0, name="web1-0", size=1 << 30, source=source, serial="d" * 12)],
+        "vnics": [VnicAttachment(index=0, mac="52:54:00:00:00:01", bridge="br-lan", tap=f"sv{vm[:10]}-0")],
+    }
+    return Launch(**{**values, **changes})
+
+
+class HeldNetwork(FakeNetwork):
+    """QEMU holds its taps: they stay when we close ours, and a leftover is replaced."""
+
+    async def create_tap(self, vnic: VnicAttachment, *, open_port: bool) -> Tap:
+        self.ports.pop(vnic.tap, None)
+        await super().create_tap(vnic, open_port=open_port)
+        return Tap(vnic.tap, -1)
+
+
+class CrashingJournal(Journal):
+    """Calls `on_append` after each record is durable."""
+
+    on_append: Callable[[], None] | None = None
+
+    def append(self, kind: str, key: str, data: dict[str, Any] | None) -> None:
+        super().append(kind, key, data)
+        if self.on_append is not None:
+            self.on_append()
+
+
+class Host:
+    """One host: its machines and its state folder outlive its agents."""
+
+    journal: CrashingJournal
+    records: Records
+    tasks: Tasks
+    agent: HostAgent
+    kit: Kit
+    vms: Vms
+
+    def __init__(self, name: str, folder: Path, bus: MemBus, world: FakeWorld, clock: ManualClock) -> None:
+        self.name = name
+        self.bus = bus
+        self.world = world
+        self.clock = clock
+        self.paths = HostPaths(state=folder / name / "state", run=folder / name / "run")
+        self.paths.qemu_pki.mkdir(parents=True)
+        self.hypervisor = FakeHypervisor(world)
+        self.network = HeldNetwork()
+        self.pools: dict[str, FakePool] = {}
+        self.cut = False
+        """Its questions to other hosts are not answered."""
+        self.up = False
+        self._ending: asyncio.Task[None] | None = None
+
+    async def start(self, *, rebooted: bool = False) -> None:
+        """A new agent, from the journal."""
+        self.journal = CrashingJournal.open(self.paths.journal)
+        self.records = Records(self.journal)
+        self.tasks = Tasks(self.name)
+        storage = HostStorage(
+            records=self.records,
+            exporter=None,
+            portal="10.78.0.11:3260",
+            open_driver=lambda pool: self.pools.setdefault(pool.pool, FakePool()),
+            image_disk=lambda image: (self.paths.images / image, "raw"),
+        )
+        self.agent = HostAgent(
+            name=self.name,
+            bus=self.bus,
+            clock=self.clock,
+            tasks=self.tasks,
+            records=self.records,
+            facts=FACTS,
+            storage=storage,
+        )
+        self.kit = Kit(
+            host=self.name,
+            paths=self.paths,
+            clock=self.clock,
+            tasks=self.tasks,
+            records=self.records,
+            hypervisor=self.hypervisor,
+            network=self.network,
+            report=self.agent.publish_report,
+            ask_verdict=self._ask_verdict,
+            disk_path=storage.disk_path,
+            image_file=lambda image, name: self.paths.images / image / name,
+            migration_address=self.name,
+            tls_hostname=self.name,
+            qemu_user=None,
+        )
+        self.vms = Vms(self.kit)
+        self.up = True
+        await self.vms.take_over(rebooted=rebooted)
+        images = HostImages(store=ImageStore(self.paths.images), builders={}, tls=None, cache=self.paths.state)
+        uplinks = HostUplinks(self.network, UplinkTaker(self.paths.state))
+        await self.agent.join(self.vms, Executor(self.vms, storage, images, uplinks))
+
+    async def _ask_verdict(self, host: str, ask: VerdictAsk) -> Verdict:
+        if self.cut:
+            raise UnavailableError("the bus is away")
+        return Verdict.model_validate_json(await self.bus.request(Subjects.verdict(host), dump(ask), timeout=0.5))
+
+    # --- faults ---
+
+    def freeze(self) -> None:
+        """The agent is dead from here on: whatever it would still do happens to nothing."""
+        if not self.up:
+            return
+        self.up = False
+        self.journal.on_append = None
+        self.journal.close()
+        for process in self.processes():
+            if process.machine is not None:
+                process.machine.process = FakeProcess(self.world, process.launch, process.placing, incoming=False)
+                process.machine = None
+        for subscription in (*self.agent._subscriptions, *self.agent._vm_subscriptions.values()):
+            self.bus.forget(subscription)  # type: ignore[arg-type] # MemBus gave them out
+        self._ending = asyncio.get_running_loop().create_task(self.tasks.close())
+
+    async def kill(self) -> None:
+        """kill -9 of the agent."""
+        self.freeze()
+        if self._ending is not None:
+            await self._ending
+            self._ending = None
+
+    async def restart(self, *, rebooted: bool = False) -> None:
+        """kill -9 of the agent, and a new one."""
+        await self.kill()
+        await self.start(rebooted=rebooted)
+
+    async def power_cycle(self) -> None:
+        """The machine itself restarts: its QEMUs are gone."""
+        await self.kill()
+        for process in self.processes():
+            process.end(by_signal=9)
+        await self.start(rebooted=True)
+
+    def die_after(self, appends: int) -> None:
+        """Kill the agent right after that many more journal lines."""
+        left = appends
+
+        def count() -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                self.freeze()
+                raise asyncio.CancelledError
+
+        self.journal.on_append = count
+
+    # --- what is here ---
+
+    def processes(self) -> list[FakeProcess]:
+        """This host's live QEMUs."""
+        run = self.paths.run
+        return [found for folder, found in self.world.processes.items() if found.alive and folder.is_relative_to(run)]
+
+    def process(self, vm: str = VM) -> FakeProcess:
+        """The live QEMU of a VM."""
+        found = self.world.processes[self.paths.vm_run(vm)]
+        assert found.alive
+        return found
+
+    @property
+    def running(self) -> list[FakeProcess]:
+        return [process for process in self.processes() if process.state is RunState.RUNNING]
+
+    def state(self, vm: str = VM) -> VmState | None:
+        record = self.records.vm(vm)
+        return None if record is None else record.state
+
+    def reason(self, vm: str = VM) -> str:
+        record = self.records.vm(vm)
+        return "" if record is None else record.reason
+
+
+class Ground:
+    """Hosts on one bus and in one world, a clock that tests turn, and a controller's voice."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bus = MemBus()
+        self.world = FakeWorld()
+        self.clock = ManualClock()
+        self.hosts: dict[str, Host] = {}
+        self.most = 0
+        """The most copies of one VM that ever ran at once."""
+        self.reports: list[VmReport] = []
+        self.host_reports: list[HostReport] = []
+        self._watching: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        await self.bus.subscribe("vm.*.report", self._on_report)
+        await self.bus.subscribe("host.*.report", self._on_host_report)
+        await self.bus.subscribe(Subjects.HELLO, self._on_hello)
+        self._watching = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+        for host in self.hosts.values():
+            await host.kill()
+        await self.world.close()
+        await self.bus.close()
+
+    async def _on_report(self, message: Any) -> None:
+        self.reports.append(VmReport.model_validate_json(message.payload))
+
+    async def _on_host_report(self, message: Any) -> None:
+        self.host_reports.append(HostReport.model_validate_json(message.payload))
+
+    async def _on_hello(self, message: Any) -> bytes:
+        return dump(Welcome(host_id="a" * 12, time=self.clock.now()))
+
+    async def _watch(self) -> None:
+        while True:
+            counts: dict[str, int] = {}
+            for host in self.hosts.values():
+                for process in host.running:
+                    counts[process.launch.vm] = counts.get(process.launch.vm, 0) + 1
+            self.most = max([self.most, *counts.values()])
+            await asyncio.sleep(0)
+
+    async def host(self, name: str) -> Host:
+        """A new host with its agent."""
+        self.hosts[name] = Host(name, self.folder, self.bus, self.world, self.clock)
+        await self.hosts[name].start()
+        return self.hosts[name]
+
+    async def until(self, condition: Callable[[], Any], *, ticking: bool = True) -> None:
+        """Wait for a condition; the clock runs meanwhile unless told not to."""
+        async with asyncio.timeout(20):
+            while not condition():
+                if ticking:
+                    self.clock.advance(0.1)
+                await self.turn(10)
+
+    async def turn(self, times: int = 200) -> None:
+        """Let happen what needs no time."""
+        for _ in range(times):
+            await asyncio.sleep(0)
+
+    async def send(self, host: str, kind: str, body: BaseModel | dict[str, Any], **changes: Any) -> Reply:
+        """One command, once."""
+        content = body if isinstance(body, dict) else json.loads(dump(body))
+        command = Command(**{"id": new_id(), "kind": str(kind), "key": f"vm/{VM}", "body": content, **changes})
+        return Reply.model_validate_json(await self.bus.request(Subjects.host_command(host), dump(command), 15.0))
+
+    async def ask(self, host: str, kind: Kind, body: BaseModel, **changes: Any) -> Any:
+        """One command until it is answered, as the controller does; raises what it failed with."""
+        changes.setdefault("id", new_id())
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    reply = await self.send(host, kind, body, **changes)
+                except UnavailableError:
+                    reply = Reply(state="running")
+                if reply.state == "done":
+                    return COMMANDS[kind].result.model_validate(reply.result)
+                if reply.error is not None and reply.error.code != "unavailable":
+                    raise from_info(reply.error)
+                await self.turn(20)
+                self.clock.advance(0.1)
+
+    async def run_vm(
+        self, host: str, *, epoch: int = 1, restart: RestartPolicy = RestartPolicy.NEVER, **changes: Any
+    ) -> VmReport:
+        """Start the VM there."""
+        launch = changes.pop("launch", None) or make_launch(epoch=epoch)
+        body = VmStart(launch=launch, epoch=epoch, restart=restart, **changes)
+        report: VmReport = await self.ask(host, Kind.VM_START, body)
+        return report
+
+
+@pytest.fixture
+async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
+    """No host yet."""
+    found = Ground(tmp_path)
+    await found.open()
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def h1(ground: Ground) -> Host:
+    """One host on it."""
+    return await ground.host("h1")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Killed agents complain; that is no news here."""
+    logging.getLogger("serai").setLevel(logging.CRITICAL)
+    yield
+    logging.getLogger("serai").setLevel(logging.NOTSET)

@@ -1,0 +1,295 @@
+"""Two agents and a VM between them: whatever is killed, cut or refused, one copy runs or none with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from serai.schema.errors import SeraiError
+from serai.schema.lease import Claim
+from serai.schema.messages import (
+    Kind,
+    Verdict,
+    VmAbandon,
+    VmMigrateCancel,
+    VmMigrateCancelled,
+    VmMigrated,
+    VmMigrateStart,
+    VmPrepare,
+    VmPrepared,
+    VmRelease,
+)
+from serai.schema.vm import RestartPolicy, VmState
+
+from .conftest import VM, Ground, Host, make_launch
+
+PHASES = ["active", "pre-switchover", "device", "completed"]
+CAPABILITIES = {"events": True, "pause-before-switchover": True, "return-path": False}
+
+
+class Trip:
+    """A job of the controller: prepare, migrate, and what follows of the outcome."""
+
+    def __init__(
+        self, ground: Ground, source: Host, destination: Host, *, epoch: int = 2, offer: str = "offer"
+    ) -> None:
+        self.ground = ground
+        self.source = source
+        self.destination = destination
+        self.epoch = epoch
+        self.offer = offer
+        self.committed: bool | None = None
+        self.reason = ""
+        self.task: asyncio.Task[None] | None = None
+
+    def begin(self, restart: RestartPolicy = RestartPolicy.NEVER) -> None:
+        self.task = asyncio.create_task(self._carry(restart))
+
+    async def _carry(self, restart: RestartPolicy) -> None:
+        try:
+            await self._move(restart)
+        except SeraiError as error:
+            self.reason = str(error)
+        abandon = VmAbandon(vm=VM, epoch=self.epoch, offer_id=self.offer, reason="given up")
+        verdict: Verdict = await self.ground.ask(self.destination.name, Kind.VM_ABANDON, abandon)
+        self.committed = verdict.claim is Claim.COMMITTED
+        if self.committed:
+            await self.ground.ask(self.source.name, Kind.VM_RELEASE, VmRelease(vm=VM, epoch=self.epoch - 1))
+
+    async def _move(self, restart: RestartPolicy) -> None:
+        prepare = VmPrepare(
+            launch=make_launch(epoch=self.epoch),
+            epoch=self.epoch,
+            offer_id=self.offer,
+            source=self.source.name,
+            source_identity=f"host.{self.source.name}",
+            capabilities=CAPABILITIES,
+            restart=restart,
+        )
+        prepared: VmPrepared = await self.ground.ask(self.destination.name, Kind.VM_PREPARE, prepare)
+        start = VmMigrateStart(
+            vm=VM,
+            epoch=self.epoch,
+            offer_id=self.offer,
+            destination=self.destination.name,
+            address=prepared.address,
+            port=prepared.port,
+            tls_hostname=prepared.tls_hostname,
+            capabilities=CAPABILITIES,
+        )
+        outcome: VmMigrated = await self.ground.ask(self.source.name, Kind.VM_MIGRATE, start)
+        self.reason = outcome.reason
+
+    async def over(self) -> None:
+        assert self.task is not None
+        await self.ground.until(self.task.done)
+        self.task.result()
+        await self.ground.until(self.quiet)
+
+    def quiet(self) -> bool:
+        """Nothing is under way any more at either end."""
+        records = [host.records.vm(VM) for host in (self.source, self.destination) if host.up]
+        moving = [r for r in records if r and (r.outgoing or r.incoming or r.state is VmState.STARTING)]
+        return not moving and len(self.source.processes() + self.destination.processes()) <= 1
+
+    def check(self) -> None:
+        """One copy, or none with a reason; both journals agree on whose it is."""
+        assert self.ground.most <= 1
+        claims = (self.source.records.claim(VM, self.epoch - 1), self.destination.records.claim(VM, self.epoch))
+        if self.committed:
+            assert claims == (Claim.RELEASED, Claim.COMMITTED)
+            holder, other = self.destination, self.source
+        else:
+            assert claims == (Claim.HELD, Claim.ABANDONED)
+            holder, other = self.source, self.destination
+        assert other.state() is None
+        assert not other.processes()
+        assert other.records.may_run(VM) is None
+        assert holder.records.may_run(VM) is not None
+        if holder.running:
+            assert holder.state() is VmState.RUNNING
+            assert holder.network.ports[make_launch().vnics[0].tap] is True
+        else:
+            assert holder.state() is VmState.CRASHED
+            assert holder.reason()
+
+
+@pytest.fixture
+async def trip(ground: Ground) -> AsyncIterator[Trip]:
+    """A VM that runs on h1 and is to move to h2."""
+    found = Trip(ground, await ground.host("h1"), await ground.host("h2"))
+    await ground.run_vm("h1")
+    yield found
+    if found.task is not None and not found.task.done():
+        found.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await found.task
+
+
+async def held(trip: Trip, phase: str, restart: RestartPolicy = RestartPolicy.NEVER) -> None:
+    """Begin, and stop where QEMU is about to get to `phase`."""
+    trip.ground.world.hold_at(phase)
+    trip.begin(restart)
+    before = {"active": "setup", "pre-switchover": "active", "device": "pre-switchover", "completed": "device"}
+    await trip.ground.until(
+        lambda: trip.source.processes() and trip.source.process().stats.status == before[phase], ticking=False
+    )
+    await trip.ground.turn()
+
+
+async def test_a_vm_moves(trip: Trip) -> None:
+    trip.begin()
+    await trip.over()
+    trip.check()
+    assert trip.committed
+    assert trip.destination.running
+    assert trip.destination.network.announced == ["52:54:00:00:00:01"]
+
+
+async def test_a_vm_moves_there_and_back_and_there(trip: Trip) -> None:
+    h1, h2 = trip.source, trip.destination
+    hosts = [h1, h2]
+    for number in range(4):
+        again = Trip(trip.ground, hosts[0], hosts[1], epoch=2 + number, offer=f"offer{number}")
+        again.begin()
+        await again.over()
+        again.check()
+        assert again.committed
+        hosts.reverse()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_qemus_migration_fails(trip: Trip, phase: str) -> None:
+    trip.ground.world.fail_at = phase
+    trip.begin()
+    await trip.over()
+    trip.check()
+    assert not trip.committed
+    assert trip.source.running
+    assert "made to fail" in trip.reason
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_cancelled(trip: Trip, phase: str) -> None:
+    await held(trip, phase)
+    body = VmMigrateCancel(vm=VM, offer_id="offer")
+    answer: VmMigrateCancelled = await trip.ground.ask("h1", Kind.VM_MIGRATE_CANCEL, body)
+    await trip.ground.turn()
+    trip.ground.world.release(phase)
+    await trip.over()
+    trip.check()
+    assert answer.too_late == trip.committed
+    assert trip.committed == (phase in ("device", "completed"))
+    assert (trip.destination if trip.committed else trip.source).running
+
+
+async def test_a_late_cancel_of_another_move_is_too_late(trip: Trip) -> None:
+    await held(trip, "pre-switchover")
+    body = VmMigrateCancel(vm=VM, offer_id="an older one")
+    answer: VmMigrateCancelled = await trip.ground.ask("h1", Kind.VM_MIGRATE_CANCEL, body)
+    assert answer.too_late
+    trip.ground.world.release("pre-switchover")
+    await trip.over()
+    trip.check()
+    assert trip.committed
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_the_destinations_qemu_is_killed(trip: Trip, phase: str) -> None:
+    await held(trip, phase)
+    trip.destination.process().end(by_signal=9)
+    await trip.ground.turn()
+    trip.ground.world.release(phase)
+    await trip.over()
+    trip.check()
+    assert not trip.committed
+    assert trip.source.running
+
+
+@pytest.mark.parametrize("restart", [RestartPolicy.NEVER, RestartPolicy.ON_FAILURE])
+async def test_the_destinations_qemu_is_killed_after_the_commit(trip: Trip, restart: RestartPolicy) -> None:
+    trip.begin(restart)
+    await trip.over()
+    trip.destination.process().end(by_signal=9)
+    if restart is RestartPolicy.NEVER:
+        await trip.ground.until(lambda: trip.destination.state() is VmState.CRASHED)
+    else:
+        await trip.ground.until(lambda: trip.destination.running and trip.destination.state() is VmState.RUNNING)
+    trip.check()
+    assert trip.committed
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_the_sources_qemu_is_killed(trip: Trip, phase: str) -> None:
+    await held(trip, phase)
+    trip.source.process().end(by_signal=9)
+    # What the destination had is not whole: its QEMU says so.
+    trip.destination.process().mark("failed")
+    await trip.ground.turn()
+    trip.ground.world.release(phase)
+    await trip.over()
+    trip.check()
+    assert not trip.committed
+    assert not trip.source.running
+
+
+async def test_a_guest_that_powers_itself_off_on_the_move_stays_off(trip: Trip) -> None:
+    await trip.ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1))
+    await trip.ground.run_vm("h1", epoch=2, restart=RestartPolicy.ON_FAILURE)
+    again = Trip(trip.ground, trip.source, trip.destination, epoch=3)
+    await held(again, "pre-switchover")
+    trip.source.process().guest_ends()
+    trip.ground.world.release("pre-switchover")
+    await again.over()
+    assert not again.committed
+    assert trip.source.state() is VmState.STOPPED
+    assert "powered itself off" in trip.source.reason()
+    assert not trip.source.processes()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("end", ["source", "destination"])
+async def test_an_agent_is_killed(trip: Trip, phase: str, end: str) -> None:
+    host: Host = getattr(trip, end)
+    await held(trip, phase)
+    await host.kill()
+    trip.ground.world.release(phase)
+    await trip.ground.turn()
+    await host.start()
+    await trip.over()
+    trip.check()
+    assert (trip.destination if trip.committed else trip.source).running
+
+
+@pytest.mark.parametrize("line", range(1, 10))
+@pytest.mark.parametrize("end", ["source", "destination"])
+async def test_an_agent_is_killed_at_any_line_of_its_journal(trip: Trip, line: int, end: str) -> None:
+    host: Host = getattr(trip, end)
+    host.die_after(line)
+    trip.begin()
+    assert trip.task is not None
+    await trip.ground.until(lambda: not host.up or (trip.task is not None and trip.task.done()))
+    if not host.up:
+        await host.restart()
+    await trip.over()
+    trip.check()
+    assert (trip.destination if trip.committed else trip.source).running
+
+
+async def test_the_bus_is_cut_between_the_last_state_and_the_verdict(trip: Trip) -> None:
+    await held(trip, "completed")
+    trip.source.cut = True
+    trip.ground.world.release("completed")
+    await trip.ground.until(lambda: trip.destination.running)
+    for _ in range(50):
+        trip.ground.clock.advance(0.1)
+        await trip.ground.turn(10)
+    assert trip.source.state() is VmState.MIGRATING
+    assert not trip.source.running
+    trip.source.cut = False
+    await trip.over()
+    trip.check()
+    assert trip.committed
