@@ -95,8 +95,8 @@ class HostAgent:
         self._tasks.start(self._publish_vm(report))
 
     async def _publish_vm(self, report: VmReport) -> None:
-        await self._follow_vm(report.vm)
         try:
+            await self._follow_vm(report.vm)
             await self._bus.publish(Subjects.vm_report(report.vm), dump(report))
         except UnavailableError as error:
             log.debug("report of %s waits for the bus: %s", report.vm, error)

@@ -20,7 +20,7 @@ from serai.host.outgoing import OutgoingMove
 from serai.host.placing import place
 from serai.host.records import Incoming, Outgoing, VmRecord
 from serai.host.vm import VmAgent
-from serai.schema.errors import ConflictError, SeraiError, StaleError
+from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import (
     Verdict,
@@ -61,6 +61,8 @@ class Moves:
         """Tap closed, disks, QEMU `-incoming defer -S`, journal `offered`; undone as a whole if a part fails."""
         launch = body.launch
         present = self._agents.get(launch.vm)
+        if present is None and self._kit.records.vm(launch.vm) is not None:
+            raise UnavailableError(f"the QEMU of VM {launch.name} on {self._kit.host} does not answer")
         held = self._kit.records.may_run(launch.vm) is not None
         if present is not None and present.record.incoming is not None and not held:
             again = present.record.incoming

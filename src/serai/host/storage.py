@@ -53,7 +53,11 @@ class HostStorage:
             except SeraiError as error:
                 log.error("pool %s cannot be opened: %s", pool.pool, error)
         if any(pool.export is ExportKind.ISCSI for pool in self._records.pools().values()):
-            await self._target().start()
+            try:
+                await self._target().start()
+            except SeraiError as error:
+                # VMs of this host must be adopted all the same; `check` tries again.
+                log.error("the iSCSI target does not start: %s", error)
 
     async def check(self) -> None:
         """Make the target what it should be; called every few seconds. A dead one is started again."""

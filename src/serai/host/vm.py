@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from serai.core.lifecycle import SETTLED, End, VmEvent, after_end, classify_end, follow
+from serai.core.lifecycle import RESTART_DELAYS, SETTLED, End, VmEvent, after_end, classify_end, follow
 from serai.drivers.hypervisor.base import ExitInfo, Machine, MachineEvent, RunState
 from serai.host.kit import Kit
 from serai.host.placing import place
@@ -167,12 +167,30 @@ class VmAgent:
         return self._running_since is not None and self._kit.clock.monotonic() - self._running_since > SETTLED
 
     async def _restart_later(self, delay: float, reason: str) -> None:
-        await self._kit.clock.sleep(delay)
-        async with self.lock:
-            if not self.record.wanted or self.state not in (VmState.STOPPED, VmState.CRASHED):
-                return
-            self.update(restarts=self.record.restarts + 1)
-            await self.run_again(f"restarted after: {reason}")
+        while True:
+            await self._kit.clock.sleep(delay)
+            async with self.lock:
+                if self._forgotten or not self.record.wanted or self.state not in (VmState.STOPPED, VmState.CRASHED):
+                    return
+                self.update(restarts=self.record.restarts + 1)
+                try:
+                    await self.run_again(f"restarted after: {reason}")
+                    return
+                except StaleError:
+                    raise
+                except SeraiError as error:
+                    # What it needs may be on a host that is still coming up: policy wants it to run, so try again.
+                    log.error("vm %s could not be restarted: %s", self.record.launch.name, error)
+                    self.update(wanted=True)
+            delay = self._next_delay()
+
+    def _next_delay(self) -> float:
+        return RESTART_DELAYS[min(self.record.restarts, len(RESTART_DELAYS) - 1)]
+
+    def restart_soon(self, reason: str) -> None:
+        """It is to run and does not: start it after the delay that its restarts so far have earned."""
+        self.update(wanted=True)
+        self._kit.tasks.start(self._restart_later(self._next_delay(), reason))
 
     # --- what may be asked ---
 

@@ -6,6 +6,7 @@ nobody watched (a crash), unless the machine itself was rebooted, when autostart
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from serai.host.kit import Kit
 from serai.host.moves import Moves
 from serai.host.records import VmRecord
 from serai.host.vm import ALIVE, VmAgent
-from serai.schema.errors import NotFoundError, SeraiError
+from serai.schema.errors import NotFoundError, SeraiError, StaleError, UnavailableError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import VmConfigure, VmConfigured, VmRelease, VmStart
 from serai.schema.vm import VmReport, VmState
 
 log = logging.getLogger(__name__)
+
+ADOPT_RETRY = 2.0
 
 
 def machine_boot_id() -> str:
@@ -34,10 +37,13 @@ class Vms:
     def __init__(self, kit: Kit) -> None:
         self._kit = kit
         self.agents: dict[str, VmAgent] = {}
+        self._silent: set[str] = set()
+        """VMs whose QEMU is there and has not answered yet."""
         self.moves = Moves(kit, self.agents)
 
     def agent(self, vm: str) -> VmAgent:
         """The agent of a VM. Raises NotFoundError when the VM is not on this host."""
+        self._check_silent(vm)
         found = self.agents.get(vm)
         if found is None:
             raise NotFoundError(f"the VM is not on {self._kit.host}", field="vm", value=vm)
@@ -50,17 +56,47 @@ class Vms:
 
     async def take_over(self, *, rebooted: bool) -> None:
         """Adopt what runs, settle what ended meanwhile, take up moves, and autostart after a reboot."""
-        for vm, record in self._kit.records.vms().items():
-            try:
-                machine = await self._kit.hypervisor.adopt(vm, self._kit.paths.vm_run(vm))
-            except SeraiError as error:
-                log.error("vm %s: QEMU is there but does not answer: %s", record.launch.name, error)
-                continue
-            agent = VmAgent(self._kit, record, machine)
-            self.agents[vm] = agent
-            await self._settle(agent, rebooted=rebooted)
+        records = self._kit.records.vms()
+        await asyncio.gather(*(self._adopt(record, rebooted=rebooted) for record in records.values()))
         if rebooted:
             await self._autostart()
+
+    async def _adopt(self, record: VmRecord, *, rebooted: bool) -> None:
+        """One VM; whatever is wrong with it keeps neither the others nor the agent from working."""
+        vm = record.launch.vm
+        try:
+            machine = await self._kit.hypervisor.adopt(vm, self._kit.paths.vm_run(vm))
+        except SeraiError as error:
+            log.error("vm %s: QEMU is there but does not answer: %s", record.launch.name, error)
+            if vm not in self._silent:
+                self._silent.add(vm)
+                self._kit.tasks.start(self._adopt_later(vm))
+            return
+        self._silent.discard(vm)
+        agent = self.agents[vm] = VmAgent(self._kit, record, machine)
+        try:
+            await self._settle(agent, rebooted=rebooted)
+        except SeraiError as error:
+            log.error("vm %s could not be taken over as it should: %s", record.launch.name, error)
+
+    async def _adopt_later(self, vm: str) -> None:
+        """A silent QEMU is not dead: ask until it answers or is gone."""
+        while vm in self._silent:
+            await self._kit.clock.sleep(ADOPT_RETRY)
+            record = self._kit.records.vm(vm)
+            if record is None:
+                self._silent.discard(vm)
+            else:
+                await self._adopt(record, rebooted=False)
+
+    def _check_silent(self, vm: str) -> None:
+        if vm in self._silent:
+            raise UnavailableError(
+                f"the VM's QEMU on {self._kit.host} does not answer",
+                field="vm",
+                value=vm,
+                remedy="Wait: it is asked again and again. Its storage may be away.",
+            )
 
     async def _settle(self, agent: VmAgent, *, rebooted: bool) -> None:
         record = agent.record
@@ -72,11 +108,14 @@ class Vms:
                 await agent.end_qemu()
             else:
                 await agent.settle_run_state()
+                self._kit.tasks.start(agent.keep_running())
         elif agent.state in ALIVE or agent.state is VmState.STARTING:
             if rebooted:
                 agent.follow(VmEvent.CRASHED, "its host was rebooted", restarts=0)
             else:
                 agent.ended(End(VmEvent.CRASHED, "QEMU ended while no agent watched it", failure=True))
+        elif record.wanted and record.state in (VmState.CRASHED, VmState.STOPPED) and not rebooted:
+            agent.restart_soon(record.reason)  # an earlier agent was about to
 
     async def _autostart(self) -> None:
         waiting = [a for a in self.agents.values() if a.record.autostart and a.record.wanted and a.gone.is_set()]
@@ -88,10 +127,17 @@ class Vms:
                     await agent.run_again("started after its host's reboot")
             except SeraiError as error:
                 log.error("vm %s could not be started after the reboot: %s", agent.record.launch.name, error)
+                agent.restart_soon("its host was rebooted")
 
     # --- commands ---
 
     async def start(self, body: VmStart) -> VmReport:
+        self._check_silent(body.launch.vm)
+        rows = [row for row in self._kit.records.leases(body.launch.vm) if row.claim is not Claim.ABANDONED]
+        if any(row.epoch > body.epoch or (row.epoch == body.epoch and row.claim is Claim.RELEASED) for row in rows):
+            raise StaleError(
+                f"epoch {body.epoch} of VM {body.launch.name} is over here", field="epoch", value=body.epoch
+            )
         agent = self.agents.get(body.launch.vm)
         if agent is None:
             agent = self._new(body)
@@ -114,13 +160,15 @@ class Vms:
 
     async def release(self, body: VmRelease) -> None:
         """Give up `epoch` and all lower ones: end QEMU, forget the VM. Idempotent."""
+        self._check_silent(body.vm)
         agent = self.agents.get(body.vm)
         if agent is not None and agent.record.epoch <= body.epoch:
             async with agent.lock:
                 agent.update(wanted=False)
                 await agent.end_qemu()
-            del self.agents[body.vm]
-            self._kit.records.forget_vm(body.vm)
+            if self.agents.get(body.vm) is agent:
+                del self.agents[body.vm]
+            await agent.forget()
         for row in self._kit.records.leases(body.vm):
             if row.epoch <= body.epoch and row.claim in (Claim.HELD, Claim.COMMITTED):
                 self._kit.records.put_claim(row.model_copy(update={"claim": Claim.RELEASED, "reason": body.reason}))

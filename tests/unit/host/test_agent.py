@@ -1,0 +1,230 @@
+"""One agent on the bus: commands once each, a VM's life and ends, and what a new agent makes of it all."""
+
+from __future__ import annotations
+
+import pytest
+
+from serai.drivers.hypervisor.base import Placing, RunState
+from serai.drivers.hypervisor.fake import FakeMachine
+from serai.lib.ids import new_id
+from serai.schema.attach import Launch
+from serai.schema.errors import ConflictError, SeraiError, StaleError
+from serai.schema.lease import Claim
+from serai.schema.messages import Kind, VmRelease, VmSignal, VmStart, VmStopCommand
+from serai.schema.vm import RestartPolicy, VmState
+
+from .conftest import VM, Ground, Host, make_launch
+
+
+def start(**changes: object) -> VmStart:
+    values = {"launch": make_launch(), "epoch": 1, "restart": RestartPolicy.NEVER, **changes}
+    return VmStart.model_validate(values)
+
+
+# --- commands ---
+
+
+async def test_a_repeated_id_is_answered_alike_and_carried_out_once(ground: Ground, h1: Host) -> None:
+    command = new_id()
+    first = await ground.send("h1", Kind.VM_START, start(), id=command)
+    pid = h1.process().pid
+    await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, force=True))
+    assert await ground.send("h1", Kind.VM_START, start(), id=command) == first
+    await h1.restart()
+    assert await ground.send("h1", Kind.VM_START, start(), id=command) == first
+    assert not h1.processes()
+    assert first.result is not None
+    assert first.result["pid"] == pid
+
+
+async def test_an_older_generation_is_refused(ground: Ground, h1: Host) -> None:
+    await ground.ask("h1", Kind.VM_START, start(), generation=5)
+    with pytest.raises(StaleError):
+        await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM), generation=4)
+    await h1.restart()
+    with pytest.raises(StaleError):
+        await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM), generation=4)
+    await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM), generation=5)
+
+
+async def test_an_unknown_kind_and_a_bad_body_are_named(ground: Ground, h1: Host) -> None:
+    reply = await ground.send("h1", "vm.teleport", {})
+    assert reply.error is not None
+    assert (reply.error.code, reply.error.field, reply.error.value) == ("invalid", "kind", "vm.teleport")
+    reply = await ground.send("h1", Kind.VM_STOP, {"vm": VM, "timeout": "soon"})
+    assert reply.error is not None
+    assert (reply.error.code, reply.error.field) == ("invalid", "timeout")
+    reply = await ground.send("h1", Kind.VM_STOP, {"vm": VM})
+    assert reply.error is not None
+    assert (reply.error.code, reply.error.value) == ("not_found", VM)
+
+
+# --- the VM's life ---
+
+
+async def test_a_life(ground: Ground, h1: Host) -> None:
+    report = await ground.run_vm("h1")
+    assert (report.state, report.epoch, report.pid) == (VmState.RUNNING, 1, h1.process().pid)
+    assert h1.records.claim(VM, 1) is Claim.HELD
+    paused = await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM))
+    assert (paused.state, h1.process().state) == (VmState.PAUSED, RunState.PAUSED)
+    resumed = await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+    assert (resumed.state, h1.process().state) == (VmState.RUNNING, RunState.RUNNING)
+    await ground.ask("h1", Kind.VM_RESET, VmSignal(vm=VM))
+    stopped = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM))
+    assert (stopped.state, stopped.reason, stopped.pid) == (VmState.STOPPED, "shut down as asked", None)
+    with pytest.raises(ConflictError):
+        await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+    again = await ground.run_vm("h1")
+    assert again.state is VmState.RUNNING
+    await ground.turn()
+    sequences = [found.sequence for found in ground.reports]
+    assert sequences == sorted(set(sequences))
+
+
+async def test_a_guest_that_ignores_the_button_is_ended_by_force(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", restart=RestartPolicy.ALWAYS)
+    h1.process().ignores_powerdown = True
+    stopped = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, timeout=0.05))
+    assert (stopped.state, stopped.reason) == (VmState.STOPPED, "stopped by force")
+    await ground.until(lambda: True)
+    assert not h1.processes()
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "words"),
+    [
+        ("guest-shutdown", VmState.STOPPED, "powered itself off"),
+        ("guest-panic", VmState.CRASHED, "panicked"),
+        ("kill", VmState.CRASHED, "signal 9"),
+    ],
+)
+@pytest.mark.parametrize("policy", list(RestartPolicy))
+async def test_ends(ground: Ground, h1: Host, end: str, state: VmState, words: str, policy: RestartPolicy) -> None:
+    await ground.run_vm("h1", restart=policy)
+    process = h1.process()
+    if end == "kill":
+        process.end(by_signal=9)
+    else:
+        process.guest_ends(end)
+    restarts = policy is RestartPolicy.ALWAYS or (policy is RestartPolicy.ON_FAILURE and state is VmState.CRASHED)
+    if restarts:
+        await ground.until(lambda: h1.running)
+        assert h1.process() is not process
+        assert h1.state() is VmState.RUNNING
+    else:
+        await ground.until(lambda: h1.state() is state)
+    assert words in h1.reason()
+
+
+async def test_a_start_that_fails_says_why_and_can_be_tried_again(ground: Ground, h1: Host) -> None:
+    h1.hypervisor.fail_start = "no such drive"
+    with pytest.raises(SeraiError, match="no such drive"):
+        await ground.run_vm("h1", restart=RestartPolicy.ALWAYS)
+    assert (h1.state(), h1.processes()) == (VmState.CRASHED, [])
+    assert "no such drive" in h1.reason()
+    h1.hypervisor.fail_start = None
+    assert (await ground.run_vm("h1")).state is VmState.RUNNING
+
+
+async def test_a_restart_that_fails_is_tried_again(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", restart=RestartPolicy.ON_FAILURE)
+    h1.hypervisor.fail_start = "the target does not answer"
+    h1.process().end(by_signal=9)
+    await ground.until(lambda: "target does not answer" in h1.reason())
+    h1.hypervisor.fail_start = None
+    await ground.until(lambda: h1.running)
+
+
+async def test_a_stale_epoch_starts_nothing(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", epoch=3)
+    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=3))
+    for epoch in (1, 3):
+        with pytest.raises(StaleError):
+            await ground.run_vm("h1", epoch=epoch)
+    assert h1.records.vm(VM) is None
+    assert (await ground.run_vm("h1", epoch=4)).epoch == 4
+
+
+async def test_released_nothing_stays(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", restart=RestartPolicy.ALWAYS)
+    for folder in (h1.paths.vm_run(VM), h1.paths.vm_state(VM)):
+        folder.mkdir(parents=True, exist_ok=True)
+    for _ in range(2):
+        await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1, wipe=True, reason="deleted"))
+    assert not h1.processes()
+    assert h1.records.claim(VM, 1) is Claim.RELEASED
+    assert not h1.paths.vm_run(VM).exists()
+    assert not h1.paths.vm_state(VM).exists()
+
+
+# --- a new agent ---
+
+
+async def test_a_running_and_a_paused_vm_are_adopted(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1")
+    process = h1.process()
+    await h1.restart()
+    assert (h1.process(), h1.state()) == (process, VmState.RUNNING)
+    await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM))
+    await h1.restart()
+    assert (h1.process().state, h1.state()) == (RunState.PAUSED, VmState.PAUSED)
+
+
+async def test_a_silent_qemu_is_asked_until_it_answers(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1")
+    process = h1.process()
+    process.silent = True
+    await h1.restart()
+    reply = await ground.send("h1", Kind.VM_START, start())
+    assert reply.error is not None
+    assert reply.error.code == "unavailable"
+    process.silent = False
+    await ground.until(lambda: VM in h1.vms.agents)
+    assert (await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM))).state is VmState.PAUSED
+    assert h1.process() is process
+
+
+async def test_what_ended_unwatched_follows_the_policy(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", restart=RestartPolicy.ON_FAILURE)
+    await h1.kill()
+    h1.process().end(by_signal=9)
+    await h1.start()
+    await ground.until(lambda: h1.running)
+    assert "while no agent watched" in h1.reason()
+
+
+async def test_a_restart_that_was_due_is_not_forgotten(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", restart=RestartPolicy.ON_FAILURE)
+    h1.process().end(by_signal=9)
+    await ground.until(lambda: h1.running, ticking=False)
+    h1.process().end(by_signal=9)  # the second restart waits
+    await ground.until(lambda: h1.state() is VmState.CRASHED, ticking=False)
+    await h1.restart()
+    await ground.until(lambda: h1.running)
+
+
+async def test_a_reboot_starts_vms_in_their_order(ground: Ground, h1: Host) -> None:
+    ids = [f"{number:012x}" for number in range(1, 5)]
+    for vm, order in zip(ids, (3, 1, 2, 0), strict=True):
+        launch = make_launch(vm=vm, name=f"vm{order}")
+        await ground.run_vm("h1", launch=launch, autostart_order=order, autostart=order != 0)
+    started: list[str] = []
+    begin = h1.hypervisor.start
+
+    async def note(launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> FakeMachine:
+        started.append(launch.name)
+        return await begin(launch, placing, incoming=incoming, paused=paused)
+
+    h1.hypervisor.start = note  # type: ignore[method-assign] # to see the order
+    await h1.power_cycle()
+    assert started == ["vm1", "vm2", "vm3"]
+    assert h1.state(ids[3]) is VmState.CRASHED
+    assert h1.reason(ids[3]) == "its host was rebooted"
+
+
+async def test_reports_come_and_name_leases(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1")
+    await ground.until(lambda: any(report.vms for report in ground.host_reports))
+    newest = ground.host_reports[-1]
+    assert [(row.vm, row.epoch, row.claim) for row in newest.leases] == [(VM, 1, Claim.HELD)]
