@@ -20,6 +20,7 @@ from serai.host.outgoing import OutgoingMove
 from serai.host.placing import place
 from serai.host.records import Incoming, Outgoing, VmRecord
 from serai.host.vm import VmAgent
+from serai.schema.attach import Launch
 from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import (
@@ -43,6 +44,25 @@ OUTCOMES_KEPT = 64
 PATIENCE = 60.0
 """Seconds that the last state may take to arrive after the source has sent it; then the offer is turned down, and the
 source, which stands still, goes on. Turning down is always safe before the commit."""
+
+
+def _check_alike(record: VmRecord) -> None:
+    """The destination is started from what is wanted: QEMU takes the state only if that is what it runs with here."""
+    wanted = record.next_launch
+    if wanted is None:
+        return
+
+    def shape(launch: Launch) -> tuple[object, ...]:
+        disks, vnics = [disk.index for disk in launch.disks], [vnic.index for vnic in launch.vnics]
+        return launch.machine, launch.cpus, launch.max_cpus, launch.memory, sorted(disks), sorted(vnics)
+
+    if shape(record.launch) != shape(wanted):
+        raise ConflictError(
+            f"VM {record.launch.name} runs with other CPUs, memory or devices than it is to have after a restart",
+            field="state",
+            value="pending-restart",
+            remedy="Restart the VM so that the pending changes apply, or take them back; then it moves.",
+        )
 
 
 class Moves:
@@ -214,6 +234,7 @@ class Moves:
             raise StaleError(f"the VM is here under epoch {agent.record.epoch}: epoch {body.epoch} is not the next")
         async with agent.lock:
             machine = agent.live_machine()
+            _check_alike(agent.record)
             move = Outgoing(offer_id=body.offer_id, epoch=body.epoch, destination=body.destination)
             agent.follow(VmEvent.MIGRATE, f"moving to {body.destination}", outgoing=move)
             outgoing = self._leave(agent, move)

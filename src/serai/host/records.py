@@ -40,6 +40,9 @@ class VmRecord(Frozen):
     """All that is needed to run, restart or adopt a VM without a controller."""
 
     launch: Launch
+    """What QEMU runs with, live changes included; of a VM that is down, what it starts with."""
+    next_launch: Launch | None = None
+    """What is wanted at the next start, where that differs from what QEMU runs with."""
     epoch: int
     restart: RestartPolicy
     autostart: bool

@@ -203,6 +203,7 @@ class VmAgent:
             self._take_epoch(body.epoch)
             self.update(
                 launch=body.launch,
+                next_launch=None,
                 epoch=body.epoch,
                 restart=body.restart,
                 autostart=body.autostart,
@@ -224,6 +225,8 @@ class VmAgent:
         epoch = self._kit.records.may_run(self.vm)
         if epoch is None or epoch != self.record.epoch:
             raise StaleError(f"this host may not run VM {self.record.launch.name} (lease epoch {self.record.epoch})")
+        if self.record.next_launch is not None:
+            self.update(launch=self.record.next_launch, next_launch=None)
         self._starting, self.last_end = True, None
         try:
             await self._launch(reason)

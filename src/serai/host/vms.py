@@ -189,9 +189,18 @@ class Vms:
                     applied.append(name)
                 except SeraiError as error:
                     pending.append(f"{name}: {error.info.message}")
+            if not agent.gone.is_set() and body.launch.max_cpus != before.max_cpus:
+                pending.append("the limit for more CPUs: it needs a restart, and the VM does not move until then")
+            launch, wanted = body.launch, None
+            if not agent.gone.is_set():
+                generation = before.generation if pending else body.launch.generation
+                # The name is ours alone: QEMU's own changes nothing.
+                ours = {"generation": generation, "name": body.launch.name}
+                launch = agent.live_machine().launch.model_copy(update=ours)
+                wanted = body.launch if launch != body.launch else None
             agent.update(
-                # What QEMU was really started with keeps its generation until all is applied.
-                launch=body.launch if not pending else body.launch.model_copy(update={"generation": before.generation}),
+                launch=launch,
+                next_launch=wanted,
                 restart=body.restart,
                 autostart=body.autostart,
                 autostart_order=body.autostart_order,

@@ -10,7 +10,7 @@ from serai.lib.ids import new_id
 from serai.schema.attach import Launch
 from serai.schema.errors import ConflictError, SeraiError, StaleError
 from serai.schema.lease import Claim
-from serai.schema.messages import Kind, VmRelease, VmSignal, VmStart, VmStopCommand
+from serai.schema.messages import Kind, VmConfigure, VmRelease, VmSignal, VmStart, VmStopCommand
 from serai.schema.vm import RestartPolicy, VmState
 
 from .conftest import VM, Ground, Host, make_launch
@@ -228,3 +228,27 @@ async def test_reports_come_and_name_leases(ground: Ground, h1: Host) -> None:
     await ground.until(lambda: any(report.vms for report in ground.host_reports))
     newest = ground.host_reports[-1]
     assert [(row.vm, row.epoch, row.claim) for row in newest.leases] == [(VM, 1, Claim.HELD)]
+
+
+async def test_what_is_pending_applies_at_the_next_start(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", restart=RestartPolicy.ON_FAILURE)
+    wanted = make_launch(generation=2, cpus=2, memory=128 << 20)
+    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=wanted, restart=RestartPolicy.ON_FAILURE))
+    assert answer.applied == ["cpus"]
+    assert len(answer.pending) == 1
+    record = h1.records.vm(VM)
+    assert record is not None
+    assert (record.launch.cpus, record.launch.memory, record.launch.generation) == (2, 64 << 20, 1)
+    await h1.restart()
+    process = h1.process()
+    process.end(by_signal=9)
+    await ground.until(lambda: h1.running and h1.process() is not process)
+    assert h1.process().launch == wanted
+
+
+async def test_a_new_limit_of_cpus_is_said_to_be_pending(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1")
+    wanted = make_launch(generation=2, cpus=2, max_cpus=8)
+    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=wanted, restart=RestartPolicy.NEVER))
+    assert answer.applied == ["cpus"]
+    assert "does not move" in answer.pending[0]

@@ -14,6 +14,8 @@ from serai.schema.messages import (
     Kind,
     Verdict,
     VmAbandon,
+    VmConfigure,
+    VmConfigured,
     VmMigrateCancel,
     VmMigrateCancelled,
     VmMigrated,
@@ -159,6 +161,21 @@ async def test_a_vm_moves_there_and_back_and_there(trip: Trip) -> None:
         again.check()
         assert again.committed
         hosts.reverse()
+
+
+async def test_a_vm_with_pending_changes_of_its_shape_stays(trip: Trip) -> None:
+    body = VmConfigure(launch=make_launch(generation=2, memory=128 << 20), restart=RestartPolicy.NEVER)
+    answer: VmConfigured = await trip.ground.ask("h1", Kind.VM_CONFIGURE, body)
+    assert answer.pending
+    trip.begin()
+    await trip.over()
+    trip.check()
+    assert not trip.committed
+    assert "Restart the VM" in trip.reason
+    record = trip.source.records.vm(VM)
+    assert record is not None
+    assert (record.launch.memory, record.launch.generation) == (64 << 20, 1)
+    assert record.next_launch == body.launch
 
 
 @pytest.mark.parametrize("phase", PHASES)
