@@ -57,18 +57,32 @@ async def test_a_port_opens_and_closes(network: NetworkDriver) -> None:
         assert not await _is_open(network, VNIC.tap)
         await network.open_port(VNIC.tap)
         assert await _is_open(network, VNIC.tap)
+        await network.announce(VNIC)
+        await network.announce(VNIC)
         await network.close_port(VNIC.tap)
         assert not await _is_open(network, VNIC.tap)
-        await network.announce(VNIC)
+        with pytest.raises(HostError):
+            await network.announce(VNIC)
     finally:
         tap.close()
+
+
+async def test_a_tap_that_is_gone_is_named(network: NetworkDriver) -> None:
+    await network.ensure_bridge("br-lan", 1500)
+    tap = await network.create_tap(VNIC, open_port=True)
+    assert await _is_open(network, VNIC.tap)
+    tap.close()
+    for action in (network.open_port(VNIC.tap), network.close_port(VNIC.tap), network.announce(VNIC)):
+        with pytest.raises(NotFoundError) as caught:
+            await action
+        assert caught.value.info.value == VNIC.tap
 
 
 async def _is_open(network: NetworkDriver, tap: str) -> bool:
     if isinstance(network, FakeNetwork):
         return network.ports[tap]
-    (name,) = namespace.names("serai-test-")
-    shown = await run([*namespace.enter_argv(name), "ip", "-d", "-json", "link", "show", "dev", tap])
+    assert isinstance(network, BridgeNetwork)
+    shown = await run([*namespace.enter_argv(network.netns), "ip", "-d", "-json", "link", "show", "dev", tap])
     (link,) = json.loads(shown.stdout)
     return bool(link["linkinfo"]["info_slave_data"]["state"] == "forwarding")
 
@@ -78,8 +92,6 @@ async def test_a_bridge_that_is_missing_is_named(network: NetworkDriver) -> None
         await network.create_tap(VNIC, open_port=True)
     assert caught.value.info.value == "br-lan"
     assert await network.list_taps() == []
-    with pytest.raises(HostError):
-        await network.announce(VNIC)
 
 
 async def test_a_tap_that_is_taken_is_refused(network: NetworkDriver) -> None:

@@ -29,9 +29,12 @@ T = TypeVar("T")
 
 SIOCGIFINDEX = 0x8933
 AF_BRIDGE = 7
-RTM_SETLINK, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLA_F_NESTED = 19, 2, 0x1, 0x4, 0x8000
+RTM_SETLINK, RTM_NEWNEIGH, NLMSG_ERROR = 19, 28, 2
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE, NLA_F_NESTED = 0x1, 0x4, 0x100, 0x400, 0x8000
 IFLA_PROTINFO, IFLA_BRPORT_STATE, IFLA_BRPORT_FLUSH = 12, 1, 24
 STATE_DISABLED, STATE_FORWARDING = 0, 3
+NDA_LLADDR, NUD_REACHABLE, NUD_PERMANENT, NTF_MASTER = 2, 0x02, 0x80, 0x04
+MAIN_TABLE = 254
 ANSWER_TIMEOUT = 2.0
 HTB_ROOT = 0x10000
 HTB_CLASS = 0x10010
@@ -56,6 +59,15 @@ class Address:
 
     link: str
     address: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """One route of the main table: `default` or `10.0.0.0/24`, its gateway (empty: on the link), its link."""
+
+    destination: str
+    gateway: str
+    link: str
 
 
 @contextlib.contextmanager
@@ -180,10 +192,76 @@ def addresses(link: str | None = None) -> list[Address]:
     return [row for row in rows if link is None or row.link == link]
 
 
+def delete_address(link: str, address: str) -> None:
+    """Take `10.0.0.1/24` from a link; one that is gone is no error."""
+    host, _, prefix = address.partition("/")
+    with _route(f"take the address {address} from {link}") as route:
+        try:
+            route.addr("del", index=_index(route, link), address=host, prefixlen=int(prefix or 32))
+        except NetlinkError as error:
+            if error.code != errno.EADDRNOTAVAIL:
+                raise
+
+
 def add_route(destination: str, gateway: str) -> None:
     """A route through a gateway; `default` for all."""
     with _route(f"route {destination} through {gateway}") as route:
         route.route("replace", dst=destination, gateway=gateway)
+
+
+def delete_route(destination: str) -> None:
+    """Take a route away; one that is gone is no error."""
+    with _route(f"delete the route {destination}") as route:
+        try:
+            route.route("del", dst=destination)
+        except NetlinkError as error:
+            if error.code != errno.ESRCH:
+                raise
+
+
+def routes() -> list[Route]:
+    """The IPv4 routes of the main table."""
+    by_index = {found.index: found.name for found in links().values()}
+    with _route("list routes") as route:
+        found = []
+        for row in route.get_routes(family=socket.AF_INET, table=MAIN_TABLE):
+            destination = row.get_attr("RTA_DST")
+            found.append(
+                Route(
+                    destination=f"{destination}/{row['dst_len']}" if destination else "default",
+                    gateway=row.get_attr("RTA_GATEWAY") or "",
+                    link=by_index.get(row.get_attr("RTA_OIF"), ""),
+                )
+            )
+        return found
+
+
+def move_link(name: str, netns: str | int) -> None:
+    """Give a link to a network namespace: a named one, or that of a process. It arrives down, without addresses."""
+    with _route(f"move the link {name} to the namespace {netns}") as route:
+        index = _index(route, name)
+        if isinstance(netns, int):
+            route.link("set", index=index, net_ns_pid=netns)
+        else:
+            route.link("set", index=index, net_ns_fd=netns)
+
+
+def forwarding_table(bridge: str) -> dict[str, str]:
+    """What a bridge has learned or been told, without its ports' own addresses: MAC to the port's name."""
+    by_index = {found.index: found.name for found in links().values()}
+    with _route(f"list what the bridge {bridge} has learned") as route:
+        index = _index(route, bridge)
+        return {
+            row.get_attr("NDA_LLADDR"): by_index.get(row["ifindex"], "")
+            for row in route.fdb("dump")
+            if row.get_attr("NDA_MASTER") == index and not row["state"] & NUD_PERMANENT
+        }
+
+
+def qdiscs(link: str) -> list[str]:
+    """Kinds of the queueing disciplines of a link, its root's first."""
+    with _route(f"list the queueing disciplines of {link}") as route:
+        return [str(row.get_attr("TCA_KIND")) for row in route.get_qdiscs(index=_index(route, link))]
 
 
 def shape(link: str, rate: int) -> None:
@@ -209,11 +287,13 @@ def shape(link: str, rate: int) -> None:
 
 
 class PortSwitch:
-    """Opens and closes bridge ports by one netlink message on a socket kept open: tens of microseconds.
+    """Opens and closes bridge ports, and tells bridges what is behind one, by one netlink message each.
 
-    The port's state is set (`disabled`, `forwarding`), not the link: taking a link down waits for an RCU grace period
-    under the kernel's one lock for all links, which was seen to cost a move 15 ms. It acts in the network namespace of
-    the thread that made it, and is safe within an event loop.
+    The sockets are kept open: tens of microseconds a message. The port's state is set (`disabled`, `forwarding`), not
+    the link: taking a link down waits for an RCU grace period under the kernel's one lock for all links, which was seen
+    to cost a move 15 ms. It acts in the network namespace of the thread that made it, and is safe within an event loop.
+
+    Errors: NotFoundError (no such link), HostError.
     """
 
     def __init__(self) -> None:
@@ -228,30 +308,47 @@ class PortSwitch:
         self._netlink.close()
 
     def set_port(self, name: str, *, forwarding: bool) -> None:
-        """Open or close a bridge port; closing forgets what was learned behind it. Raises NotFoundError, HostError."""
-        what = f"cannot {'open' if forwarding else 'close'} the port {name}"
-        try:
-            answer = fcntl.ioctl(self._ioctl, SIOCGIFINDEX, name.encode().ljust(16, b"\0") + bytes(24))
-            (index,) = struct.unpack_from("=i", answer, 16)
-            code = self._ask(index, forwarding=forwarding)
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                raise NotFoundError("there is no such link", field="link", value=name) from error
-            raise HostError(f"{what}: {error.strerror or error}") from error
-        if code:
-            raise HostError(f"{what}: {os.strerror(code)}")
-
-    def _ask(self, index: int, *, forwarding: bool) -> int:
-        """The kernel's errno for RTM_SETLINK (rtnetlink(7), linux/if_link.h); 0 for success."""
-        self._sequence += 1
+        """Open or close a bridge port; closing forgets what was learned behind it."""
         state = struct.pack("=HHB3x", 5, IFLA_BRPORT_STATE, STATE_FORWARDING if forwarding else STATE_DISABLED)
         flush = b"" if forwarding else struct.pack("=HH", 4, IFLA_BRPORT_FLUSH)
         nested = struct.pack("=HH", 4 + len(state + flush), IFLA_PROTINFO | NLA_F_NESTED) + state + flush
-        body = struct.pack("=BxHiII", AF_BRIDGE, 0, index, 0, 0) + nested
-        header = struct.pack("=IHHII", 16 + len(body), RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, self._sequence, 0)
-        self._netlink.send(header + body)
-        while True:
-            answer = self._netlink.recv(4096)
-            _, kind, _, sequence, _ = struct.unpack_from("=IHHII", answer)
-            if kind == NLMSG_ERROR and sequence == self._sequence:
-                return -int(struct.unpack_from("=i", answer, 16)[0])
+        what = f"{'open' if forwarding else 'close'} the port {name}"
+        index = self._index(name, what)
+        self._ask(RTM_SETLINK, 0, struct.pack("=BxHiII", AF_BRIDGE, 0, index, 0, 0) + nested, what)
+
+    def learn(self, name: str, mac: str) -> None:
+        """The port's bridge takes `mac` to be behind this port from now on, as if it had sent a frame: it may age.
+
+        What the bridge had learned elsewhere is replaced. The port must be open.
+        """
+        what = f"tell the bridge of {name} that {mac} is there"
+        index = self._index(name, what)
+        attribute = struct.pack("=HH", 10, NDA_LLADDR) + bytes.fromhex(mac.replace(":", "")) + b"\0\0"
+        body = struct.pack("=BxxxiHBB", AF_BRIDGE, index, NUD_REACHABLE, NTF_MASTER, 0) + attribute
+        self._ask(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, what)
+
+    def _index(self, name: str, what: str) -> int:
+        try:
+            answer = fcntl.ioctl(self._ioctl, SIOCGIFINDEX, name.encode().ljust(16, b"\0") + bytes(24))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise NotFoundError("there is no such link", field="link", value=name) from error
+            raise HostError(f"cannot {what}: {error.strerror or error}") from error
+        return int(struct.unpack_from("=i", answer, 16)[0])
+
+    def _ask(self, kind: int, flags: int, body: bytes, what: str) -> None:
+        """Send one message and wait for its acknowledgement: rtnetlink(7), linux/if_link.h, linux/neighbour.h."""
+        self._sequence += 1
+        flags |= NLM_F_REQUEST | NLM_F_ACK
+        try:
+            self._netlink.send(struct.pack("=IHHII", 16 + len(body), kind, flags, self._sequence, 0) + body)
+            while True:
+                answer = self._netlink.recv(4096)
+                _, answered, _, sequence, _ = struct.unpack_from("=IHHII", answer)
+                if answered == NLMSG_ERROR and sequence == self._sequence:
+                    break
+        except OSError as error:
+            raise HostError(f"cannot {what}: {error.strerror or error}") from error
+        code = -int(struct.unpack_from("=i", answer, 16)[0])
+        if code:
+            raise HostError(f"cannot {what}: {os.strerror(code)}")

@@ -42,7 +42,7 @@ class NetworkDriver(Protocol):
         ...
 
     async def create_tap(self, vnic: VnicAttachment, *, open_port: bool) -> Tap:
-        """Create the VNIC's tap on its bridge. A leftover of the same name without a holder is replaced."""
+        """Create the VNIC's tap on its bridge. HostError for a name that is taken: somebody holds that tap."""
         ...
 
     async def open_port(self, tap: str) -> None:
@@ -56,7 +56,8 @@ class NetworkDriver(Protocol):
     async def announce(self, vnic: VnicAttachment) -> None:
         """Tell bridges, switches and neighbours where the VNIC's MAC and addresses are now (RARP, gratuitous ARP).
 
-        The first frames are out when it returns; repeats follow within half a second.
+        When it returns, this host's bridge delivers to the tap, whatever it had learned before, and the first frames
+        are out; repeats follow within half a second. The port must be open: HostError for a closed one.
         """
         ...
 

@@ -43,8 +43,9 @@ class FakeNetwork:
             raise NotFoundError("there is no such link", field="link", value=tap)
 
     async def announce(self, vnic: VnicAttachment) -> None:
-        if vnic.bridge not in self.bridges:
-            raise HostError(f"cannot announce on {vnic.bridge}: no such device")
+        self._known(vnic.tap)
+        if not self.ports[vnic.tap]:
+            raise HostError(f"cannot announce {vnic.mac}: the port {vnic.tap} is closed")
         self.announced.append(vnic.mac)
 
     async def list_taps(self) -> list[str]:

@@ -2,8 +2,11 @@
 
 `open_port`, `close_port` and `announce` are in a migration's blackout: they use two sockets that are kept open, and run
 in the caller's thread, tens of microseconds each. Announcements go out of the bridge itself, with the VNIC's MAC as the
-source: from there they reach the uplink and every switch behind it. The bridge's own table learns the port from the
-guest's first frame; until then it floods, which reaches the tap as well.
+source: from there they reach the uplink and every switch behind it.
+
+The bridge's own table does not learn from what the bridge itself sends. It is told of the MAC before the first frame
+goes out: while the VM was elsewhere it learned the MAC behind the uplink, and a bridge drops what it would have to send
+back where it came from, so that nothing would reach the VM until it had sent something by itself.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class BridgeNetwork:
     """The network driver for Linux bridges, in the process's own network namespace or in a named one."""
 
     def __init__(self, netns: str | None = None) -> None:
-        self._netns = netns
+        self.netns = netns
         self._switch: netlink.PortSwitch | None = None
         self._packet: socket.socket | None = None
         self._repeats: set[asyncio.Task[None]] = set()
@@ -49,8 +52,8 @@ class BridgeNetwork:
         self._packet = await self._call(_packet_socket)
 
     async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        if self._netns is not None:
-            return await namespace.in_netns(self._netns, lambda: function(*args, **kwargs))
+        if self.netns is not None:
+            return await namespace.in_netns(self.netns, lambda: function(*args, **kwargs))
         return await asyncio.to_thread(function, *args, **kwargs)
 
     async def ensure_bridge(self, name: str, mtu: int) -> None:
@@ -101,6 +104,7 @@ class BridgeNetwork:
 
     async def announce(self, vnic: VnicAttachment) -> None:
         frames = announcement(vnic.mac, vnic.ips)
+        self._ready(self._switch).learn(vnic.tap, vnic.mac)
         self._send(vnic.bridge, frames)
         task = asyncio.create_task(self._repeat(vnic.bridge, frames), name=f"announce-{vnic.mac}")
         self._repeats.add(task)
