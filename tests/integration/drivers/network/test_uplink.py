@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from serai.drivers.network.uplink import Phase, UplinkTaker
+from serai.drivers.network.uplink import FOLDER, Phase, UplinkTaker, _change, undo
 from serai.lib import namespace, netlink
 from serai.lib.ids import new_id
 from serai.lib.process import run, spawn
-from serai.schema.errors import ConflictError, NotFoundError
+from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError
 
 
 @dataclass
@@ -31,16 +31,34 @@ class Ground:
     state: Path
 
     @property
+    def file(self) -> Path:
+        return self.state / FOLDER / "eth0.json"
+
+    @property
     def taker(self) -> UplinkTaker:
         return UplinkTaker(self.state, namespace.enter_argv(self.here))
 
-    async def seen(self) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
-        """Addresses and routes of the machine, as `ip` shows them."""
+    async def seen(self, link: str = "eth0") -> list[str]:
+        """Addresses and routes of one link, whole, except that time passes and that a link may come and go."""
         enter = namespace.enter_argv(self.here)
-        links = json.loads((await run([*enter, "ip", "-json", "-4", "address"])).stdout)
-        routes = json.loads((await run([*enter, "ip", "-json", "route"])).stdout)
-        addresses = sorted((link["ifname"], row["local"]) for link in links for row in link["addr_info"])
-        return list(addresses), sorted([(row["dst"], row.get("gateway", ""), row["dev"]) for row in routes])
+        shown = await run([*enter, "ip", "-json", "address", "show", "dev", link], check=False)
+        found = [row for at in json.loads(shown.stdout or b"[]") for row in at["addr_info"] if row["scope"] != "link"]
+        for family in ("-4", "-6"):
+            routes = json.loads((await run([*enter, "ip", family, "-json", "route", "show", "table", "all"])).stdout)
+            found += [row for row in routes if row.get("dev") == link and not row["dst"].startswith(("fe80", "ff00"))]
+        passing = {"valid_life_time", "preferred_life_time", "expires", "nodad", "flags"}
+        local = {"type": "local"}.items()
+        return sorted(
+            {
+                json.dumps({key: value for key, value in row.items() if key not in passing}, sort_keys=True)
+                for row in found
+                if not (local <= row.items() and row["dst"].startswith("fe80"))
+            }
+        )
+
+    async def ip(self, *lines: str) -> None:
+        for line in lines:
+            await run([*namespace.enter_argv(self.here), "ip", *line.split()])
 
 
 @pytest.fixture
@@ -58,8 +76,9 @@ async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
                 netlink.add_address("eth0", address)
 
             await namespace.in_netns(name, furnish)
-        await namespace.in_netns(here, lambda: netlink.add_route("default", "10.9.0.1"))
-        yield Ground(here, peer, tmp_path)
+        ground = Ground(here, peer, tmp_path)
+        await ground.ip("route add default via 10.9.0.1 proto 16")
+        yield ground
     finally:
         await namespace.delete(here)
         await namespace.delete(peer)
@@ -113,9 +132,10 @@ async def test_confirmed_it_stays_and_nobody_is_cut_off(ground: Ground) -> None:
         await ground.taker.confirm("")
         await ground.taker.confirm("")
         await connection.works()
-        addresses, routes = await ground.seen()
-        assert ("br-lan", "10.9.0.2") in addresses
-        assert ("default", "10.9.0.1", "br-lan") in routes
+        taken = "\n".join(await ground.seen("br-lan"))
+        assert '"local": "10.9.0.2"' in taken
+        assert '"gateway": "10.9.0.1"' in taken
+        assert await ground.seen() == []
 
 
 async def test_unconfirmed_it_is_undone_exactly(ground: Ground) -> None:
@@ -157,14 +177,164 @@ async def test_it_is_undone_when_whoever_asked_was_killed(ground: Ground) -> Non
 async def test_a_reboot_takes_a_confirmed_one_again(ground: Ground) -> None:
     await ground.taker.take("eth0", "br-lan", within=60)
     await ground.taker.confirm("")
-    taken = await ground.seen()
-    enter = namespace.enter_argv(ground.here)
+    taken = await ground.seen("br-lan")
+    assert taken
     # What a boot leaves: the link with its address and route, and no bridge.
-    await run([*enter, "ip", "link", "del", "br-lan"])
-    await run([*enter, "ip", "address", "add", "10.9.0.2/24", "dev", "eth0"])
-    await run([*enter, "ip", "route", "add", "default", "via", "10.9.0.1"])
+    boot = ("link del br-lan", "address add 10.9.0.2/24 dev eth0", "route add default via 10.9.0.1 proto 16")
+    await ground.ip(*boot)
     await ground.taker.start()
-    assert await ground.seen() == taken
+    await ground.taker.start()
+    assert await ground.seen("br-lan") == taken
+
+
+CLOUD = ("address flush dev eth0 scope global", "address add 10.9.0.2/32 dev eth0")
+SHAPES = {
+    "two addresses of one subnet": (
+        "address add 10.9.0.3/24 dev eth0",
+        "address add 10.9.0.4/24 dev eth0 label eth0:1",
+        "address add 10.6.0.1/24 brd + dev eth0 valid_lft 4000 preferred_lft 3000",
+    ),
+    "a gateway on the link": (
+        *CLOUD,
+        "route add 10.9.0.1 dev eth0 scope link proto dhcp",
+        "route add default via 10.9.0.1 dev eth0 proto dhcp src 10.9.0.2",
+    ),
+    "a gateway that is only said to be on the link": (*CLOUD, "route add default via 10.9.0.1 dev eth0 onlink"),
+    "routes with attributes, and in other tables": (
+        "address flush dev eth0 scope global",
+        "address add 10.9.0.2/24 dev eth0 noprefixroute",
+        "route add 10.9.0.0/24 dev eth0 proto kernel scope link src 10.9.0.2 metric 100",
+        "route add default via 10.9.0.1 dev eth0 proto dhcp metric 100 mtu 1400",
+        "route add default via 10.9.0.1 dev eth0 table 100",
+        "route add 10.5.0.0/16 via 10.9.0.1 dev eth0 tos 0x10",
+    ),
+    "a peer": ("address add 10.7.0.1 peer 10.7.0.2/32 dev eth0", "route add 10.8.0.0/16 via 10.7.0.2 dev eth0"),
+    "IPv6": (
+        "address add 2001:db8::2/64 dev eth0 nodad",
+        "address add 2001:db8:1::2/64 dev eth0 nodad noprefixroute",
+        "-6 route add 2001:db8:1::/64 dev eth0 metric 77",
+        "-6 route add default via fe80::1 dev eth0 proto ra metric 1024 expires 1800 pref high",
+        "-6 route add 2001:db8:2::/48 via 2001:db8::1 dev eth0",
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_whatever_it_has_is_moved_and_given_back_whole(ground: Ground, shape: str) -> None:
+    await ground.ip(*SHAPES[shape])
+    before = await ground.seen()
+    taken = await ground.taker.take("eth0", "br-lan", within=3600)
+    # A label such as eth0:1 is the one thing that a link of another name cannot have.
+    moved = {line.replace("br-lan", "eth0") for line in await ground.seen("br-lan")}
+    assert moved == {line.replace('"label": "eth0:1"', '"label": "eth0"') for line in before}
+    assert await ground.seen() == []
+    await asyncio.to_thread(undo, ground.file, taken.token)
+    assert await ground.seen() == before
+    assert await ground.seen("br-lan") == []
+    take = ground.taker.current()
+    assert take is not None
+    assert (take.phase, take.problem) == (Phase.UNDONE, "")
+
+
+async def test_what_cannot_be_moved_whole_is_refused(ground: Ground) -> None:
+    await ground.ip("route add 10.8.0.0/16 nexthop via 10.9.0.1 dev eth0 nexthop via 10.9.0.7 dev eth0")
+    before = await ground.seen()
+    with pytest.raises(ConflictError, match="nexthops") as caught:
+        await ground.taker.take("eth0", "br-lan", within=60)
+    assert caught.value.info.field == "uplink"
+    assert await ground.seen() == before
+    assert ground.taker.current() is None
+
+
+async def test_one_that_fails_midway_is_undone_at_once(ground: Ground) -> None:
+    await ground.ip("address add 10.6.0.1/24 dev eth0")
+    before = await ground.seen()
+    taken = await ground.taker.take("eth0", "br-lan", within=3600)
+    await asyncio.to_thread(undo, ground.file, taken.token)
+    take = ground.taker.current()
+    assert take is not None
+    broken = [*take.do[:-1], "route replace 10.77.0.0/16 via 192.0.2.1 dev br-lan"]
+    pending = take.model_copy(update={"phase": Phase.PENDING, "do": broken})
+    ground.file.write_text(pending.model_dump_json())
+    async with Connection(ground) as connection:
+        with pytest.raises(HostError, match="is as it was"):
+            await asyncio.to_thread(_change, ground.file, pending)
+        assert await ground.seen() == before
+        await connection.works()
+    take = ground.taker.current()
+    assert take is not None
+    assert take.phase is Phase.UNDONE
+
+
+async def test_confirmed_or_undone_never_both(ground: Ground) -> None:
+    first = await ground.taker.take("eth0", "br-lan", within=3600)
+    with pytest.raises(ConflictError, match="not confirmed yet"):
+        await ground.taker.take("eth0", "br-two", within=60)
+    with pytest.raises(NotFoundError):
+        await ground.taker.confirm("of another")
+    # The watchdog's time and the word of whoever asked come together: whichever is first holds.
+    outcomes = await asyncio.gather(
+        asyncio.to_thread(undo, ground.file, first.token), ground.taker.confirm(first.token), return_exceptions=True
+    )
+    take = ground.taker.current()
+    assert take is not None
+    confirmed = outcomes[1] is None
+    assert take.phase is (Phase.CONFIRMED if confirmed else Phase.UNDONE)
+    assert bool(await ground.seen("br-lan")) is confirmed
+
+
+async def test_two_uplinks_are_both_taken_again(ground: Ground) -> None:
+    await ground.ip("link add eth1 type veth peer name far", "link set eth1 up", "address add 10.5.0.1/24 dev eth1")
+    for link, bridge in (("eth0", "br-lan"), ("eth1", "br-two")):
+        await ground.taker.take(link, bridge, within=60)
+        await ground.taker.confirm("")
+    await ground.ip("link del br-lan", "link del br-two", "address add 10.9.0.2/24 dev eth0")
+    await ground.ip("address add 10.5.0.1/24 dev eth1")
+    await ground.taker.start()
+    assert '"local": "10.9.0.2"' in "\n".join(await ground.seen("br-lan"))
+    assert '"local": "10.5.0.1"' in "\n".join(await ground.seen("br-two"))
+
+
+async def test_a_start_goes_on_without_an_uplink_that_is_gone(ground: Ground) -> None:
+    await ground.taker.take("eth0", "br-lan", within=60)
+    await ground.taker.confirm("")
+    await ground.ip("link del br-lan", "link del eth0")
+    await ground.taker.start()
+    assert (await namespace.in_netns(ground.here, netlink.links)).keys() == {"lo"}
+
+
+async def test_a_reboot_in_between_leaves_it_undone(ground: Ground) -> None:
+    await ground.taker.take("eth0", "br-lan", within=3600)
+    await ground.ip("link del br-lan")
+    await ground.taker.start()
+    with pytest.raises(ConflictError):
+        await ground.taker.confirm("")
+    take = ground.taker.current()
+    assert take is not None
+    assert take.phase is Phase.UNDONE
+
+
+async def test_one_whose_watchdog_was_lost_is_watched_again(ground: Ground) -> None:
+    before = await ground.seen()
+    await ground.taker.take("eth0", "br-lan", within=3600)
+    take = ground.taker.current()
+    assert take is not None
+    # As if its watchdog had been killed and the time had gone by: with another token the first one ends by itself.
+    ground.file.write_text(take.model_copy(update={"token": "lost", "deadline": time.time() - 1}).model_dump_json())
+    await ground.taker.start()
+    await until_undone(ground)
+    assert await ground.seen() == before
+
+
+async def test_without_a_watchdog_nothing_changes(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = await ground.seen()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(HostError, match="did not start"):
+        await ground.taker.take("eth0", "br-lan", within=60)
+    assert await ground.seen() == before
+    take = ground.taker.current()
+    assert take is not None
+    assert take.phase is Phase.UNDONE
 
 
 async def test_refusals_change_nothing(ground: Ground) -> None:
@@ -174,4 +344,12 @@ async def test_refusals_change_nothing(ground: Ground) -> None:
     assert caught.value.info.field == "uplink"
     with pytest.raises(ConflictError):
         await ground.taker.take("eth0", "lo", within=60)
+    with pytest.raises(InvalidError):
+        await ground.taker.take("lo", "br-lan", within=60)
+    await ground.ip("link add br0 type bridge", "link add d0 type veth peer name far", "link set d0 master br0")
+    with pytest.raises(InvalidError, match="is a bridge itself"):
+        await ground.taker.take("br0", "br-lan", within=60)
+    with pytest.raises(ConflictError, match="port of br0"):
+        await ground.taker.take("d0", "br-lan", within=60)
     assert await ground.seen() == before
+    assert ground.taker.current() is None
