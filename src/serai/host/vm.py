@@ -1,20 +1,19 @@
 """The VM agent: supervises one VM on this host. It is an actor inside the host agent's process.
 
-Whatever changes the VM goes through here, one action at a time (`_lock`). `_follow` is the one setter of its state: it
-asks core.lifecycle's table, writes the record, logs and reports. QEMU's own end comes in through `_watch`.
+Whatever changes the VM goes through here, one action at a time (`lock`). Its state and record are `KnownVm`'s. QEMU's
+own end comes in through `_watch`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable
-from typing import Any
 
 from serai.core.lifecycle import RESTART_DELAYS, SETTLED, End, VmEvent, after_end, classify_end, follow
 from serai.drivers.hypervisor.base import ExitInfo, Machine, MachineEvent, RunState
 from serai.host.kit import Kit
+from serai.host.known import KnownVm
 from serai.host.placing import place
 from serai.host.records import VmRecord
 from serai.schema.errors import ConflictError, SeraiError, StaleError
@@ -28,88 +27,22 @@ KEEP_RETRY = 1.0
 ALIVE = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.MIGRATING, VmState.STOPPING})
 
 
-class VmAgent:
-    """One VM on this host. `record` is always what the journal holds."""
+class VmAgent(KnownVm):
+    """One VM on this host: what may be asked of it, and what becomes of it."""
 
     def __init__(self, kit: Kit, record: VmRecord, machine: Machine | None = None) -> None:
-        self._kit = kit
-        self.record = record
-        self.machine = machine
+        super().__init__(kit, record)
         self.lock = asyncio.Lock()
         self._asked_to_end = False
-        self._gone = asyncio.Event()
         self._running_since: float | None = None
-        self.guest_agent = False
         self.last_end: End | None = None
         """How the last QEMU ended, as this agent saw it."""
         self._starting = False
-        self._forgotten = False
-        self._sequence = 0
         self.on_gone: Callable[[End], None] | None = None
         if machine is not None:
             self.attach(machine)
         else:
             self._gone.set()
-
-    @property
-    def vm(self) -> str:
-        return self.record.launch.vm
-
-    @property
-    def state(self) -> VmState:
-        return self.record.state
-
-    # --- state ---
-
-    def update(self, **changes: Any) -> None:
-        """Change the record, durably."""
-        after = self.record.model_copy(update=changes)
-        if not self._forgotten:
-            self._kit.records.put_vm(after)
-        self.record = after
-
-    async def forget(self) -> None:
-        """The VM is not this host's any more: nothing of it stays here, nor comes back."""
-        self._forgotten = True
-        self._kit.records.forget_vm(self.vm)
-        for folder in (self._kit.paths.vm_run(self.vm), self._kit.paths.vm_state(self.vm)):
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-    def follow(self, event: VmEvent, reason: str = "", **changes: Any) -> None:
-        """One step of the lifecycle table. Raises ConflictError when there is no such step; then nothing changes."""
-        after = follow(self.state, event)
-        if after is not self.state:
-            log.info(
-                "vm %s (%s): %s -> %s on %s %s", self.record.launch.name, self.vm, self.state, after, event, reason
-            )
-            changes["since"] = self._kit.clock.now().isoformat()
-        self.update(state=after, reason=reason, **changes)
-        self.report()
-
-    def report(self) -> None:
-        """Say on the VM's own subject what it is."""
-        self._kit.report(self.current_report())
-
-    def current_report(self) -> VmReport:
-        since = self.record.since or self._kit.clock.now().isoformat()
-        # Wall time, so that it grows across restarts of the agent; and by itself, where the clock stands or goes back.
-        self._sequence = max(self._sequence + 1, int(self._kit.clock.now().timestamp() * 1_000_000))
-        return VmReport.model_validate(
-            {
-                "vm": self.vm,
-                "host": self._kit.host,
-                "epoch": self.record.epoch,
-                "state": self.state,
-                "reason": self.record.reason,
-                "since": since,
-                "pid": self.machine.pid if self.machine is not None and not self._gone.is_set() else None,
-                "accel": self.record.launch.accel,
-                "generation": self.record.launch.generation,
-                "guest_agent": self.guest_agent,
-                "restarts": self.record.restarts,
-                "sequence": self._sequence,
-            }
-        )
 
     # --- QEMU's process ---
 
