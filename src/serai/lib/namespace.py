@@ -54,14 +54,25 @@ async def create(name: str) -> None:
 
 
 def _settle() -> None:
-    # Every new namespace has bridge-nf-call-* at 1, where a drop policy would kill bridged traffic.
-    for family in ("iptables", "ip6tables", "arptables"):
-        path = Path(f"/proc/sys/net/bridge/bridge-nf-call-{family}")
-        if path.exists():
-            path.write_text("0", encoding="ascii")
+    free_bridges()
     from serai.lib import netlink
 
     netlink.set_link_sync("lo", up=True)
+
+
+def filtered_bridges() -> list[str]:
+    """Which of iptables, ip6tables, arptables see bridged frames in the calling thread's namespace (br_netfilter)."""
+    found = {path.name.rpartition("-")[2]: path for path in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*")}
+    return sorted(name for name, path in found.items() if path.read_text(encoding="ascii").strip() != "0")
+
+
+def free_bridges() -> None:
+    """Keep bridged frames from iptables in the calling thread's namespace: a drop policy of its own would kill them.
+
+    Every new namespace begins with all three on, where the kernel has br_netfilter.
+    """
+    for name in filtered_bridges():
+        Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}").write_text("0", encoding="ascii")
 
 
 async def delete(name: str) -> None:

@@ -134,6 +134,12 @@ def add_bridge(name: str, *, mac: str | None = None, mtu: int | None = None) -> 
             route.link("set", index=index, mtu=mtu)
 
 
+def add_link(name: str, kind: str, **options: Any) -> None:
+    """A link of any other kind, with its own options as pyroute2 names them (`vxlan`: `vxlan_id`)."""
+    with _route(f"create the link {name} ({kind})") as route:
+        route.link("add", ifname=name, kind=kind, **options)
+
+
 def set_link_sync(
     name: str,
     *,

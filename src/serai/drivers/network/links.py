@@ -80,7 +80,7 @@ class BridgeNetwork:
                 value=vnic.bridge,
                 remedy="Create it, for example with 'serai host network take UPLINK'.",
             )
-        tap = Tap(vnic.tap, await self._call(_open_tap, vnic.tap))
+        tap = Tap(vnic.tap, await self._call(open_tap, vnic.tap))
         try:
             mac = "fe:" + vnic.mac.split(":", 1)[1]  # higher than any real one: no bridge takes it for its own
             await self._call(netlink.set_link_sync, vnic.tap, mac=mac, mtu=vnic.mtu, master=vnic.bridge, up=True)
@@ -142,7 +142,8 @@ def _packet_socket() -> socket.socket:
     return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
 
 
-def _open_tap(name: str) -> int:
+def open_tap(name: str) -> int:
+    """A new tap, with virtio's headers on its frames, as a descriptor; it goes with the last copy of that."""
     if len(name) > 15:
         raise InvalidError("a link's name has 15 characters at most", field="tap", value=name)
     try:
