@@ -127,12 +127,12 @@ async def start(folder: LabFolder, now: LabState, say: Say) -> LabState:
     )
     context = Context(socket=folder.api_socket, token_file=folder.token, via={"netns": plan.netns("ctl")})
     deadline = time.monotonic() + READY_TIMEOUT
-    await _answers(folder, programs, deadline)
+    await until_answers(folder, programs, deadline)
     # Not before: an agent that finds no controller tries again only with its next report, seconds later.
     for host in plan.hosts:
         await programs.start(f"agent {host}", _agent(plan, host, url))
     async with Client(context) as client:
-        await _online(client, plan, programs, deadline)
+        await until_online(client, plan, programs, deadline)
         say("default pool and network")
         await _defaults(client, plan)
     _choose(folder, context, programs)
@@ -191,7 +191,7 @@ def _agent(plan: Plan, host: str, url: str) -> dict[str, object]:
     }
 
 
-async def _answers(folder: LabFolder, programs: Programs, deadline: float) -> None:
+async def until_answers(folder: LabFolder, programs: Programs, deadline: float) -> None:
     """Wait until the API's socket and token are there."""
     while not (folder.api_socket.exists() and folder.token.exists()):
         programs.check()
@@ -200,7 +200,7 @@ async def _answers(folder: LabFolder, programs: Programs, deadline: float) -> No
         await asyncio.sleep(POLL)
 
 
-async def _online(client: Client, plan: Plan, programs: Programs, deadline: float) -> None:
+async def until_online(client: Client, plan: Plan, programs: Programs, deadline: float) -> None:
     """Wait until the controller has heard of every host."""
     missing = set(plan.hosts)
     while True:

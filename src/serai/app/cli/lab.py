@@ -96,6 +96,23 @@ def status(name: NameOption = "lab", output: OutputOption = Output.TABLE) -> Non
         _print(folder, state)
 
 
+@app.command()
+def mend(name: NameOption = "lab") -> None:
+    """Start again those of a lab's programs that are gone: agents, the controller, the bus.
+
+    \b
+    Example, after kill -9 of an agent: serai lab mend
+    """
+    from serai.lab.mend import mend as start_again
+
+    _require_root()
+    roles = asyncio.run(start_again(name))
+    for role in roles:
+        say(f"{role}: started again")
+    if not roles:
+        say(f"nothing of lab {name} is gone")
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def exec(  # noqa: A001 - the verb's name
     node: Annotated[str, typer.Argument(metavar="NODE", help="h1, h2, … or ctl, probe, net (the fabric).")],
