@@ -8,6 +8,7 @@ newest that was carried out for the same key is refused.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 
@@ -103,13 +104,17 @@ class HostAgent:
 
     async def _follow_vm(self, vm: str) -> None:
         """Answer on the VM's own subject exactly while this host holds its lease."""
-        holds = self._vms is not None and vm in self._vms.agents and self._records.may_run(vm) is not None
         async with self._following:
+            holds = self._holds(vm)
             if holds and vm not in self._vm_subscriptions:
                 subject = Subjects.vm_command(vm)
-                self._vm_subscriptions[vm] = await self._bus.subscribe(subject, self._on_command)
+                handler = functools.partial(self._on_vm_command, vm)
+                self._vm_subscriptions[vm] = await self._bus.subscribe(subject, handler)
             elif not holds and vm in self._vm_subscriptions:
                 await self._vm_subscriptions.pop(vm).unsubscribe()
+
+    def _holds(self, vm: str) -> bool:
+        return self._vms is not None and vm in self._vms.agents and self._records.may_run(vm) is not None
 
     async def _report_forever(self) -> None:
         while True:
@@ -149,6 +154,12 @@ class HostAgent:
         except ValidationError as error:
             raise InvalidError(f"not a command: {error.errors()[0]['msg']}", field="command") from error
         return dump(await self.command(command))
+
+    async def _on_vm_command(self, vm: str, message: Message) -> bytes | None:
+        """A VM that has just left is spoken for by its new host alone: of two answers the asker takes the first."""
+        if not self._holds(vm):
+            return None
+        return await self._on_command(message)
 
     async def command(self, command: Command) -> Reply:
         """Carry out, join or repeat; see the module's text."""
@@ -202,6 +213,13 @@ class HostAgent:
         result = await self._executor.run(command, report)
         if command.generation > newest:
             self._records.put_generation(command.key, command.generation)
+        noun, _, vm = command.key.partition("/")
+        if noun == "vm":
+            # Before the answer: whoever gets it may ask the VM itself at once.
+            try:
+                await self._follow_vm(vm)
+            except UnavailableError as error:
+                log.debug("the subject of VM %s waits for the bus: %s", vm, error)
         return Reply(state="done", result=json.loads(dump(result)))
 
     async def _publish_progress(self, progress: Progress) -> None:

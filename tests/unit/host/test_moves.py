@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from serai.lib.ids import new_id
 from serai.schema.errors import SeraiError
 from serai.schema.lease import Claim
 from serai.schema.messages import (
+    Command,
     Kind,
+    Reply,
+    Subjects,
     Verdict,
     VmAbandon,
     VmConfigure,
@@ -23,6 +27,7 @@ from serai.schema.messages import (
     VmPrepare,
     VmPrepared,
     VmRelease,
+    dump,
 )
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -161,6 +166,14 @@ async def test_a_vm_moves_there_and_back_and_there(trip: Trip) -> None:
         again.check()
         assert again.committed
         hosts.reverse()
+
+
+async def test_a_vm_that_left_is_spoken_for_by_its_new_host_alone(trip: Trip) -> None:
+    await trip._move(RestartPolicy.NEVER)
+    command = Command(id=new_id(), kind=Kind.VM_PAUSE, key=f"vm/{VM}", body={"vm": VM})
+    answer = await trip.ground.bus.request(Subjects.vm_command(VM), dump(command), 5.0)
+    assert Reply.model_validate_json(answer).state == "done"
+    assert trip.destination.state() is VmState.PAUSED
 
 
 async def test_a_vm_with_pending_changes_of_its_shape_stays(trip: Trip) -> None:
