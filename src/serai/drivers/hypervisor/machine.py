@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from serai.drivers.hypervisor import cgroup, guest_agent, hotplug, migration, record
-from serai.drivers.hypervisor.base import ExitInfo, MachineEvent, MigrationSetup, MigrationStats, RunState
+from serai.drivers.hypervisor.base import ExitInfo, MachineEvent, MigrationSetup, MigrationStats, QmpError, RunState
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.drivers.hypervisor.record import Runtime
 from serai.lib.process import Child, Watched
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT = 2.0
 """Seconds for the last events of a process that is gone to be read from its socket."""
+FINALIZE_TIMEOUT = 5.0
+FINALIZE_LOOK = 0.005
+"""Seconds that a source may take from `completed` to its end, and between two looks: no event tells of it."""
 ENDED_BY_GUEST = {RunState.SHUTDOWN: "guest-shutdown", RunState.GUEST_PANICKED: "guest-panic"}
 ANNOUNCE = {"initial": 20, "max": 250, "rounds": 5, "step": 50}
 """Milliseconds, and rounds: the first at once."""
@@ -166,7 +169,16 @@ class QemuMachine:
         return RunState((await self._qmp.execute("query-status"))["status"])
 
     async def cont(self) -> None:
-        await self._qmp.execute("cont")
+        until = time.monotonic() + FINALIZE_TIMEOUT
+        while True:
+            try:
+                await self._qmp.execute("cont")
+                return
+            except QmpError:
+                # A source says `completed` a moment before it leaves finish-migrate, and refuses until it has.
+                if time.monotonic() > until or await self.run_state() is not RunState.FINISH_MIGRATE:
+                    raise
+            await asyncio.sleep(FINALIZE_LOOK)
 
     async def stop(self) -> None:
         await self._qmp.execute("stop")
