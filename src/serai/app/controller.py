@@ -269,6 +269,8 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write("usage: python -m serai.app.controller --config FILE\n")
         return 2
     config = ControllerConfig.model_validate_json(Path(argv[1]).read_text(encoding="utf-8"))
+    # A guest that has just moved to this machine needs its processor more than the book-keeping about it does.
+    service.run_in_background()
     return service.run("controller", lambda frame: serve(config, frame))
 
 

@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 JOURNAL_RETRY = 0.5
 """Seconds between two tries to write the commit to a journal that takes nothing (no space)."""
 
+GUEST_FIRST = 0.15
+"""Seconds that the guest gets before book-keeping begins at both ends and at the controller. It comes with cold caches
+(with TCG: all code to translate again) to hosts that may be small; what it cannot do now, its clients see as outage."""
+
 
 class IncomingMove:
     """One move to this host. `on_decided(claim)` is called after the journal's word and, if committed, after `cont`."""
@@ -70,10 +74,9 @@ class IncomingMove:
         if not await self._commit():
             return
         journal_s = self._kit.clock.monotonic() - since
-        taps = [vnic.tap for vnic in self._vnics]
         # From here on nothing may keep the VM from running: what fails below is this host's own trouble with it.
         results = await asyncio.gather(
-            machine.cont(), *(self._kit.network.open_port(tap) for tap in taps), return_exceptions=True
+            machine.cont(), *(self._kit.network.open_port(vnic.tap) for vnic in self._vnics), return_exceptions=True
         )
         running_s = self._kit.clock.monotonic() - since
         log.info(
@@ -91,6 +94,7 @@ class IncomingMove:
         for result in results:
             if isinstance(result, BaseException):
                 log.error("vm %s: after the commit: %s", self._vm, result, exc_info=result)
+        await self._kit.clock.sleep(GUEST_FIRST)
         self._finish(Claim.COMMITTED)
 
     async def _commit(self) -> bool:

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
 
 from serai.lib.redact import redact
@@ -80,6 +81,25 @@ def notify(state: str, environment: Mapping[str, str] | None = None) -> bool:
             log.warning("cannot tell the init system %s: %s", state, error)
             return False
     return True
+
+
+BACKGROUND_NICE = 10
+
+
+def run_in_background(nice: int = BACKGROUND_NICE) -> None:
+    """Give other work on this machine the processor first: for a process that nobody waits for by the millisecond.
+
+    Where the kernel shares the processor between sessions (autogroups), a nice value counts within its own session
+    only; a process that leads one lowers the session's as well. See sched(7). Call before other threads are started.
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+    if os.getsid(0) != os.getpid():
+        return
+    try:
+        Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
+    except OSError as error:
+        # No autogroups in this kernel, or one of the container's: the nice value is all there is.
+        log.debug("this session's autogroup keeps its weight: %s", error)
 
 
 class Service:

@@ -160,3 +160,14 @@ async def test_a_cancelled_wait_leaves_the_process_alone() -> None:
     assert child.alive
     await child.kill()
     assert await child.wait() == -signal.SIGKILL
+
+
+async def test_a_child_has_room_for_descriptors_from_the_start() -> None:
+    child = await spawn(["sleep", "60"], descriptors=512)
+    try:
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        (size,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("FDSize:")]
+        assert size >= 512
+        assert max(int(link.name) for link in Path(f"/proc/{child.pid}/fd").iterdir()) < 256  # none of ours went along
+    finally:
+        await child.kill()
