@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,15 @@ def tiny_vm(name: str) -> VmCreate:
 
 
 async def migrate(client: Client, vm: str, to: str) -> tuple[Job, float]:
-    """One move through the API; the job and its seconds from the answer to the job's end."""
+    """One move through the API; the job and the seconds from the answer until the VM ran on the destination.
+
+    The lab has one clock for the source, which says when, and for us.
+    """
     job = await client.call("vm.migrate", vm, body=VmMigrate(to=to))
-    began = time.monotonic()
+    began = datetime.now(UTC)
     ended = await done(client, job)
-    return ended, time.monotonic() - began
+    resumed = datetime.fromisoformat((ended.result or {})["resumed"])
+    return ended, (resumed - began).total_seconds()
 
 
 @contextlib.asynccontextmanager
@@ -143,7 +148,7 @@ async def main_job(client: Client, report: Report) -> Vm:
     outage = seen.worst_ms
     report.migration = {
         "outage_ms": round(outage, 1),
-        "job_s": round(whole, 3),
+        "until_it_runs_s": round(whole, 3),
         **{key: result.get(key) for key in ("total_s", "downtime_ms", "rounds", "bytes_sent", "phases", "mode")},
     }
     report.check("it runs on h2", after.status.host == "h2" and after.status.state == "running", after.status.state)
@@ -299,7 +304,7 @@ def summary(report: Report) -> None:
     if ours and bare:
         print("                             Serai   bare script")
         print(f"  outage from outside   {ours['outage_ms']:9.1f} {bare['outage_ms']:12.1f}  ms")
-        print(f"  whole move            {ours['job_s']:9.2f} {bare['total_s']:12.2f}  s")
+        print(f"  request until it runs {ours['until_it_runs_s']:9.2f} {bare['total_s']:12.2f}  s")
         print(f"  QEMU's own downtime   {ours['downtime_ms']:9} {bare['downtime_ms']:12}  ms (never the outage)")
         print(f"  {ours['rounds']} rounds, {ours['bytes_sent'] / 1e6:.0f} MB sent; phases on the source:")
         for phase, seconds in (ours["phases"] or {}).items():

@@ -49,6 +49,7 @@ class IncomingMove:
         self.asked_since: float | None = None
         """When the source first asked for the verdict, on the clock's monotonic scale."""
         self._decided = asyncio.Event()
+        self._runs_since: float | None = None
         self._forget: Callable[[], None] | None = None
 
     @property
@@ -78,7 +79,8 @@ class IncomingMove:
         results = await asyncio.gather(
             machine.cont(), *(self._kit.network.open_port(vnic.tap) for vnic in self._vnics), return_exceptions=True
         )
-        running_s = self._kit.clock.monotonic() - since
+        self._runs_since = self._kit.clock.monotonic()
+        running_s = self._runs_since - since
         log.info(
             "vm %s: committed epoch %d: %.1f ms to the journal, %.1f ms until it runs",
             self._vm,
@@ -119,7 +121,8 @@ class IncomingMove:
             DestinationPhase.COMMITTED: Claim.COMMITTED,
             DestinationPhase.ABANDONED: Claim.ABANDONED,
         }[self._phase]
-        return Verdict(claim=claim, reason=self._reason)
+        runs_s = 0.0 if self._runs_since is None else self._kit.clock.monotonic() - self._runs_since
+        return Verdict(claim=claim, reason=self._reason, runs_s=runs_s)
 
     async def decided(self) -> Verdict:
         """Wait for the journal's word."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 from pydantic import ValidationError
 
@@ -189,8 +190,8 @@ class OutgoingMove:
             if known is not None:
                 self._events.put_nowait((known, event.at))
 
-    def _push(self, event: SourceEvent) -> None:
-        self._events.put_nowait((event, self._kit.clock.monotonic()))
+    def _push(self, event: SourceEvent, ago: float = 0.0) -> None:
+        self._events.put_nowait((event, self._kit.clock.monotonic() - ago))
 
     def _enter(self, phase: SourcePhase, at: float) -> None:
         self._phase = phase
@@ -254,7 +255,8 @@ class OutgoingMove:
                 continue
             self.waits_for = ""
             if verdict.claim is Claim.COMMITTED:
-                self._push(SourceEvent.COMMITTED)
+                # The move took until the VM ran, not until the destination found the time to say so.
+                self._push(SourceEvent.COMMITTED, ago=verdict.runs_s)
                 return
             if verdict.claim is Claim.ABANDONED:
                 self._reason = self._reason or verdict.reason or "the destination turned it down"
@@ -276,8 +278,11 @@ class OutgoingMove:
         for index, (phase, at) in enumerate(marks):
             until = marks[index + 1][1] if index + 1 < len(marks) else self._entered.get(self._phase, ended)
             phases[PHASE_NAMES[phase]] = round(max(0.0, until - at), 6)
+        done = self._entered.get(SourcePhase.DONE)
+        ago = timedelta(seconds=self._kit.clock.monotonic() - done) if done is not None else None
         return VmMigrated(
             committed=committed,
+            resumed=None if ago is None else self._kit.clock.now() - ago,
             reason="" if committed else self._reason or "QEMU ended the migration without a reason",
             total_s=round(self._entered.get(self._phase, ended) - self._entered[SourcePhase.SETUP], 6),
             downtime_ms=stats.downtime_ms if stats else 0.0,

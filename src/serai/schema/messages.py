@@ -197,6 +197,8 @@ class VmAbandon(Frozen):
 class Verdict(Frozen):
     claim: Claim
     reason: str = ""
+    runs_s: float = 0.0
+    """For how long the VM had been running there when this was said; 0: not known."""
 
 
 class VmRelease(Frozen):
@@ -233,6 +235,8 @@ class VmMigrated(Frozen):
     rounds: int = 0
     bytes_sent: int = 0
     phases: dict[str, float] = Field(default_factory=dict)
+    resumed: datetime | None = None
+    """When the VM ran on the destination, by the source's clock."""
 
 
 class VmMigrateCancel(Frozen):

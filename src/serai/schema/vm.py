@@ -96,6 +96,8 @@ class MigrationSummary(Frozen):
     bytes_sent: int
     phases: dict[str, float] = Field(default_factory=dict)
     """Phase name to seconds."""
+    resumed: datetime | None = None
+    """When the VM ran on the destination, by the source's clock."""
 
 
 class VmStatus(Frozen):

@@ -1,5 +1,7 @@
 """Certificates and their files."""
 
+import base64
+import os
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 from cryptography import x509
 
 from serai.lib.clock import ManualClock
-from serai.lib.pki import LEAF_LIFE, CertificateAuthority, TlsFiles
+from serai.lib.pki import LEAF_LIFE, CertificateAuthority, TlsFiles, write_qemu_folder
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError
 
 
@@ -61,3 +63,14 @@ def test_validity_follows_the_clock(tmp_path: Path) -> None:
     )
     assert files.expires == start + LEAF_LIFE
     assert x509.load_pem_x509_certificate(files.cert.read_bytes()).not_valid_before_utc == start - timedelta(days=1)
+
+
+def test_qemu_finds_diffie_hellman_parameters(tmp_path: Path) -> None:
+    tls = CertificateAuthority.ensure(tmp_path / "ca").issue("h1", dns=["h1"], ips=[], dir=tmp_path / "h1")
+    text = (write_qemu_folder(tls, tmp_path / "qemu", os.getgid()) / "dh-params.pem").read_text().splitlines()
+    der = base64.b64decode("".join(text[1:-1]))
+    prime = der[9:-3].hex().upper()
+    # Begin and end of ffdhe2048 as RFC 7919 prints it.
+    assert prime.startswith("FFFFFFFFFFFFFFFFADF85458A2BB4A9AAFDC5620273D3CF1")
+    assert prime.endswith("886B423861285C97FFFFFFFFFFFFFFFF")
+    assert len(prime) == 512

@@ -213,6 +213,7 @@ async def _settle(office: Office, ctx: JobContext) -> None:
         rounds=outcome.rounds,
         bytes_sent=outcome.bytes_sent,
         phases=outcome.phases,
+        resumed=outcome.resumed,
     )
     await office.shelf.arrived(vm_id, to, ctx.data["epoch"], summary)
     vm = await office.shelf.vm(vm_id)

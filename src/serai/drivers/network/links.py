@@ -33,8 +33,12 @@ T = TypeVar("T")
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
 TAP_PREFIX = "sv"
-REPEATS = (0.05, 0.15, 0.3)
-"""Seconds between the repeats of an announcement: one lost frame must not cost a neighbour's cache lifetime."""
+REPEATS = (0.2, 0.3, 0.5)
+"""Seconds between the repeats of an announcement: one lost frame must not cost a neighbour's cache lifetime.
+
+At once goes the RARP alone, which is all that the switches need: every guest on the segment has to look at a broadcast,
+and each look costs them, the one that has just moved first of all, a part of a millisecond or more when emulated.
+"""
 
 
 class BridgeNetwork:
@@ -105,7 +109,7 @@ class BridgeNetwork:
     async def announce(self, vnic: VnicAttachment) -> None:
         frames = announcement(vnic.mac, vnic.ips)
         self._ready(self._switch).learn(vnic.tap, vnic.mac)
-        self._send(vnic.bridge, frames)
+        self._send(vnic.bridge, frames[:1])
         task = asyncio.create_task(self._repeat(vnic.bridge, frames), name=f"announce-{vnic.mac}")
         self._repeats.add(task)
         task.add_done_callback(self._repeats.discard)
