@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from serai.client import sse
 from serai.schema.errors import SeraiError, UnavailableError, UnsupportedError
-from serai.schema.job import Event, Job
+from serai.schema.job import Event, Job, JobState
 
 if TYPE_CHECKING:
     from serai.client.http import Client
@@ -32,6 +32,7 @@ PATIENCE = 120.0
 SILENCE = 60.0
 """Seconds without a byte after which a stream counts as dead (a peer that vanished sends no goodbye)."""
 POLL = 1.0
+GOING_ON = frozenset(state.value for state in JobState if not state.ended)
 
 
 class StreamRefusedError(UnsupportedError):
@@ -159,7 +160,7 @@ async def wait_job(client: Client, job_id: str, on_update: Callable[[Job], None]
     try:
         async with aclosing(EventStream(client).signals()) as signals:
             async for signal in signals:
-                if (signal is None or _concerns(signal, job_id)) and await watch.look():
+                if (signal is None or watch.needs(signal)) and await watch.look():
                     return watch.job
     except StreamRefusedError:
         pass
@@ -182,6 +183,12 @@ class _Watch:
         if self._job is None:
             raise RuntimeError("the job was not read yet")
         return self._job
+
+    def needs(self, event: Event) -> bool:
+        """Whether to read the job anew: each reading costs the controller what it could do for the job itself."""
+        if not _concerns(event, self._id):
+            return False
+        return self._on_update is not None or event.data.get("state") not in GOING_ON
 
     async def look(self) -> bool:
         """Read the job; true once it has ended."""

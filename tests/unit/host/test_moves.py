@@ -169,7 +169,8 @@ async def test_a_vm_moves_there_and_back_and_there(trip: Trip) -> None:
 
 
 async def test_a_vm_that_left_is_spoken_for_by_its_new_host_alone(trip: Trip) -> None:
-    await trip._move(RestartPolicy.NEVER)
+    moving = asyncio.create_task(trip._move(RestartPolicy.NEVER))
+    await trip.ground.until(moving.done)
     command = Command(id=new_id(), kind=Kind.VM_PAUSE, key=f"vm/{VM}", body={"vm": VM})
     answer = await trip.ground.bus.request(Subjects.vm_command(VM), dump(command), 5.0)
     assert Reply.model_validate_json(answer).state == "done"

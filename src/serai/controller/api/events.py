@@ -14,6 +14,8 @@ from serai.schema.errors import InvalidError
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent: proxies and clients give up silent connections after a minute."""
 BATCH = 500
+BREATH = 0.02
+"""Seconds between two batches: what happens in a burst goes out together."""
 
 
 async def list_(api: Api, call: Call) -> Response:
@@ -55,6 +57,7 @@ async def _stream(api: Api, seen: int) -> AsyncIterator[str]:
             if found:
                 seen = found[-1][0]
                 yield "".join(f"id: {seq}\ndata: {text}\n\n" for seq, text in found)
+                await asyncio.sleep(BREATH)
                 continue
             more = asyncio.ensure_future(api.store.bell.beyond(seen))
             try:

@@ -26,7 +26,7 @@ from serai.schema.messages import (
 )
 from serai.schema.ticket import Purpose
 from serai.schema.vm import Vm, VmState
-from serai.schema.volume import ExportKind, Pool, Volume
+from serai.schema.volume import ExportKind
 
 STREAM_PORT = 7443
 
@@ -54,28 +54,16 @@ def bound(office: Office, name: str, run: Action, undo: Action | None = None) ->
     return StepDef(name, bind(run), undo=None if undo is None else bind(undo), repeatable=True)
 
 
-async def facts_of(office: Office, host: str) -> HostFacts:
+def facts_of(host: Host) -> HostFacts:
     """An online host's facts. Raises UnavailableError with the host's name."""
-    found: Host = await office.shelf.host(host)
-    if found.status.state is not HostState.ONLINE or found.status.facts is None:
+    if host.status.state is not HostState.ONLINE or host.status.facts is None:
         raise UnavailableError(
-            f"host {host} does not answer",
+            f"host {host.name} does not answer",
             field="host",
-            value=host,
+            value=host.name,
             remedy="Start its agent, or wait until it is back.",
         )
-    return found.status.facts
-
-
-async def disks_of(office: Office, vm: Vm) -> list[tuple[Volume, Pool]]:
-    """The VM's volumes with their pools, in the order of its disks."""
-    found = []
-    for disk in vm.spec.disks:
-        if disk.volume is None:
-            raise ConflictError(f"a disk of VM {vm.name} has no volume yet", field="spec.disks")
-        volume = await office.shelf.volume(disk.volume)
-        found.append((volume, await office.shelf.pool(volume.spec.pool)))
-    return found
+    return host.status.facts
 
 
 async def image_of(office: Office, vm: Vm) -> Image | None:
@@ -128,7 +116,7 @@ async def admit(office: Office, ctx: JobContext, vm: Vm, host: str, epoch: int) 
     """Let a lease epoch open the VM's volumes, and say how. Local pools are checked to be on `host`."""
     plans = []
     right = plan.admission(office.secret, vm.id, epoch)
-    for volume, pool in await disks_of(office, vm):
+    for volume, pool in await office.shelf.disks(vm):
         if pool.spec.export is ExportKind.NONE:
             if pool.spec.host != host:
                 raise ConflictError(
@@ -149,7 +137,7 @@ async def admit(office: Office, ctx: JobContext, vm: Vm, host: str, epoch: int) 
 
 async def refuse(office: Office, ctx: JobContext, vm: Vm, epoch: int) -> None:
     """Fence a lease epoch at all of the VM's targets."""
-    for volume, pool in await disks_of(office, vm):
+    for volume, pool in await office.shelf.disks(vm):
         if pool.spec.export is ExportKind.ISCSI:
             body = VolumeRefuse(pool=pool.id, volume=volume.id, initiator=plan.initiator(vm.id, epoch))
             await ctx.command(Kind.VOLUME_REFUSE, pool.spec.host, f"volume/{volume.id}", body)
@@ -159,14 +147,13 @@ async def make_launch(
     office: Office, ctx: JobContext, vm: Vm, host: str, epoch: int, disks: Sequence[plan.DiskPlan]
 ) -> Launch:
     """The VM's launch for one host and epoch; the files that it boots from are brought there."""
-    facts = await facts_of(office, host)
+    found, image, networks = await office.shelf.for_launch(vm, host)
+    facts = facts_of(found)
     machine = vm.spec.machine_type or plan.pin_machine(vm.spec.machine, facts)
     plan.check_machine(machine, facts, None)
-    image = await image_of(office, vm)
     manifest = image.status.manifest if image is not None else None
     if image is not None and manifest is not None and manifest.kind is ImageKind.KERNEL:
         await bring_image(office, ctx, image, host)
-    networks = {vnic.network: await office.shelf.network(vnic.network) for vnic in vm.spec.vnics}
     parts = plan.Parts(
         vm=vm, disks=disks, networks=networks, image=image, image_id=image.id if image is not None else None
     )
@@ -177,7 +164,7 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
     """Start a VM under its lease, on the lease's host, and record what became of it."""
     vm = await office.shelf.vm(vm_id)
     lease = await office.shelf.lease(vm_id)
-    facts = await facts_of(office, lease.host)
+    facts = facts_of(await office.shelf.host(lease.host))
     if vm.spec.machine_type is None:
         machine = plan.pin_machine(vm.spec.machine, facts)
         vm = await office.shelf.set_vm_spec(vm_id, machine_type=machine)

@@ -62,8 +62,8 @@ def workflows(office: Office) -> list[Workflow]:
 
 async def _place(office: Office, ctx: JobContext) -> None:
     """Pick the host, say why, and give it the lease."""
-    vm = await office.shelf.vm(ctx.params["id"])
-    choice = place(vm, await office.shelf.hosts(vm.id), await office.shelf.local_hosts(vm))
+    vm, _, hosts, local = await office.shelf.for_placing(ctx.params["id"])
+    choice = place(vm, hosts, local)
     await office.shelf.ensure_lease(vm.id, choice.host)
     await office.shelf.set_vm_status(vm.id, host=choice.host, placement=choice.why, addresses=addresses(vm), epoch=1)
     ctx.progress(None, f"on {choice.host}: {choice.why}")
@@ -71,9 +71,9 @@ async def _place(office: Office, ctx: JobContext) -> None:
 
 async def _replace(office: Office, ctx: JobContext) -> None:
     """A stopped VM starts where it was, if that host can; else elsewhere, once the old one has let go."""
-    vm = await office.shelf.vm(ctx.params["id"])
+    vm, _, hosts, local = await office.shelf.for_placing(ctx.params["id"])
     lease = await office.shelf.lease(vm.id)
-    choice = place(vm, await office.shelf.hosts(vm.id), await office.shelf.local_hosts(vm), prefer=lease.host)
+    choice = place(vm, hosts, local, prefer=lease.host)
     if choice.host != lease.host:
         body = VmRelease(vm=vm.id, epoch=lease.epoch, reason=f"starts on {choice.host}")
         await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)

@@ -76,9 +76,8 @@ def workflow(office: Office) -> Workflow:
 
 async def _check(office: Office, ctx: JobContext) -> None:
     """Everything that can be known beforehand is known before anything is prepared."""
-    vm = await office.shelf.vm(ctx.params["id"])
-    lease = await office.shelf.lease(vm.id)
-    if vm.status.state is not VmState.RUNNING:
+    vm, lease, hosts, local = await office.shelf.for_placing(ctx.params["id"])
+    if lease is None or vm.status.state is not VmState.RUNNING:
         raise ConflictError(
             f"VM {vm.name} is {vm.status.state}: only a running VM moves alive",
             field="state",
@@ -86,8 +85,9 @@ async def _check(office: Office, ctx: JobContext) -> None:
             remedy="Start it first; a stopped VM starts wherever placement puts it.",
         )
     wanted = ctx.params.get("to")
-    choice = choose_destination(vm, await office.shelf.hosts(vm.id), wanted, await office.shelf.local_hosts(vm))
-    source, destination = await facts_of(office, lease.host), await facts_of(office, choice.host)
+    choice = choose_destination(vm, hosts, wanted, local)
+    by_name = {host.name: host for host in hosts}
+    source, destination = facts_of(by_name[lease.host]), facts_of(by_name[choice.host])
     plan.check_machine(vm.spec.machine_type or "", destination, source)
     ctx.data.update(
         source=lease.host,

@@ -127,7 +127,7 @@ async def _image_host(office: Office, ctx: JobContext) -> str:
         if not online:
             raise UnavailableError("no host is online", field="host", remedy="Start a host agent.")
         wanted = min(online, key=lambda host: (host.status.memory_committed, host.name)).name
-    await facts_of(office, wanted)
+    facts_of(await office.shelf.host(wanted))
     return str(wanted)
 
 

@@ -10,7 +10,7 @@ from serai.controller import capacity
 from serai.controller.jobs import JobContext
 from serai.controller.store.store import Store
 from serai.lib.ids import new_secret
-from serai.schema.errors import NotFoundError
+from serai.schema.errors import ConflictError, NotFoundError
 from serai.schema.host import Host
 from serai.schema.image import Image, ImageManifest
 from serai.schema.lease import Lease
@@ -18,7 +18,7 @@ from serai.schema.network import Network
 from serai.schema.resource import Condition
 from serai.schema.ticket import Purpose, Ticket
 from serai.schema.vm import MigrationSummary, Vm, VmReport, VmState
-from serai.schema.volume import ExportKind, Pool, PoolStatus, Volume, VolumeState
+from serai.schema.volume import Pool, PoolStatus, Volume, VolumeState
 
 PENDING = "pending-restart"
 """Condition of a VM whose spec asks for what only a restart brings."""
@@ -63,14 +63,29 @@ class Shelf:
         async with self._store.read() as view:
             return await view.networks.find(name)
 
-    async def local_hosts(self, vm: Vm) -> set[str]:
-        """The hosts that the VM's volumes keep it on: those of pools that are not exported."""
-        found = set()
-        for disk in vm.spec.disks:
-            if disk.volume is not None:
-                pool = await self.pool((await self.volume(disk.volume)).spec.pool)
-                if pool.spec.export is ExportKind.NONE:
-                    found.add(pool.spec.host)
+    async def for_placing(self, vm_id: str) -> tuple[Vm, Lease | None, list[Host], set[str]]:
+        """A VM, its lease, all hosts without what it holds itself, and those that its disks keep it on: one moment."""
+        async with self._store.read() as view:
+            vm, lease = await view.vms.find(vm_id), await view.leases.get(vm_id)
+            return vm, lease, await capacity.all_hosts(view, but_vm=vm_id), await capacity.local_hosts(view, vm)
+
+    async def for_launch(self, vm: Vm, host: str) -> tuple[Host, Image | None, dict[str, Network]]:
+        """What a launch on a host needs beside the disks: the host, the VM's image and its networks, by name."""
+        async with self._store.read() as view:
+            found = await view.hosts.find(host)
+            image = await view.images.find(vm.spec.image) if vm.spec.image is not None else None
+            networks = {vnic.network: await view.networks.find(vnic.network) for vnic in vm.spec.vnics}
+            return found, image, networks
+
+    async def disks(self, vm: Vm) -> list[tuple[Volume, Pool]]:
+        """Its volumes with their pools, in the order of its disks. Raises ConflictError for one that is not made."""
+        found = []
+        async with self._store.read() as view:
+            for disk in vm.spec.disks:
+                if disk.volume is None:
+                    raise ConflictError(f"a disk of VM {vm.name} has no volume yet", field="spec.disks")
+                volume = await view.volumes.find(disk.volume)
+                found.append((volume, await view.pools.find(volume.spec.pool)))
         return found
 
     async def came_with(self, volume: Volume, vm: Vm) -> bool:
