@@ -144,9 +144,9 @@ async def test_an_announcement_reaches_the_wire_at_once_and_again(ground: Ground
         seen.clear()
         await ground.network.announce(VNIC)
         drain()
-        assert [seen[each] for each in wanted] == [1, 1, 1]
+        assert [seen[each] for each in wanted] == [1, 0, 0]  # the switches at once, the neighbours a little later
         deadline = time.monotonic() + 10
-        while min(seen[each] for each in wanted) <= len(REPEATS):
+        while min(seen[each] for each in wanted) < len(REPEATS):
             assert time.monotonic() < deadline, seen
             await asyncio.sleep(0.01)
             drain()
