@@ -9,7 +9,7 @@ says why; if nobody watched at that moment the process waits, stopped, to be ado
 A reset by the guest is no end.
 
 Sizes are in bytes, times in milliseconds where a name says `_ms`, else in seconds. All machines, the fake one too,
-pass tests/contract/test_hypervisor.py.
+pass tests/contract/hypervisor.
 
 Errors: ConflictError (not in this state, no such device), UnsupportedError (not live, or not on this machine),
 UnavailableError (no answer in time, connection lost), HostError (QEMU said no, in its own words).

@@ -1,0 +1,213 @@
+"""The two kinds of hypervisor on which the contract is tried, and what the tests share.
+
+The real one runs guests of one boot sector: each says `R` on its console once it runs, and then waits for the power
+button, powers itself off, or panics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from serai.drivers.hypervisor import record
+from serai.drivers.hypervisor.base import Hypervisor, Machine, MachineEvent, MigrationSetup, Placing
+from serai.drivers.hypervisor.fake import FakeHypervisor, FakeMachine, FakeWorld
+from serai.drivers.hypervisor.machine import QemuMachine
+from serai.drivers.hypervisor.qemu import QemuHypervisor
+from serai.lib.ids import new_id
+from serai.schema.attach import Disk, FileDisk, Launch
+
+DEADLINE = 60.0
+MIB = 1 << 20
+CAPABILITIES = {"events": True, "pause-before-switchover": True, "return-path": False}
+FAST = MigrationSetup(capabilities=CAPABILITIES, downtime_limit_ms=300, bandwidth_bytes=0, tls_hostname=None)
+SLOW = MigrationSetup(capabilities=CAPABILITIES, downtime_limit_ms=1, bandwidth_bytes=50_000, tls_hostname=None)
+
+SAY_READY = "baf803 b052 ee"  # mov dx, 0x3f8; mov al, 'R'; out dx, al
+POWER_OFF = "ba0406 b80020 ef f4 ebfd"  # out 0x604, 0x2000: ACPI's S5; hlt; jmp
+GUESTS = {
+    # out 0x602, 0x100 (enable the power button); say so; sti; hlt; in ax, 0x600; test ah, 1; jz to hlt; then power off
+    "button": f"ba0206 b80001 ef {SAY_READY} fb f4 ba0006 ed f6c401 74f6 {POWER_OFF}",
+    "off": f"{SAY_READY} {POWER_OFF}",
+    "panic": f"{SAY_READY} ba0505 b001 ee f4 ebfd",  # pvpanic's port
+}
+
+
+def boot_sector(code: str) -> bytes:
+    return bytes.fromhex(code).ljust(510, b"\0") + b"\x55\xaa"
+
+
+class Bench(Protocol):
+    """One kind of hypervisor, on two hosts that are joined, with what its guests can be made to do."""
+
+    one: Hypervisor
+    two: Hypervisor
+
+    async def launch(self, guest: str = "button") -> Launch: ...
+
+    def placing(self, launch: Launch, host: str = "one") -> Placing: ...
+
+    async def running(self, machine: Machine) -> None:
+        """`cont`, and the guest is up."""
+        ...
+
+    def kill_from_outside(self, machine: Machine) -> None: ...
+
+    def silence(self, machine: Machine) -> None:
+        """QEMU answers no more, and is not dead."""
+        ...
+
+    def wake(self, machine: Machine) -> None: ...
+
+    def guest_ends(self, machine: Machine, reason: str) -> None:
+        """The guest does so by itself, if it has not been started to."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class FakeBench:
+    def __init__(self) -> None:
+        self.world = FakeWorld()
+        self.one: Hypervisor = FakeHypervisor(self.world)
+        self.two: Hypervisor = FakeHypervisor(self.world)
+
+    async def launch(self, guest: str = "button") -> Launch:
+        del guest
+        return make_launch("pc-q35-10.0")
+
+    def placing(self, launch: Launch, host: str = "one") -> Placing:
+        return Placing(run_dir=Path("/nowhere") / host / launch.vm, disks={0: Path("/nowhere/disk")})
+
+    async def running(self, machine: Machine) -> None:
+        await machine.cont()
+
+    def kill_from_outside(self, machine: Machine) -> None:
+        assert isinstance(machine, FakeMachine)
+        machine.process.end(by_signal=signal.SIGKILL)
+
+    def silence(self, machine: Machine) -> None:
+        assert isinstance(machine, FakeMachine)
+        machine.process.silent = True
+
+    def wake(self, machine: Machine) -> None:
+        assert isinstance(machine, FakeMachine)
+        machine.process.silent = False
+
+    def guest_ends(self, machine: Machine, reason: str) -> None:
+        assert isinstance(machine, FakeMachine)
+        machine.process.guest_ends(reason)
+
+    async def close(self) -> None:
+        await self.world.close()
+
+
+class QemuBench:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.one: Hypervisor = QemuHypervisor(folder / "state")
+        self.two: Hypervisor = self.one
+
+    async def launch(self, guest: str = "button") -> Launch:
+        facts = await self.one.facts()
+        launch = make_launch(facts.machine_types[0])
+        disk = self.folder / f"{launch.vm}.raw"
+        disk.write_bytes(boot_sector(GUESTS[guest]).ljust(MIB, b"\0"))
+        return launch
+
+    def placing(self, launch: Launch, host: str = "one") -> Placing:
+        return Placing(run_dir=self.folder / host / launch.vm, disks={0: self.folder / f"{launch.vm}.raw"}, cgroup=None)
+
+    async def running(self, machine: Machine) -> None:
+        assert isinstance(machine, QemuMachine)
+        reader, writer = await asyncio.open_unix_connection(str(machine.run_dir / "console.sock"))
+        try:
+            await machine.cont()
+            async with asyncio.timeout(DEADLINE):
+                await reader.readuntil(b"R")
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    def kill_from_outside(self, machine: Machine) -> None:
+        os.kill(machine.pid, signal.SIGKILL)
+
+    def silence(self, machine: Machine) -> None:
+        os.kill(machine.pid, signal.SIGSTOP)
+
+    def wake(self, machine: Machine) -> None:
+        os.kill(machine.pid, signal.SIGCONT)
+
+    def guest_ends(self, machine: Machine, reason: str) -> None:
+        """Its boot sector does."""
+
+    async def close(self) -> None:
+        # A test that failed may have left some, and still hold their connections.
+        for folder in self.folder.glob("*/*/"):
+            runtime = record.read(folder)
+            process = None if runtime is None else record.find(runtime)
+            if process is not None:
+                await process.kill()
+
+
+def make_launch(machine: str) -> Launch:
+    disk = Disk(index=0, name="root", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()), serial="root")
+    return Launch(
+        vm=new_id(),
+        name="guest",
+        generation=1,
+        machine=machine,
+        accel="tcg",
+        cpus=1,
+        max_cpus=2,
+        memory=32 * MIB,
+        uuid=str(uuid.uuid4()),
+        disks=[disk],
+    )
+
+
+class Events:
+    """What a machine said, and waiting for a word of it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.all: list[MachineEvent] = []
+        self._news = asyncio.Event()
+        self.forget = machine.subscribe(self._on_event)
+
+    def _on_event(self, event: MachineEvent) -> None:
+        self.all.append(event)
+        self._news.set()
+
+    @property
+    def statuses(self) -> list[str]:
+        return [str(event.data["status"]) for event in self.all if event.name == "MIGRATION"]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def status(self, status: str) -> None:
+        await self.until(lambda: status in self.statuses)
+
+    async def event(self, name: str) -> None:
+        await self.until(lambda: any(event.name == name for event in self.all))
+
+
+async def started(bench: Bench, guest: str = "button") -> Machine:
+    launch = await bench.launch(guest)
+    return await bench.one.start(launch, bench.placing(launch), incoming=False, paused=True)
+
+
+async def destination(bench: Bench, source: Machine) -> Machine:
+    return await bench.two.start(source.launch, bench.placing(source.launch, "two"), incoming=True, paused=True)
+
+
+async def listening(machine: Machine, setup: MigrationSetup = FAST) -> int:
+    return await machine.prepare_incoming(setup, "127.0.0.1", (49352, 49399))
