@@ -118,7 +118,7 @@ class FakeApi:
         self.resources.setdefault(kind, {})[name] = item
         return item
 
-    def emit(self, kind: str, resource: str, resource_id: str = "", message: str = "") -> Event:
+    def emit(self, kind: str, resource: str, resource_id: str = "", message: str = "", /, **data: Any) -> Event:
         """Record an event; streams send it."""
         event = Event(
             seq=len(self.events) + 1,
@@ -127,6 +127,7 @@ class FakeApi:
             resource=resource,
             resource_id=resource_id,
             message=message,
+            data=data,
         )
         self.events.append(event)
         return event
@@ -262,7 +263,7 @@ class FakeApi:
 
     def _put(self, job: Job) -> None:
         self.jobs[job.id] = job
-        self.emit("job.state", job.target, job.id, str(job.state))
+        self.emit("job.state", job.target, job.id, str(job.state), job=job.id, state=job.state.value)
 
     def _job_call(self, verb: str, name: str) -> Response:
         if verb == "list":

@@ -61,6 +61,30 @@ async def test_a_job_is_seen_through_every_state_until_its_end(api: FakeApi, cli
     assert len(seen) == len({state.model_dump_json() for state in seen})
 
 
+async def test_who_only_waits_for_the_end_reads_the_job_at_its_end(
+    api: FakeApi, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.hold.clear()
+    job = await started(api, client)
+    read: list[Job] = []
+    ask = client.job
+
+    async def counted(job_id: str) -> Job:
+        read.append(await ask(job_id))
+        return read[-1]
+
+    monkeypatch.setattr(client, "job", counted)
+    waiting = asyncio.create_task(client.wait_job(job.id))
+    async with asyncio.timeout(10):
+        while len(read) < 2:  # at once, and when the stream is open
+            await asyncio.sleep(0)
+    for _ in range(5):
+        api.emit("job.state", job.target, job=job.id, state="running")
+    api.hold.set()
+    assert (await asyncio.wait_for(waiting, 20)).state is JobState.DONE
+    assert [state.state.ended for state in read] == [False, False, True]
+
+
 async def test_a_broken_stream_does_not_lose_the_job(api: FakeApi, client: Client) -> None:
     api.hold.clear()
     job = await started(api, client)

@@ -91,3 +91,18 @@ def test_notify(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert notify("READY=1", {"NOTIFY_SOCKET": address})
         assert listener.recv(100) == b"READY=1"
     assert "cannot tell the init system" in caplog.text
+
+
+async def test_a_process_in_the_background_gives_way(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = """
+import os
+from pathlib import Path
+from serai.lib.service import run_in_background
+run_in_background(7)
+group = Path("/proc/self/autogroup")
+print(os.getpriority(os.PRIO_PROCESS, 0), group.read_text().split()[-1] if group.exists() else 7)
+"""
+    child = await spawn([sys.executable, "-c", code], stdout=out)
+    assert await child.wait() == 0
+    assert out.read_text().split() == ["7", "7"]
