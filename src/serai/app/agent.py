@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import grp
 import importlib.metadata
 import json
@@ -49,6 +50,7 @@ STREAM_PORT = 7443
 VERDICT_TIMEOUT = 8.0
 """Seconds for one question to the destination's journal; longer than the destination holds it open."""
 CHECK_PERIOD = 5.0
+TIDY_PERIOD = 300.0
 
 
 class AgentConfig(Frozen):
@@ -138,8 +140,9 @@ class HostParts:
             vms = Vms(kit)
             boot = machine_boot_id()
             rebooted = (journal.get("machine", "boot") or {}).get("id") not in (None, boot)
-            journal.append("machine", "boot", {"id": boot})
             await vms.take_over(rebooted=rebooted)
+            # Only now: an agent that dies before has not done yet what a reboot asks for.
+            journal.append("machine", "boot", {"id": boot})
             await agent.join(vms, Executor(vms, storage, images, HostUplinks(network, taker)))
             stack.push_async_callback(agent.leave)
             handlers = {
@@ -153,6 +156,8 @@ class HostParts:
             await stack.enter_async_context(server)
             check = Reconciler("storage", storage.check, period=CHECK_PERIOD, clock=self._clock)
             self._tasks.start(check.run(), "storage-check")
+            tidy = Reconciler("journal", functools.partial(_tidy, journal, vms), period=TIDY_PERIOD, clock=self._clock)
+            self._tasks.start(tidy.run(), "journal-tidy")
             ready.set()
             await asyncio.Event().wait()
 
@@ -178,6 +183,14 @@ class HostParts:
         ask = TicketRedeem(ticket=ticket, holder=peer, server=f"host.{self._config.name}")
         answer = await self._bus.request(Subjects.REDEEM, dump(ask), timeout=10.0)
         return TicketRedeemed.model_validate_json(answer).ticket
+
+
+async def _tidy(journal: Journal, vms: Vms) -> None:
+    """Compact the journal, while no VM of this host is on the move."""
+    if any(agent.record.incoming or agent.record.outgoing for agent in vms.agents.values()):
+        return
+    if journal.compact():
+        log.info("the journal was compacted")
 
 
 async def serve(config: AgentConfig, frame: service.Service) -> None:

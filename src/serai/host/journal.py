@@ -3,8 +3,8 @@
 One file of lines, each a checksum and a JSON record. `append` returns only when the line is on the disk (fdatasync),
 and that is what makes a migration's commit point a local matter. The file is grown ahead in blocks of zeros, so that a
 commit overwrites allocated space and waits for no metadata. A line torn by a power cut is the last one, and is dropped;
-a damaged line before others is an error that names it, never a silent loss. At start the journal is rewritten with
-only what still counts.
+a damaged line before others is an error that names it, never a silent loss. At start, and now and then by `compact`,
+the journal is rewritten with only what still counts.
 
 Records are `Entry` values: kind and key say what they replace. The newest of a (kind, key) counts; `data=None` forgets.
 It holds CHAP passwords (in launches), so it is 0600.
@@ -23,6 +23,8 @@ from serai.schema.errors import HostError
 
 GROW = 1 << 20
 """Bytes by which the file grows ahead of the writing."""
+COMPACT_FROM = 4 << 20
+"""Bytes from which `compact` has something to do."""
 
 
 class Journal:
@@ -34,6 +36,7 @@ class Journal:
         self._fd = -1
         self._end = 0
         self._room = 0
+        self._rewritten = 0
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -77,6 +80,16 @@ class Journal:
         self._end += len(line)
         self._remember(kind, key, data)
 
+    def compact(self) -> bool:
+        """Rewrite the file if it is large and mostly of the past; whether it was. Some ms, so never amid a move.
+
+        Raises HostError; the journal is as good as before then.
+        """
+        if self._end < COMPACT_FROM or self._end < 2 * self._rewritten:
+            return False
+        self._rewrite()
+        return True
+
     def _remember(self, kind: str, key: str, data: dict[str, Any] | None) -> None:
         self._records.pop((kind, key), None)
         if data is not None:
@@ -89,26 +102,40 @@ class Journal:
         self._room = room
 
     def _rewrite(self) -> None:
-        fresh = self._path.with_suffix(".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        content = b"".join(_line(kind, key, data) for (kind, key), data in self._records.items())
         try:
-            content = b"".join(_line(kind, key, data) for (kind, key), data in self._records.items())
-            view = memoryview(content)
-            while view:
-                view = view[os.write(fd, view) :]
-            self._end = len(content)
-            self._room = self._end + GROW
-            os.posix_fallocate(fd, self._end, GROW)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(fresh, self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            fd = _replace(self._path, content, room=GROW)
+        except OSError as error:
+            raise HostError(
+                f"cannot rewrite the host's journal {self._path}: {error}",
+                remedy="Free space on its file system; nothing was changed.",
+            ) from error
+        self.close()
+        self._fd, self._end, self._room = fd, len(content), len(content) + GROW
+        self._rewritten = len(content)
+
+
+def _replace(path: Path, content: bytes, *, room: int) -> int:
+    """Put a file with this content and so many bytes of room behind it in the place of `path`; open, for writing."""
+    fresh = path.with_suffix(".new")
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.posix_fallocate(fd, len(content), room)
+        os.fsync(fd)
+        os.replace(fresh, path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        os.close(fd)
+        fresh.unlink(missing_ok=True)
+        raise
+    return fd
 
 
 def _line(kind: str, key: str, data: dict[str, Any] | None) -> bytes:

@@ -105,3 +105,36 @@ def test_answers_are_kept_for_repeats(tmp_path: Path) -> None:
     assert again.answer("c" * 12) == Reply(state="done", result={"n": 1})
     assert again.generation("vm/a") == 3
     reopened.close()
+
+
+def test_it_is_compacted_when_most_of_it_is_of_the_past(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    assert not journal.compact()
+    for number in range(5):
+        journal.append("vm", "one", {"number": number, "text": "x" * (1 << 20)})
+    journal.append("vm", "two", {"number": 7})
+    kept = journal.all("vm")
+    assert journal.compact()
+    assert not journal.compact()
+    journal.append("vm", "two", {"number": 8})
+    journal.close()
+    assert (tmp_path / "journal").stat().st_size < 3 << 20
+    again = Journal.open(tmp_path / "journal")
+    assert again.all("vm") == {**kept, "two": {"number": 8}}
+    again.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["journal"]
+
+
+def test_a_compaction_without_space_changes_nothing(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    for number in range(5):
+        journal.append("vm", "one", {"number": number, "text": "x" * (1 << 20)})
+    (tmp_path / "journal.new").mkdir()
+    with pytest.raises(HostError, match="rewrite"):
+        journal.compact()
+    (tmp_path / "journal.new").rmdir()
+    journal.append("vm", "two", {"number": 1})
+    journal.close()
+    again = Journal.open(tmp_path / "journal")
+    assert list(again.all("vm")) == ["one", "two"]
+    again.close()
