@@ -22,7 +22,7 @@ class HostPaths:
 
     @property
     def journal(self) -> Path:
-        """The host's journal (an SQLite file)."""
+        """The host's journal: a file of lines, see host/journal.py."""
         return self.state / "journal"
 
     @property
