@@ -1,4 +1,4 @@
-"""A host's reboot, as far as a process can see it: agent and QEMUs are gone at once, and the kernel's boot id is new."""
+"""A host's reboot, as far as a process can see it: agent and QEMUs gone at once, and another boot id of the kernel."""
 
 from __future__ import annotations
 
