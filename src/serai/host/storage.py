@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.host.records import Records
-from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError, UnsupportedError
+from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, SeraiError, UnsupportedError
 from serai.schema.messages import (
     PoolClose,
     PoolOpen,
@@ -49,7 +50,7 @@ class HostStorage:
         """Open the pools of the journal again, and the target with what it exported."""
         for pool in self._records.pools().values():
             try:
-                await self._open(pool)
+                await self._reopen(pool)
             except SeraiError as error:
                 log.error("pool %s cannot be opened: %s", pool.pool, error)
         if any(pool.export is ExportKind.ISCSI for pool in self._records.pools().values()):
@@ -79,6 +80,18 @@ class HostStorage:
         await driver.open()
         self._pools[pool.pool] = driver
         return driver
+
+    async def _reopen(self, pool: PoolOpen) -> PoolDriver:
+        """Open one of the journal. Its folder is not made again: where a file system is not mounted, an empty pool
+        would take the place of the full one."""
+        if pool.path and not await asyncio.to_thread(Path(pool.path).is_dir):
+            raise HostError(
+                "the pool's folder is not there",
+                field="path",
+                value=pool.path,
+                remedy="Mount its file system again; if the folder was deleted, make it anew (mkdir), empty.",
+            )
+        return await self._open(pool)
 
     def _pool(self, pool: str) -> PoolDriver:
         found = self._pools.get(pool)
@@ -117,7 +130,7 @@ class HostStorage:
             driver = self._pools.get(pool)
             try:
                 if driver is None:
-                    driver = await self._open(record)
+                    driver = await self._reopen(record)
                 room = await driver.status()
                 volumes = await driver.list_volumes()
             except SeraiError as error:

@@ -4,6 +4,9 @@ A volume is made under a temporary name, written, synced, and only then linked t
 that is taken, so nothing is overwritten, and a crash leaves only temporary names, which `open` sweeps. Copies share
 blocks (FICLONE) where the file system can, and are sparse where it cannot.
 
+A folder that is gone (unmounted, deleted) is a HostError that says so at every call, `delete_volume` too: the volume
+may come back with its file system, so nobody is told that it was deleted.
+
 Rights: a pool whose volumes are exported belongs to root alone, since only the target opens them; it runs as root,
 because it takes orders on its control socket only from its own user. A pool whose volumes QEMU opens as files grants
 read and write to QEMU's group, and passage through the folder, but not the right to list it.
@@ -21,6 +24,7 @@ import os
 import re
 import secrets
 import signal
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -38,7 +42,7 @@ from serai.drivers.storage.base import (
 )
 from serai.lib.atomicfile import sync_folder
 from serai.lib.process import ProcessError, run, spawn
-from serai.schema.errors import HostError, InvalidError, NotFoundError, UnsupportedError
+from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, UnsupportedError
 
 FICLONE = 0x40049409
 """The ioctl that makes one file share another's blocks (linux/fs.h)."""
@@ -49,6 +53,8 @@ PROGRESS_PERIOD = 0.2
 _SUFFIX = ".raw"
 _TEMPORARY = ".serai-new-"
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
+_OURS = re.compile(r"[0-9a-f]{12}\.raw|\.serai-new-.*|lost\+found", re.DOTALL)
+"""What may be in a folder that becomes a pool's: volumes, their beginnings, and what mkfs puts there."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,12 +77,15 @@ class DirectoryPool:
     def _open(self) -> None:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
+            self._refuse_others()
             os.chown(self._root, -1, self._gid)
             self._root.chmod(0o700 if self._group is None else 0o710)
             for entry in self._root.iterdir():
                 if entry.name.startswith(_TEMPORARY):
                     entry.unlink(missing_ok=True)
             self._reflink = reflinks(self._root)
+        except ValueError as error:  # a null character
+            raise InvalidError("not a path", field="path", value=repr(self._root), remedy="Correct it.") from error
         except OSError as error:
             raise HostError(
                 f"the pool's directory cannot be used: {error.strerror}",
@@ -85,10 +94,27 @@ class DirectoryPool:
                 remedy="Give the path of a directory on a writable file system.",
             ) from error
 
+    def _refuse_others(self) -> None:
+        """Refuse a folder that others use: the pool's rights would shut them out of it (of `/etc`, of `/home`)."""
+        wanted = 0o700 if self._group is None else 0o710
+        if stat.S_IMODE(self._root.stat().st_mode) == wanted:
+            return
+        strange = next((name for name in os.listdir(self._root) if not _OURS.fullmatch(name)), None)
+        if strange is not None:
+            raise ConflictError(
+                f"the folder holds other things than volumes ({strange!r}), and a pool takes its folder for itself",
+                field="path",
+                value=self._root,
+                remedy="Give a folder that is empty, or not there yet.",
+            )
+
     async def status(self) -> PoolStatus:
         """Return the room of the file system below, and what the volumes take of it."""
         volumes = await self.list_volumes()
-        room = await asyncio.to_thread(os.statvfs, self._root)
+        try:
+            room = await asyncio.to_thread(os.statvfs, self._root)
+        except OSError as error:
+            raise self._lost(error) from error
         abilities = {"sparse", "discard"} | ({"reflink"} if self._reflink else set())
         return PoolStatus(
             total=room.f_blocks * room.f_frsize,
@@ -138,7 +164,10 @@ class DirectoryPool:
             path.unlink(missing_ok=True)
             sync_folder(self._root)
 
-        await asyncio.to_thread(delete)
+        try:
+            await asyncio.to_thread(delete)
+        except OSError as error:
+            raise self._lost(error) from error
 
     async def grow_volume(self, volume_id: str, size: int) -> None:
         """Make a volume larger by zeros that take no room."""
@@ -163,7 +192,10 @@ class DirectoryPool:
 
     async def list_volumes(self) -> list[VolumeInfo]:
         """Return the volumes by their files; anything else in the directory is not ours and is left alone."""
-        return await asyncio.to_thread(self._list)
+        try:
+            return await asyncio.to_thread(self._list)
+        except OSError as error:
+            raise self._lost(error) from error
 
     def _list(self) -> list[VolumeInfo]:
         found = []
@@ -187,7 +219,10 @@ class DirectoryPool:
             raise no_volume(volume_id) from None
 
     def _free(self) -> int:
-        room = os.statvfs(self._root)
+        try:
+            room = os.statvfs(self._root)
+        except OSError as error:
+            raise self._lost(error) from error
         return room.f_bavail * room.f_frsize
 
     @contextlib.asynccontextmanager
@@ -220,7 +255,17 @@ class DirectoryPool:
         temporary.unlink()
         sync_folder(self._root)
 
+    def _lost(self, error: OSError) -> HostError:
+        return HostError(
+            f"the pool's folder cannot be used: {error.strerror}",
+            field="path",
+            value=self._root,
+            remedy="Mount its file system again; if the folder was deleted, make it anew (mkdir), empty.",
+        )
+
     def _translated(self, error: OSError, size: int) -> Exception:
+        if error.errno == errno.ENOENT:
+            return self._lost(error)
         if error.errno in _NO_ROOM:
             return no_room(size, self._free(), self._root)
         return HostError(

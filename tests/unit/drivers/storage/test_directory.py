@@ -15,7 +15,7 @@ from serai.drivers.storage.directory import DirectoryPool
 from serai.drivers.storage.probe import reflink
 from serai.lib.ids import new_id
 from serai.lib.process import run
-from serai.schema.errors import CapacityError, HostError, UnsupportedError
+from serai.schema.errors import CapacityError, ConflictError, HostError, InvalidError, UnsupportedError
 
 MIB = 1 << 20
 GROUP = "serai-qemu"
@@ -192,3 +192,40 @@ async def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught:
         await DirectoryPool(tmp_path / "file").open()
     assert caught.value.info.field == "path"
+
+
+async def test_a_folder_that_others_use_keeps_its_rights(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    (home / "letter").touch()
+    with pytest.raises(ConflictError, match="letter"):
+        await DirectoryPool(home, group=GROUP).open()
+    assert stat.S_IMODE(home.stat().st_mode) == 0o755
+    (home / "letter").unlink()
+    (home / "lost+found").mkdir()
+    pool = DirectoryPool(home, group=GROUP)
+    await pool.open()
+    # Once it is the pool's, a stray file does not shut it.
+    (home / "note").touch()
+    await pool.open()
+
+
+async def test_a_folder_that_is_gone_is_said_to_be(pool: DirectoryPool, tmp_path: Path) -> None:
+    await pool.create_volume(volume := new_id(), MIB)
+    (tmp_path / "pool").rename(tmp_path / "elsewhere")
+    other = new_id()
+    for call in (
+        pool.status(),
+        pool.list_volumes(),
+        pool.create_volume(other, MIB),
+        pool.delete_volume(volume),
+    ):
+        with pytest.raises(HostError, match="Mount its file system"):
+            await call
+    (tmp_path / "elsewhere").rename(tmp_path / "pool")
+    assert [found.id for found in await pool.list_volumes()] == [volume]
+
+
+async def test_a_path_with_a_null_character_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="path"):
+        await DirectoryPool(tmp_path / "a\0b").open()
