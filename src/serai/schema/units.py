@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-_NUMBER = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
+LONGEST = 24
+"""Digits of a number: more than any size needs, far fewer than what a float cannot hold."""
+_NUMBER = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$")
 _SIZE = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _RATE = {"": 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 10**12}
 _TIME = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -21,6 +23,8 @@ def _split(text: str, what: str, example: str) -> tuple[float, str]:
     found = _NUMBER.match(text)
     if found is None:
         raise ValueError(f"{text!r} is not a {what}; write it like {example}")
+    if len(found[1]) > LONGEST:
+        raise ValueError(f"a {what} has at most {LONGEST} digits")
     return float(found[1]), found[2].lower()
 
 

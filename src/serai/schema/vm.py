@@ -5,13 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 from ipaddress import IPv4Address
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from serai.schema.resource import Condition, Frozen, Id, Name, Resource
 from serai.schema.units import Size
 
 MEMORY_MIN = 32 << 20
+DEVICES_MAX = 15
+"""Disks, and VNICs, of one VM. An edit has the same bound as a creation: what is stored must be readable again."""
+CMDLINE_MAX = 2048
+"""Linux on x86 takes no longer command line."""
+USER_DATA_MAX = 128 << 10
+"""It travels in one bus message (1 MiB) with the rest of the VM, up to six times as long as JSON escapes make it."""
+STOP_MAX = 86400.0
 
 
 class MachineKind(StrEnum):
@@ -42,9 +50,12 @@ class VnicSpec(Frozen):
     ip: IPv4Address | None = None
 
 
+SshKey = Annotated[str, StringConstraints(max_length=16 << 10)]
+
+
 class CloudInit(Frozen):
-    ssh_keys: list[str] = Field(default_factory=list)
-    user_data: str = ""
+    ssh_keys: list[SshKey] = Field(default_factory=list, max_length=64)
+    user_data: str = Field(default="", max_length=USER_DATA_MAX)
 
 
 class VmSpec(Frozen):
@@ -54,10 +65,10 @@ class VmSpec(Frozen):
     """The versioned type, pinned when the VM is created."""
     cpus: int = Field(default=1, ge=1, le=256)
     memory: Size = Field(default=512 << 20, ge=MEMORY_MIN)
-    disks: list[DiskSpec] = Field(default_factory=list, max_length=15)
-    vnics: list[VnicSpec] = Field(default_factory=list, max_length=15)
+    disks: list[DiskSpec] = Field(default_factory=list, max_length=DEVICES_MAX)
+    vnics: list[VnicSpec] = Field(default_factory=list, max_length=DEVICES_MAX)
     cloud_init: CloudInit = CloudInit()
-    cmdline: str = ""
+    cmdline: str = Field(default="", max_length=CMDLINE_MAX)
     """Appended to a kernel image's own command line."""
     host: Name | None = None
     """Only this host will do; none: placement chooses."""
@@ -139,8 +150,8 @@ class VmEdit(Frozen):
     description: str | None = None
     cpus: int | None = Field(default=None, ge=1, le=256)
     memory: Size | None = Field(default=None, ge=MEMORY_MIN)
-    disks: list[DiskSpec] | None = None
-    vnics: list[VnicSpec] | None = None
+    disks: list[DiskSpec] | None = Field(default=None, max_length=DEVICES_MAX)
+    vnics: list[VnicSpec] | None = Field(default=None, max_length=DEVICES_MAX)
     cloud_init: CloudInit | None = None
     restart: RestartPolicy | None = None
     autostart: bool | None = None
@@ -158,7 +169,7 @@ class VmStop(Frozen):
     """ACPI first; after `timeout` seconds by force. `force` skips the asking."""
 
     force: bool = False
-    timeout: float = Field(default=60.0, ge=0)
+    timeout: float = Field(default=60.0, ge=0, le=STOP_MAX)
 
 
 class VmClone(Frozen):

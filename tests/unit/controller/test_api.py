@@ -67,6 +67,38 @@ async def test_jobs(world: World) -> None:
     assert (await world.refused("GET", "/v1/jobs?cursor=x"))["field"] == "cursor"
 
 
+async def test_numbers_beyond_the_store_are_refused(bare: World) -> None:
+    huge = "9" * 19
+    assert (await bare.refused("GET", f"/v1/events?after={huge}"))["field"] == "after"
+    for path in ("/v1/events?cursor=", "/v1/jobs?cursor="):
+        for text in (huge, "9" * 40, "\u0663"):
+            assert (await bare.refused("GET", path + text))["field"] == "cursor"
+
+
+async def test_text_that_no_host_can_use_is_refused(world: World) -> None:
+    """JSON can spell what UTF-8 cannot; the refusal itself can be sent."""
+    for text, field in (
+        (r'{"name": "x\ud800", "spec": {"host": "h1"}}', "name"),
+        (r'{"name": "p", "spec": {"host": "h1", "path": "/a\ud800"}}', "spec.path"),
+        (r'{"name": "p", "spec": {"host": "h1"}, "description": "\udc80"}', "description"),
+        (r'{"name": "p", "spec": {"host": "h1"}, "labels": {"\ud800": "a"}}', "labels"),
+        (r'{"name": "p", "spec": {"host": "h1"}, "labels": {"a": "\u0000"}}', "labels.a"),
+    ):
+        answer = await world.http.post("/v1/pools", content=text, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field), answer.text
+
+
+async def test_a_folder_is_one_pools_however_it_is_written(world: World) -> None:
+    def body(name: str, path: str) -> dict[str, object]:
+        return {"name": name, "spec": {"host": "h1", "path": path, "export": "none"}}
+
+    await world.done("POST", "/v1/pools", body("p1", "//srv/./one/"))
+    assert (await world.ok("GET", "/v1/pools/p1"))["spec"]["path"] == "/srv/one"
+    assert (await world.refused("POST", "/v1/pools", body("p2", "///srv//one")))["status"] == 409
+    for path in ("/srv/a\nb", "/" + "x" * 1024):
+        assert (await world.refused("POST", "/v1/pools", body("p2", path)))["field"] == "spec.path"
+
+
 async def test_pools(world: World) -> None:
     await world.host("h4", target=False)
     create = "/v1/pools"

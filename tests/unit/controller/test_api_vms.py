@@ -62,6 +62,12 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"memory": "1T"}, 422, "spec.memory", "1T"),
     ({"memory": "lots"}, 422, "spec.memory", "lots"),
     ({"memory": "1M"}, 422, "spec.memory", "1M"),
+    ({"memory": "9" * 400}, 422, "spec.memory", "9" * 120 + "…"),
+    ({"memory": "\u0663G"}, 422, "spec.memory", "\u0663G"),
+    ({"cmdline": "a\0b"}, 422, "spec.cmdline", r"'a\x00b'"),
+    ({"cmdline": "a" * 2049}, 422, "spec.cmdline", "a" * 120 + "…"),
+    ({"cloud_init": {"ssh_keys": ["k\0"]}}, 422, "spec.cloud_init.ssh_keys[0]", r"'k\x00'"),
+    ({"disks": [{"pool": "shared0", "size": 513}]}, 422, "spec.disks[0].size", "513"),
     ({"cpus": 0}, 422, "spec.cpus", "0"),
     ({"colour": "red"}, 422, "spec.colour", "red"),
     ({"host": "h9"}, 404, "spec.host", "h9"),
@@ -229,6 +235,23 @@ async def test_editing(world: World) -> None:
     )
     await world.done("PATCH", "/v1/vms/web1", {"description": "x"})
     assert (await world.ok("GET", "/v1/vms/web1"))["generation"] == 3
+
+
+async def test_an_edit_has_the_bounds_of_a_creation(world: World) -> None:
+    """What is stored can be read again: else no list with this VM in it could be shown."""
+    await world.network("wide", "10.77.0.110", "10.77.0.200")
+    await world.create("web1")
+    for field, item in (("vnics", {"network": "wide"}), ("disks", {"pool": "shared0", "size": "1M"})):
+        assert (await world.refused("PATCH", "/v1/vms/web1", {field: [item] * 16}))["field"] == field
+    assert (await world.ok("GET", "/v1/vms"))["items"][0]["spec"]["vnics"] == []
+
+
+async def test_a_stop_waits_for_a_day_at_most(world: World) -> None:
+    await world.create("web1")
+    await world.becomes("web1", VmState.RUNNING)
+    content = '{"timeout": 1e400}'
+    answer = await world.http.post("/v1/vms/web1/stop", content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "timeout")
 
 
 async def test_renaming_takes_the_volumes_along(world: World) -> None:

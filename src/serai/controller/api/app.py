@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 
 from serai.controller.api import events, hosts, images, jobs, networks, pools, streams, vms, volumes
 from serai.controller.api.auth import PRINCIPAL, Auth, Guard
-from serai.controller.api.call import VERSION, Api, Call, Handler, refusal
+from serai.controller.api.call import NUMBER_MAX, VERSION, Api, Call, Handler, refusal
+from serai.controller.api.checks import refuse_unprintable
 from serai.controller.api.invalid import explain
 from serai.schema.endpoints import ENDPOINTS, Endpoint
 from serai.schema.errors import TREE, ErrorInfo, InvalidError, NotFoundError, SeraiError, from_info
@@ -40,7 +41,7 @@ HANDLERS: dict[str, Handler] = {
 }
 """Endpoint name to what it does."""
 
-QUERY: dict[str, Any] = {"force": bool, "after": Annotated[int, Query(ge=0)]}
+QUERY: dict[str, Any] = {"force": bool, "after": Annotated[int, Query(ge=0, le=NUMBER_MAX)]}
 """Types of query parameters that are not plain text."""
 STATES: dict[str, Any] = {"vm.list": VmState, "job.list": JobState}
 
@@ -80,6 +81,8 @@ def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
     async def route(request: Request, **given: Any) -> Response:
         known = {key: given[key] for key in endpoint.query if given.get(key) is not None}
         _refuse_unknown(request, endpoint)
+        if given.get("body") is not None:
+            refuse_unprintable(given["body"].model_dump())
         call = Call(
             endpoint=endpoint.name,
             principal=request.scope[PRINCIPAL],

@@ -22,6 +22,9 @@ from serai.schema.vm import Vm
 
 VERSION = metadata.version("serai")
 
+NUMBER_MAX = 2**63 - 1
+"""The largest number that the store can compare with; what a caller sends as an event's or a job's number."""
+
 WRITTEN = ("spec", "labels", "description")
 """Fields of a body that are the resource's own."""
 
@@ -144,7 +147,10 @@ def nothing() -> Response:
 def refusal(error: SeraiError) -> Response:
     """An error as the API sends it."""
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    return JSONResponse({"error": error.info.model_dump()}, error.status, headers)
+    # Half a surrogate pair, which JSON can spell and UTF-8 cannot, is told as its escape.
+    fields = error.info.model_dump()
+    told = {key: text and text.encode(errors="backslashreplace").decode() for key, text in fields.items()}
+    return JSONResponse({"error": told}, error.status, headers)
 
 
 __all__ = [

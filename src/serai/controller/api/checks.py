@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from serai.controller.store import View
-from serai.schema.errors import CapacityError, ConflictError, UnavailableError
+from serai.schema.errors import CapacityError, ConflictError, InvalidError, UnavailableError
 from serai.schema.host import Host, HostState
 from serai.schema.image import Image, ImageState
 from serai.schema.units import format_size
 from serai.schema.volume import Pool
+
+SECTOR = 512
 
 
 def need_online(host: Host, field: str) -> None:
@@ -29,7 +33,17 @@ async def need_pool(view: View, name: str, field: str) -> Pool:
 
 
 def need_room(pool: Pool, size: int, field: str) -> None:
-    """Raises CapacityError if the pool has less than `size` bytes free; a pool that never reported is not judged."""
+    """Raises InvalidError for half a sector, CapacityError if the pool has less than `size` bytes free.
+
+    A pool that never reported is not judged.
+    """
+    if size % SECTOR:
+        raise InvalidError(
+            f"a volume is whole sectors of {SECTOR} bytes",
+            field=field,
+            value=size,
+            remedy="Give a size such as 4G or 512M.",
+        )
     if pool.status.total and size > pool.status.free:
         raise CapacityError(
             f"pool {pool.name} has only {format_size(pool.status.free)} free",
@@ -61,3 +75,25 @@ async def refuse_while(view: View, target_id: str, what: str, *kinds: str, remed
         raise ConflictError(
             f"{what} already: job {job.id} ({job.kind}) is {job.state}", field="job", value=job.id, remedy=remedy
         )
+
+
+def refuse_unprintable(value: Any, field: str = "") -> None:
+    """Raises InvalidError for text, at any depth, that no host can use: a null character, or half a surrogate pair."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            here = f"{field}.{key}" if field else str(key)
+            refuse_unprintable(str(key), field)
+            refuse_unprintable(item, here)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            refuse_unprintable(item, f"{field}[{number}]")
+    elif isinstance(value, str):
+        strange = next((one for one in value if one == "\0" or "\ud800" <= one <= "\udfff"), None)
+        if strange is not None:
+            at = value.index(strange)
+            raise InvalidError(
+                f"the text has a character that cannot be used: U+{ord(strange):04X} at {at}",
+                field=field,
+                value=repr(value[max(0, at - 20) : at + 20]),
+                remedy="Leave it out.",
+            )

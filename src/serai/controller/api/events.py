@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
-from serai.controller.api.call import Api, Call, Handler, page
+from serai.controller.api.call import NUMBER_MAX, Api, Call, Handler, page
 from serai.schema.errors import InvalidError
 
 HEARTBEAT = 15.0
@@ -42,7 +42,7 @@ def _resume_from(api: Api, call: Call, after: int | None) -> int:
 
 
 def _number(field: str, text: str) -> int:
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= NUMBER_MAX):
         raise InvalidError("not an event's number", field=field, value=text, remedy="Use the number of an event.")
     return int(text)
 

@@ -9,11 +9,13 @@ from fastapi import Response
 from serai.controller import capacity
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page_of
 from serai.controller.api.checks import need_online, refuse_while
+from serai.controller.api.invalid import shown
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError, UnsupportedError
 from serai.schema.host import Host
 from serai.schema.volume import ExportKind, Pool, PoolCreate, PoolStatus
 
+PATH_MAX = 1024
 TARGET_ABILITY = "iscsi-target"
 """What a host must be able to do to export volumes over iSCSI (drivers/storage/probe.py names it)."""
 
@@ -34,15 +36,15 @@ async def show(api: Api, call: Call) -> Response:
 async def create(api: Api, call: Call) -> Response:
     """Write it down and let its host open it."""
     body = call.need(PoolCreate)
-    _check_path(body.spec.path)
+    path = _check_path(body.spec.path)
     async with api.store.transaction() as tx:
         host = await tx.hosts.find(body.spec.host, "spec.host")
         need_online(host, "spec.host")
         if body.spec.export is ExportKind.ISCSI:
             _need_target(host)
-        await _refuse_shared_path(await tx.pools.on_host(host.name), body)
+        await _refuse_shared_path(await tx.pools.on_host(host.name), path)
         # `host` may have been given as an id; names are what specs hold.
-        spec = body.spec.model_copy(update={"host": host.name})
+        spec = body.spec.model_copy(update={"host": host.name, "path": path})
         pool = Pool(
             name=body.name,
             id=new_id(),
@@ -75,7 +77,15 @@ async def delete(api: Api, call: Call) -> Response:
         return accepted(await call.submit(api, tx, pool))
 
 
-def _check_path(path: str) -> None:
+def _check_path(path: str) -> str:
+    """The path in the one way to write it, so that two pools' can be compared: no doubled, trailing or `.` parts."""
+    if len(path) > PATH_MAX or not path.isprintable():
+        raise InvalidError(
+            "too long, or with control characters, for a path",
+            field="spec.path",
+            value=shown(repr(path)),
+            remedy=f"Give at most {PATH_MAX} printable characters.",
+        )
     if path and (not path.startswith("/") or ".." in PurePosixPath(path).parts):
         raise InvalidError(
             "not an absolute path",
@@ -83,15 +93,18 @@ def _check_path(path: str) -> None:
             value=path,
             remedy="Give a path from / without `..`, or none: the agent's own folder is used then.",
         )
+    # POSIX lets two slashes at the beginning mean something else; Linux does not.
+    return str(PurePosixPath("/" + path.lstrip("/"))) if path else ""
 
 
-async def _refuse_shared_path(pools: list[Pool], body: PoolCreate) -> None:
+async def _refuse_shared_path(pools: list[Pool], path: str) -> None:
     for pool in pools:
-        if body.spec.path and PurePosixPath(pool.spec.path) == PurePosixPath(body.spec.path):
+        # A pool without a path of its own says in its status where the agent put it.
+        if path and path in (pool.spec.path, pool.status.path):
             raise ConflictError(
                 f"pool {pool.name} is in this folder already",
                 field="spec.path",
-                value=body.spec.path,
+                value=path,
                 remedy="Choose another folder.",
             )
 
