@@ -230,9 +230,9 @@ async def test_editing(world: World) -> None:
     await world.done("PATCH", "/v1/vms/web1", {"vnics": now["spec"]["vnics"][1:]})
     assert (await world.ok("GET", "/v1/networks/lan"))["status"]["addresses_used"] == 1
     assert (await world.refused("PATCH", "/v1/vms/web1", {"memory": "1T"}))["field"] == "memory"
-    assert (await world.refused("PATCH", "/v1/vms/web1", {"disks": [{**disks[0], "size": "8G"}]}))["field"] == (
-        "disks[0].size"
-    )
+    error = await world.refused("PATCH", "/v1/vms/web1", {"disks": [{**disks[0], "size": "8G"}]})
+    assert error["field"] == "disks[0].size"
+    assert "serai volume resize web1-disk0 SIZE" in error["remedy"]
     await world.done("PATCH", "/v1/vms/web1", {"description": "x"})
     assert (await world.ok("GET", "/v1/vms/web1"))["generation"] == 3
 

@@ -87,7 +87,7 @@ def _own_disk(disk: DiskSpec, before: DiskSpec, here: str) -> DiskSpec:
                 f"a disk's {name} is not changed here",
                 field=f"{here}.{name}",
                 value=value,
-                remedy=f"Grow the volume instead: serai volume edit {disk.volume} --size SIZE.",
+                remedy=f"Grow the volume instead: serai volume resize {disk.volume} SIZE.",
             )
     return before.model_copy(update={"keep": disk.keep})
 
