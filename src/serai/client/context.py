@@ -31,7 +31,7 @@ ENV_CONTEXT = "SERAI_CONTEXT"
 class Context(Frozen):
     """One way to one API: `socket` or `url`, exactly one of them."""
 
-    url: str | None = Field(default=None, pattern=r"^https?://[^/]+/?$")
+    url: str | None = Field(default=None, pattern=r"^https?://[^/\s]+/?$")
     socket: Path | None = None
     token_file: Path | None = None
     ca: Path | None = None
@@ -94,9 +94,13 @@ def load(file: Path | None = None) -> Contexts:
             value=file,
             remedy=f"Make it yours, or name another file in ${ENV_FILE}.",
         ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidError(
+            "the context file is no UTF-8 text", field="file", value=file, remedy=f"Name another one in ${ENV_FILE}."
+        ) from error
     try:
         return Contexts.model_validate(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InvalidError(f"the context file is no YAML: {error}", field="file", value=file) from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -117,7 +121,9 @@ def save(contexts: Contexts, file: Path | None = None) -> None:
 
 
 def put(name: str, context: Context, *, use: bool = True, file: Path | None = None) -> None:
-    """Add or replace a context; `use` makes it the current one."""
+    """Add or replace a context; `use` makes it the current one. Raises InvalidError for a name that cannot be one."""
+    if not name or not name.isprintable() or name.isspace():
+        raise InvalidError("this is no name for a context", field="name", value=repr(name), remedy="Give a word.")
     old = load(file)
     save(
         Contexts(current=name if use else old.current, contexts={**old.contexts, name: context}),

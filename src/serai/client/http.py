@@ -187,8 +187,11 @@ def tls_of(context: Context) -> ssl.SSLContext | None:
 
 
 def fill(path: str, path_args: PathArgs) -> str:
-    """The path with its `{…}` filled in and quoted."""
+    """The path with its `{…}` filled in and quoted. Raises InvalidError for what would lead to another path."""
     values = {"name": path_args} if isinstance(path_args, str) else (path_args or {})
+    for key, value in values.items():
+        if value in ("", ".", ".."):
+            raise InvalidError("this names nothing", field=key, value=repr(value), remedy="Give a name or an id.")
     return path.format(**{key: quote(value, safe="") for key, value in values.items()})
 
 

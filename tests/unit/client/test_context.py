@@ -78,3 +78,17 @@ def test_a_broken_file_is_named(own_file: Path, text: str) -> None:
 def test_a_token_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="token_file"):
         Context(url="http://127.0.0.1:1", token_file=tmp_path / "absent").token()
+
+
+def test_a_file_that_is_no_text_is_named(own_file: Path) -> None:
+    own_file.parent.mkdir()
+    own_file.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidError, match="UTF-8"):
+        contexts.load()
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb"])
+def test_a_context_has_a_name(own_file: Path, name: str) -> None:
+    with pytest.raises(InvalidError, match="no name"):
+        contexts.put(name, Context(url="http://x"))
+    assert not own_file.exists()

@@ -127,3 +127,10 @@ def test_a_ca_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) 
         file.write_text(content)
     with pytest.raises(InvalidError, match=r"ca\.pem"):
         Client(Context(url="https://127.0.0.1:1", ca=file))
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_name_leads_to_no_other_path(name: str) -> None:
+    """A client's library takes `..` away, with what is before it."""
+    with pytest.raises(InvalidError, match="names nothing"):
+        fill("/v1/vms/{name}", name)

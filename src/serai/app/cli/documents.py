@@ -29,6 +29,8 @@ CREATES: dict[str, type[BaseModel]] = {
 }
 """Kinds that can be applied, in the order in which they need one another."""
 READ_OVER = ("kind", "id", "generation", "created", "status")
+NODES_MAX = 100_000
+UNDER_WAY = -1
 INT = "tag:yaml.org,2002:int"
 
 
@@ -106,12 +108,14 @@ def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
 
 
 def _nodes(text: str, file: str) -> Iterator[tuple[yaml.Node, Any]]:
-    loader = Loader(text)
+    loader = None
     try:
+        loader = Loader(text)
         while loader.check_node():
             node = loader.get_node()
             if node is None:
                 break
+            _weigh(node, file, {})
             _no_twins(node, file)
             data = loader.construct_document(node)
             if data is not None:
@@ -127,8 +131,33 @@ def _nodes(text: str, file: str) -> Iterator[tuple[yaml.Node, Any]]:
         ) from error
     except yaml.YAMLError as error:
         raise InvalidError(f"{file}: this is not YAML: {error}", field="file", value=file) from error
+    except RecursionError as error:
+        raise _too_much(file, "it is nested too deeply") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
+
+
+def _weigh(node: yaml.Node, file: str, known: dict[int, int]) -> int:
+    """How many nodes there are once aliases are written out: ten short lines of them can make billions."""
+    weight = known.get(id(node))
+    if weight is None:
+        known[id(node)] = UNDER_WAY
+        weight = 1
+        if isinstance(node, yaml.MappingNode):
+            weight += sum(_weigh(key, file, known) + _weigh(value, file, known) for key, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            weight += sum(_weigh(value, file, known) for value in node.value)
+        known[id(node)] = weight
+    if weight == UNDER_WAY:
+        raise _too_much(f"{file}:{node.start_mark.line + 1}", "an anchor holds itself")
+    if weight > NODES_MAX:
+        raise _too_much(f"{file}:{node.start_mark.line + 1}", f"its aliases stand for more than {NODES_MAX} values")
+    return weight
+
+
+def _too_much(where: str, what: str) -> InvalidError:
+    return InvalidError(f"{where}: this document is not read: {what}", field="file", remedy="Write it out, simply.")
 
 
 def _no_twins(node: yaml.Node, file: str) -> None:
@@ -136,13 +165,20 @@ def _no_twins(node: yaml.Node, file: str) -> None:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise InvalidError(
+                    f"{file}:{key.start_mark.line + 1}: a field's name is a word, not a list or mapping",
+                    field="file",
+                    value=file,
+                    remedy="Correct this line.",
+                )
             if key.value in seen:
                 raise InvalidError(
                     f"{file}:{key.start_mark.line + 1}: '{key.value}' is given twice",
                     field=str(key.value),
                     remedy="Keep one of them.",
                 )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            seen.add(key.value)
             _no_twins(value, file)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
@@ -156,7 +192,7 @@ def _document(node: yaml.Node, data: Any, file: str) -> Document:
             f"{where}: a document must be a mapping with kind, name and spec", remedy="See: serai apply --help."
         )
     kind = data.get("kind")
-    if kind not in CREATES:
+    if not isinstance(kind, str) or kind not in CREATES:
         raise InvalidError(
             f"{file}:{line_of(node, ('kind',))}: " + ("'kind' is missing" if kind is None else "there is no such kind"),
             field="kind",

@@ -123,6 +123,11 @@ def main(argv: list[str] | None = None) -> None:
     command = get_command(app)
     try:
         command.main(args=argv, prog_name="serai")
+    except UnicodeEncodeError as error:
+        # What the shell gave was no UTF-8; Python keeps such bytes as characters that cannot be sent.
+        text = str(error.object).encode(errors="backslashreplace").decode()
+        sys.stderr.write(f"serai: this text is not UTF-8: {text[:120]}\n")
+        raise SystemExit(2) from None
     except Exception as error:
         # Imported here, since help has no use for what the error tree brings along.
         from serai.schema.errors import SeraiError

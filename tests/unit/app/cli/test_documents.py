@@ -77,3 +77,20 @@ def test_one_thing_is_described_once() -> None:
     text = complaint(SITE + SITE)
     assert "described twice" in text
     assert "site.yaml:2" in text
+
+
+def test_what_is_hardly_yaml_is_refused_in_words() -> None:
+    """Not by a traceback, and not by filling the memory."""
+    assert "not YAML" in complaint("\0")
+    assert "site.yaml:1: a field's name is a word" in complaint("? [a]\n: b\n")
+    assert "no such kind" in complaint("kind: [vm]\nname: x\n")
+    assert "holds itself" in complaint("&a [*a]")
+    assert "nested too deeply" in complaint("[" * 5000)
+    lines = ["l0: &l0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 9)]
+    assert "aliases stand for more than" in complaint("\n".join([*lines, "kind: *l8", "name: x"]))
+
+
+def test_aliases_are_fine_as_such() -> None:
+    (document,) = parse("kind: vm\nname: a\nlabels: {a: &x web, b: *x}\nspec: {image: tiny}\n", "site.yaml")
+    assert document.wanted()["labels"] == {"a": "web", "b": "web"}

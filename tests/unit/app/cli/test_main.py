@@ -58,6 +58,13 @@ def test_usage_errors_exit_2(serai: Serai) -> None:
     assert serai("vm", "create", "a", "--disk", "x").code == 2
 
 
+def test_text_that_is_not_utf8_exits_2(serai: Serai, api: FakeApi) -> None:
+    """A shell can give any bytes; Python reads them as characters that cannot be sent."""
+    ran = serai("vm", "show", "web\udcff")
+    assert (ran.code, ran.out) == (2, "")
+    assert r"not UTF-8: web\udcff" in ran.err
+
+
 def test_refusals_exit_1_with_one_sentence(serai: Serai, api: FakeApi) -> None:
     ran = serai("vm", "show", "nope")
     assert (ran.code, ran.out) == (1, "")
