@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.host.records import Records
-from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, SeraiError, UnsupportedError
+from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError, UnsupportedError
 from serai.schema.messages import (
     PoolClose,
     PoolOpen,
@@ -75,23 +74,16 @@ class HostStorage:
             )
         return self._exporter
 
-    async def _open(self, pool: PoolOpen) -> PoolDriver:
+    async def _open(self, pool: PoolOpen, *, make: bool = True) -> PoolDriver:
         driver = self._open_driver(pool)
-        await driver.open()
+        await driver.open(make=make)
         self._pools[pool.pool] = driver
         return driver
 
     async def _reopen(self, pool: PoolOpen) -> PoolDriver:
-        """Open one of the journal. Its folder is not made again: where a file system is not mounted, an empty pool
-        would take the place of the full one."""
-        if pool.path and not await asyncio.to_thread(Path(pool.path).is_dir):
-            raise HostError(
-                "the pool's folder is not there",
-                field="path",
-                value=pool.path,
-                remedy="Mount its file system again; if the folder was deleted, make it anew (mkdir), empty.",
-            )
-        return await self._open(pool)
+        """Open one of the journal. Only the agent's own folder is made again: where a file system is not mounted, an
+        empty pool would take the place of the full one."""
+        return await self._open(pool, make=not pool.path)
 
     def _pool(self, pool: str) -> PoolDriver:
         found = self._pools.get(pool)

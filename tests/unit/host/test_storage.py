@@ -13,8 +13,8 @@ from serai.drivers.storage.directory import DirectoryPool
 from serai.host.journal import Journal
 from serai.host.records import Records
 from serai.host.storage import HostStorage
-from serai.schema.errors import HostError
-from serai.schema.messages import PoolOpen, VolumeMake
+from serai.schema.errors import HostError, NotFoundError
+from serai.schema.messages import PoolOpen, VolumeDrop, VolumeMake
 from serai.schema.volume import ExportKind, PoolDriverName
 
 ONE, TWO = "1" * 12, "2" * 12
@@ -49,6 +49,13 @@ async def test_a_lost_folder_is_told_and_the_other_pools_live(tmp_path: Path) ->
         assert [statuses[pool].state for pool in (ONE, TWO)] == ["failed", "ready"]
         assert "Mount its file system" in statuses[ONE].reason
         assert not (tmp_path / "one").exists()
+    # What is left of a pool when its file system is not mounted: an empty folder.
+    (tmp_path / "one").mkdir()
+    for each in (host, again):
+        assert (await each.statuses())[ONE].state == "failed"
+        with pytest.raises((HostError, NotFoundError)):
+            await each.drop(VolumeDrop(pool=ONE, volume="0" * 12))
+    (tmp_path / "one").rmdir()
     await asyncio.to_thread(shutil.move, tmp_path / "away", tmp_path / "one")
     assert (await again.statuses())[ONE].state == "ready"
     await asyncio.to_thread(shutil.rmtree, tmp_path / "one")

@@ -95,8 +95,11 @@ class PoolDriver(Protocol):
         """The format in which QEMU opens a volume's path."""
         ...
 
-    async def open(self) -> None:
-        """Make the pool ready, and sweep what a crash left half done. Safe to repeat."""
+    async def open(self, *, make: bool = True) -> None:
+        """Make the pool ready, and sweep what a crash left half done. Safe to repeat.
+
+        Without `make` the pool must be there from before: HostError if it is not, as where nothing is mounted.
+        """
         ...
 
     async def status(self) -> PoolStatus:

@@ -4,8 +4,9 @@ A volume is made under a temporary name, written, synced, and only then linked t
 that is taken, so nothing is overwritten, and a crash leaves only temporary names, which `open` sweeps. Copies share
 blocks (FICLONE) where the file system can, and are sparse where it cannot.
 
-A folder that is gone (unmounted, deleted) is a HostError that says so at every call, `delete_volume` too: the volume
-may come back with its file system, so nobody is told that it was deleted.
+A pool's folder bears a mark, an empty file. One that is gone, or without the mark (nothing is mounted there), is a
+HostError that says so at every call, `delete_volume` too: the volume may come back with its file system, so nobody is
+told that it was deleted, and no new one is hidden below the mount point.
 
 Rights: a pool whose volumes are exported belongs to root alone, since only the target opens them; it runs as root,
 because it takes orders on its control socket only from its own user. A pool whose volumes QEMU opens as files grants
@@ -53,7 +54,8 @@ PROGRESS_PERIOD = 0.2
 _SUFFIX = ".raw"
 _TEMPORARY = ".serai-new-"
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
-_OURS = re.compile(r"[0-9a-f]{12}\.raw|\.serai-new-.*|lost\+found", re.DOTALL)
+_MARK = ".serai-pool"
+_OURS = re.compile(r"[0-9a-f]{12}\.raw|\.serai-new-.*|\.serai-pool|lost\+found", re.DOTALL)
 """What may be in a folder that becomes a pool's: volumes, their beginnings, and what mkfs puts there."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -69,15 +71,19 @@ class DirectoryPool:
         self._reflink = False
         self._gid = -1
 
-    async def open(self) -> None:
+    async def open(self, *, make: bool = True) -> None:
         """Create the directory if needed, sweep leftovers, and find out what the file system can do."""
         self._gid = -1 if self._group is None else _gid(self._group)
-        await asyncio.to_thread(self._open)
+        await asyncio.to_thread(self._open, make)
 
-    def _open(self) -> None:
+    def _open(self, make: bool) -> None:
+        # A folder of volumes without the mark is a pool from before there was one.
+        if not make and not any(self._root.glob(f"*{_SUFFIX}")):
+            self._check_mark()
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._refuse_others()
+            (self._root / _MARK).touch(0o600)
             os.chown(self._root, -1, self._gid)
             self._root.chmod(0o700 if self._group is None else 0o710)
             for entry in self._root.iterdir():
@@ -107,6 +113,10 @@ class DirectoryPool:
                 value=self._root,
                 remedy="Give a folder that is empty, or not there yet.",
             )
+
+    def _check_mark(self) -> None:
+        if not (self._root / _MARK).exists():
+            raise self._lost(FileNotFoundError(errno.ENOENT, "it is not there, or is not the pool's"))
 
     async def status(self) -> PoolStatus:
         """Return the room of the file system below, and what the volumes take of it."""
@@ -161,6 +171,7 @@ class DirectoryPool:
         path = self.volume_path(volume_id)
 
         def delete() -> None:
+            self._check_mark()
             path.unlink(missing_ok=True)
             sync_folder(self._root)
 
@@ -198,6 +209,7 @@ class DirectoryPool:
             raise self._lost(error) from error
 
     def _list(self) -> list[VolumeInfo]:
+        self._check_mark()
         found = []
         for entry in os.scandir(self._root):
             name = entry.name.removesuffix(_SUFFIX)
@@ -229,6 +241,7 @@ class DirectoryPool:
     async def _new(self, volume_id: str, size: int) -> AsyncIterator[Path]:
         """Yield a temporary file that becomes the volume if the block ends well, and vanishes if it does not."""
         path = self.volume_path(volume_id)
+        self._check_mark()
         if path.exists():
             raise volume_exists(volume_id)
         temporary = self._root / f"{_TEMPORARY}{volume_id}-{secrets.token_hex(4)}"
@@ -260,7 +273,7 @@ class DirectoryPool:
             f"the pool's folder cannot be used: {error.strerror}",
             field="path",
             value=self._root,
-            remedy="Mount its file system again; if the folder was deleted, make it anew (mkdir), empty.",
+            remedy=f"Mount its file system again; if it is gone for good, make the folder and an empty {_MARK} in it.",
         )
 
     def _translated(self, error: OSError, size: int) -> Exception:

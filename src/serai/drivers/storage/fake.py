@@ -47,7 +47,7 @@ class FakePool:
         self._root = root
         self._volumes: dict[str, _Volume] = {}
 
-    async def open(self) -> None:
+    async def open(self, *, make: bool = True) -> None:
         """Nothing to make ready."""
 
     async def status(self) -> PoolStatus:

@@ -56,7 +56,8 @@ async def pool(tmp_path: Path) -> DirectoryPool:
 
 
 async def names(folder: Path) -> list[str]:
-    return sorted(await asyncio.to_thread(os.listdir, folder))
+    """What is in a folder, but for the mark that makes it a pool's."""
+    return sorted(set(await asyncio.to_thread(os.listdir, folder)) - {".serai-pool"})
 
 
 async def test_an_image_that_does_not_fit_leaves_nothing(small: Path, tmp_path: Path) -> None:
