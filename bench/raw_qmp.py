@@ -127,6 +127,16 @@ class Bare:
         self.running = self._qemu(self.nodes[node], incoming=False)
         self.running.qmp.run("cont")
 
+    def again(self, node: str) -> float:
+        """End it, and start it once more; seconds from before the spawn until QEMU answered `cont`."""
+        if self.running is not None:
+            _end(self.running)
+            self.running = None
+        began = time.monotonic()
+        self.running = self._qemu(self.nodes[node], incoming=False)
+        self.running.qmp.run("cont")
+        return time.monotonic() - began
+
     def stop(self) -> None:
         """End what was started; harmless when repeated."""
         if self.running is not None:
