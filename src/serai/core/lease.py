@@ -69,9 +69,10 @@ def withdraw(lease: Lease, offer_id: str) -> Lease:
 
 
 def advance(lease: Lease, host: str) -> Lease:
-    """A fresh start elsewhere, after the old holder's journal says released. Raises ConflictError during a move."""
-    if lease.host == host:
-        return lease
+    """A fresh start, after the old holder's journal says released. Raises ConflictError during a move.
+
+    On the same host too: it never runs a released epoch again.
+    """
     if lease.offered_to is not None:
         raise ConflictError(
             f"the VM's lease is offered to {lease.offered_to}", remedy="Wait for the move that is under way."

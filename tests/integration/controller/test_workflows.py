@@ -18,7 +18,7 @@ from serai.client.http import Client
 from serai.lib.bus import Message
 from serai.lib.clock import SystemClock
 from serai.lib.membus import MemBus
-from serai.schema.errors import HostError
+from serai.schema.errors import HostError, StaleError
 from serai.schema.host import HostFacts
 from serai.schema.image import ImageKind, ImageManifest
 from serai.schema.job import Job, JobState
@@ -34,6 +34,7 @@ from serai.schema.messages import (
     VmConfigured,
     VmMigrated,
     VmPrepared,
+    VmRelease,
     VolumeAdmitted,
     dump,
 )
@@ -68,6 +69,7 @@ class Agents:
         self.failing: set[Kind] = set()
         self.asked: list[tuple[str, Kind]] = []
         self._epochs: dict[str, int] = {}
+        self._released: set[tuple[str, str, int]] = set()
 
     async def join(self, host: str) -> None:
         async def answer(message: Message) -> bytes:
@@ -87,6 +89,10 @@ class Agents:
         self.asked.append((host, kind))
         if kind in self.failing:
             return dump(Reply(state="failed", error=HostError(f"{kind} failed").info))
+        if kind is Kind.VM_RELEASE:
+            self._released.add((host, command.body["vm"], command.body["epoch"]))
+        if kind is Kind.VM_START and (host, command.body["launch"]["vm"], command.body["epoch"]) in self._released:
+            return dump(Reply(state="failed", error=StaleError("the epoch is over here", field="epoch").info))
         result = PLAIN.get(kind) or self._of_vm(host, kind, command.body)
         return dump(Reply(state="done", result=json.loads(dump(result))))
 
@@ -169,6 +175,20 @@ async def test_a_vm_that_fits_its_host_once_starts_there_again(world: World) -> 
     await world.do("vm.start", "web1")
     after = (await world.vm("web1")).status
     assert (after.state, after.host, after.epoch) == (VmState.RUNNING, before.host, before.epoch)
+
+
+async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(world: World) -> None:
+    """As after a start elsewhere that was left between the release and the new lease."""
+    await world.create()
+    vm = await world.vm("web1")
+    await world.do("vm.stop", "web1", {"force": True})
+    body = VmRelease(vm=vm.id, epoch=1, reason="starts on h2")
+    command = Command(id="0" * 12, kind=Kind.VM_RELEASE, key=f"vm/{vm.id}", body=body.model_dump(mode="json"))
+    await world.agents.bus.request(Subjects.host_command("h1"), dump(command), timeout=5)
+    job = await world.do("vm.start", "web1")
+    assert job.state is JobState.DONE, job.error
+    status = (await world.vm("web1")).status
+    assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
 
 
 async def test_a_move_ends_on_the_destination(world: World) -> None:

@@ -165,6 +165,7 @@ async def test_leases_follow_the_rules(store: Store) -> None:
             await tx.leases.commit(web.id, 2, "h2")
         assert (await tx.leases.commit(web.id, 3, "h2")).host == "h2"
         assert (await tx.leases.advance(web.id, "h1")).epoch == 4
+        assert (await tx.leases.advance(web.id, "h1")).epoch == 5, "a released epoch is never run again, there neither"
         await tx.vms.delete(web.id)
         assert await tx.leases.get(web.id) is None
 

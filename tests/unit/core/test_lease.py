@@ -140,6 +140,17 @@ class Moves(RuleBasedStateMachine):
         if epoch is not None and epoch == newest:
             self.running.add(host)
 
+    @precondition(lambda self: self.offered is None and self.sent is None and self.lease.host not in self.running)
+    @rule(to=st.sampled_from(HOSTS))
+    def starts_afresh(self, to: str) -> None:
+        """A VM that is down starts on any host, its own too, once its holder has let go."""
+        old = self.lease
+        self._write(old.host, old.epoch, Claim.RELEASED)
+        self.lease = rules.advance(old, to)
+        assert self.lease.epoch > old.highest
+        self._write(to, self.lease.epoch, Claim.HELD)
+        self.running.add(to)
+
     @invariant()
     def never_two_copies(self) -> None:
         assert len(self.running) <= 1, self.running

@@ -56,7 +56,7 @@ class Leases:
         return await self._step(lease, rules.withdraw(lease, offer_id))
 
     async def advance(self, vm: str, host: str) -> Lease:
-        """A fresh start elsewhere, once the old holder has released. Raises ConflictError during a move."""
+        """A fresh start there, once the old holder has released. Raises ConflictError during a move."""
         lease = await self.need(vm)
         return await self._step(lease, rules.advance(lease, host))
 

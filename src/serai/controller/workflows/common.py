@@ -12,20 +12,22 @@ from serai.controller.jobs import JobContext, StepDef
 from serai.controller.workflows.shelf import PENDING, Shelf
 from serai.core import launch as plan
 from serai.schema.attach import Launch
-from serai.schema.errors import ConflictError, SeraiError, UnavailableError
+from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.image import Image, ImageKind
+from serai.schema.lease import Lease
 from serai.schema.messages import (
     ImageFetch,
     Kind,
     Progress,
+    VmRelease,
     VmStart,
     VolumeAdmit,
     VolumeAdmitted,
     VolumeRefuse,
 )
 from serai.schema.ticket import Purpose
-from serai.schema.vm import Vm, VmState
+from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import ExportKind
 
 STREAM_PORT = 7443
@@ -168,31 +170,61 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
     if vm.spec.machine_type is None:
         machine = plan.pin_machine(vm.spec.machine, facts)
         vm = await office.shelf.set_vm_spec(vm_id, machine_type=machine)
+    body = await _start_command(office, ctx, vm, lease)
+    try:
+        report = await _send_start(office, ctx, vm, lease, body)
+    except StaleError as error:
+        if error.info.field != "epoch":
+            raise
+        # The host has given that epoch up: a start elsewhere came to nothing.
+        lease = await _renew(office, ctx, vm, lease)
+        report = await _send_start(office, ctx, vm, lease, await _start_command(office, ctx, vm, lease))
+    await office.shelf.take_report(report)
+    await office.shelf.set_vm_conditions(vm_id, PENDING, [])
+    await office.shelf.release_removed_disks(vm_id)
+    ctx.result = {"host": lease.host, "state": report.state, "accel": report.accel, "addresses": addresses(vm)}
+
+
+async def _start_command(office: Office, ctx: JobContext, vm: Vm, lease: Lease) -> VmStart:
     disks = await admit(office, ctx, vm, lease.host, lease.epoch)
-    launch = await make_launch(office, ctx, vm, lease.host, lease.epoch, disks)
-    await office.shelf.set_vm_status(vm_id, host=lease.host, state=VmState.STARTING, reason="")
-    body = VmStart(
-        launch=launch,
+    return VmStart(
+        launch=await make_launch(office, ctx, vm, lease.host, lease.epoch, disks),
         epoch=lease.epoch,
         restart=vm.spec.restart,
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,
     )
+
+
+async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, body: VmStart) -> VmReport:
+    await office.shelf.set_vm_status(vm.id, host=lease.host, state=VmState.STARTING, reason="")
     try:
-        report = await ctx.command(
-            Kind.VM_START, lease.host, f"vm/{vm_id}", body, generation=vm.generation, deadline=120.0
+        report: VmReport = await ctx.command(
+            Kind.VM_START, lease.host, f"vm/{vm.id}", body, generation=vm.generation, deadline=120.0
         )
     except UnavailableError as error:
         # It may have started or not: its host's next report says which.
-        await office.shelf.set_vm_status(vm_id, state=VmState.UNKNOWN, reason=error.info.message)
+        await office.shelf.set_vm_status(vm.id, state=VmState.UNKNOWN, reason=error.info.message)
         raise
     except SeraiError as error:
-        await office.shelf.set_vm_status(vm_id, state=VmState.CRASHED, reason=error.info.message)
+        over = isinstance(error, StaleError)  # refused before anything was begun
+        state = VmState.STOPPED if over else VmState.CRASHED
+        await office.shelf.set_vm_status(vm.id, state=state, reason=error.info.message)
         raise
-    await office.shelf.take_report(report)
-    await office.shelf.set_vm_conditions(vm_id, PENDING, [])
-    await office.shelf.release_removed_disks(vm_id)
-    ctx.result = {"host": lease.host, "state": report.state, "accel": report.accel, "addresses": addresses(vm)}
+    return report
+
+
+async def _renew(office: Office, ctx: JobContext, vm: Vm, lease: Lease) -> Lease:
+    """A fresh epoch on the same host, for a VM whose epoch is over there.
+
+    Released once more first: it is idempotent, and the answer is the proof that nothing runs under the old one.
+    """
+    body = VmRelease(vm=vm.id, epoch=lease.epoch, reason="starts under a fresh epoch")
+    await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)
+    await refuse(office, ctx, vm, lease.epoch)
+    fresh = await office.shelf.advance(vm.id, lease.host)
+    await office.shelf.set_vm_status(vm.id, epoch=fresh.epoch)
+    return fresh
 
 
 def addresses(vm: Vm) -> list[str]:
