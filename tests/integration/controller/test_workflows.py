@@ -62,12 +62,16 @@ PLAIN: dict[Kind, BaseModel] = {
 
 
 class Agents:
-    """Every host's agent. `failing` holds the kinds that are answered with an error."""
+    """Every host's agent. `failing` holds the kinds that are answered with an error.
+
+    A VM's next report bears the number `sequence`.
+    """
 
     def __init__(self, bus: MemBus) -> None:
         self.bus = bus
         self.failing: set[Kind] = set()
         self.asked: list[tuple[str, Kind]] = []
+        self.sequence = 1
         self._epochs: dict[str, int] = {}
         self._released: set[tuple[str, str, int]] = set()
 
@@ -105,7 +109,8 @@ class Agents:
         else:
             return Empty()
         now = SystemClock().now()
-        return VmReport(vm=vm, host=host, epoch=self._epochs[vm], state=state, since=now)
+        self.sequence += 1
+        return VmReport(vm=vm, host=host, epoch=self._epochs[vm], state=state, since=now, sequence=self.sequence - 1)
 
 
 class World:
@@ -189,6 +194,21 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
     assert job.state is JobState.DONE, job.error
     status = (await world.vm("web1")).status
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
+
+
+async def test_an_answer_that_is_older_than_a_report_changes_nothing(world: World) -> None:
+    """As when an answer is repeated, and the VM has crashed since."""
+    await world.create()
+    vm = await world.vm("web1")
+    now = SystemClock().now()
+    crashed = VmReport(vm=vm.id, host="h1", epoch=1, state=VmState.CRASHED, since=now, sequence=100)
+    await world.agents.bus.request(Subjects.vm_report(vm.id), dump(crashed), timeout=5)
+    world.agents.sequence = 99
+    assert (await world.do("vm.stop", "web1", {"force": True})).state is JobState.DONE
+    assert (await world.vm("web1")).status.state is VmState.CRASHED
+    world.agents.sequence = 101
+    await world.do("vm.stop", "web1", {"force": True})
+    assert (await world.vm("web1")).status.state is VmState.STOPPED
 
 
 async def test_a_move_ends_on_the_destination(world: World) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from serai.controller.jobs import JobContext, StepDef
+from serai.controller.reports import BEGUN
 from serai.controller.workflows.shelf import PENDING, Shelf
 from serai.core import launch as plan
 from serai.schema.attach import Launch
@@ -197,7 +198,9 @@ async def _start_command(office: Office, ctx: JobContext, vm: Vm, lease: Lease) 
 
 
 async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, body: VmStart) -> VmReport:
-    await office.shelf.set_vm_status(vm.id, host=lease.host, state=VmState.STARTING, reason="")
+    if (await office.shelf.vm(vm.id)).status.state not in BEGUN:
+        # A repeated step may find it running, and its repeated answer is no news.
+        await office.shelf.set_vm_status(vm.id, host=lease.host, state=VmState.STARTING, reason="")
     try:
         report: VmReport = await ctx.command(
             Kind.VM_START, lease.host, f"vm/{vm.id}", body, generation=vm.generation, deadline=120.0

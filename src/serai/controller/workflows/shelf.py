@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
-from serai.controller import capacity
+from serai.controller import capacity, reports
 from serai.controller.jobs import JobContext
 from serai.controller.store.store import Store
 from serai.lib.ids import new_secret
@@ -125,18 +125,9 @@ class Shelf:
             await write.vms.update_status(vm, conditions=[*others, *conditions])
 
     async def take_report(self, report: VmReport) -> None:
-        """What a host answered is what is so: written before the job says done."""
-        await self.set_vm_status(
-            report.vm,
-            state=report.state,
-            reason=report.reason,
-            since=report.since,
-            host=report.host,
-            epoch=report.epoch,
-            pid=report.pid,
-            accel=report.accel,
-            running_generation=report.generation,
-        )
+        """What a host answered, written before the job says done; unless what is known is newer, as in a repeat."""
+        async with self._store.transaction() as write:
+            await reports.apply(write, report)
 
     async def arrived(self, vm: str, host: str, epoch: int, summary: MigrationSummary) -> None:
         """The VM is on another host now."""
