@@ -206,6 +206,21 @@ async def test_starting_and_stopping_change_what_is_wanted(world: World) -> None
         assert (await world.refused("POST", f"/v1/vms/web1/{verb}"))["status"] == 409
 
 
+async def test_user_data_is_in_the_spec_and_nowhere_else(world: World) -> None:
+    """It may hold passwords, and jobs and events are shown to everyone who may list them."""
+    await world.create("web1", cloud_init={"user_data": "#cloud-config\npassword: hunter2"})
+    job = await world.done("PATCH", "/v1/vms/web1", {"cloud_init": {"user_data": "#cloud-config\npassword: swordfish"}})
+    assert job.params["changes"]["cloud_init"]["user_data"] == "***"
+    error = await world.refused("PATCH", "/v1/vms/web1", {"cloud_init": {"user_data": "swordfish" * 20_000}})
+    assert error["field"] == "cloud_init.user_data"
+    async with world.store.read() as view:
+        events = await view.events.after(0, 100)
+    told = [await world.ok("GET", "/v1/jobs"), error, events]
+    assert "hunter2" not in str(told)
+    assert "swordfish" not in str(told)
+    assert "swordfish" in (await world.ok("GET", "/v1/vms/web1"))["spec"]["cloud_init"]["user_data"]
+
+
 async def test_editing(world: World) -> None:
     vm = await world.create("web1", disks=[DISK], vnics=[{"network": "lan"}])
     disks = [disk.model_dump(mode="json") for disk in vm.spec.disks]

@@ -9,6 +9,8 @@ from serai.schema.errors import InvalidError
 
 PLACES = ("body", "query", "path", "header")
 LONGEST = 120
+SECRET = ("user_data",)
+"""Fields whose value is not repeated: errors end up in logs and terminals, and these may hold passwords."""
 REMEDIES = {
     "missing": "Add the field.",
     "extra_forbidden": "There is no such field: see whether it is spelt right, or leave it out.",
@@ -32,7 +34,9 @@ def explain(findings: Sequence[Any], body: Any = None) -> InvalidError:
     return InvalidError(
         message,
         field=field or None,
-        value=None if kind == "missing" else shown(_as_sent(body, location, first.get("input"))),
+        value=None
+        if kind == "missing" or field.rpartition(".")[2] in SECRET
+        else shown(_as_sent(body, location, first.get("input"))),
         remedy=_remedy(kind, field, first.get("ctx", {})),
     )
 

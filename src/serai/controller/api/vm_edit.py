@@ -9,7 +9,7 @@ from fastapi import Response
 from serai.controller import capacity
 from serai.controller.api.call import Api, Call, accepted
 from serai.controller.api.checks import refuse_while
-from serai.controller.api.vm_parts import brief, resolve_disks, resolve_vnics, write_disks
+from serai.controller.api.vm_parts import brief, masked, resolve_disks, resolve_vnics, write_disks
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
 from serai.core import placement
@@ -25,7 +25,8 @@ PLAIN = ("cpus", "memory", "cloud_init", "restart", "autostart", "autostart_orde
 async def edit(api: Api, call: Call) -> Response:
     """Write the changed spec (a new generation) and the job that applies it.
 
-    The job's params: `changes` (the body's given fields) and `before` (the spec as it was).
+    The job's params: `changes` (the body's given fields) and `before` (the spec as it was), without
+    user-data.
     """
     body = call.need(VmEdit)
     async with api.store.transaction() as tx:
@@ -59,7 +60,7 @@ async def edit(api: Api, call: Call) -> Response:
             call.endpoint,
             f"vm/{changed.name}",
             vm.id,
-            {"id": vm.id, "changes": changes, "before": vm.spec.model_dump(mode="json")},
+            {"id": vm.id, "changes": changes, "before": masked(vm.spec.model_dump(mode="json"))},
             requested_by=call.principal,
             reason=call.reason,
         )

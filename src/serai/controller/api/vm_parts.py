@@ -16,6 +16,7 @@ from serai.controller.store import Transaction, View
 from serai.controller.store.networks import Address
 from serai.core import ipam
 from serai.lib.ids import new_id
+from serai.lib.redact import MASK
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.image import Image, ImageKind
 from serai.schema.resource import Frozen
@@ -239,5 +240,13 @@ async def write_disks(tx: Transaction, vm: str, found: Disks) -> None:
 
 
 def brief(body: Frozen) -> dict[str, Any]:
-    """A body's given fields, as JSON."""
-    return body.model_dump(mode="json", exclude_unset=True)
+    """A body's given fields, as JSON, for a job to show (see `masked`)."""
+    return masked(body.model_dump(mode="json", exclude_unset=True))
+
+
+def masked(fields: dict[str, Any]) -> dict[str, Any]:
+    """A VM's fields without its user-data: that may hold passwords, and whoever may list jobs sees these."""
+    seed = fields.get("cloud_init")
+    if not seed or not seed.get("user_data"):
+        return fields
+    return {**fields, "cloud_init": {**seed, "user_data": MASK}}
