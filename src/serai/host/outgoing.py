@@ -65,6 +65,8 @@ class OutgoingMove:
         self._ended_reason: str | None = None
         self._asking: asyncio.Task[None] | None = None
         self._machine: Machine | None = None
+        self._whole = False
+        """This object saw the move from its start: what it timed is the move's."""
         self.waits_for = ""
 
     @property
@@ -88,6 +90,7 @@ class OutgoingMove:
     async def run(self, machine: Machine, start: VmMigrateStart | None) -> VmMigrated:
         """Carry the move to its certain end. `start` none: take up what an earlier agent began."""
         self._machine = machine
+        self._whole = start is not None
         self._enter(SourcePhase.SETUP, self._kit.clock.monotonic())
         forget = machine.subscribe(self._on_event)
         try:
@@ -284,9 +287,11 @@ class OutgoingMove:
             committed=committed,
             resumed=None if ago is None else self._kit.clock.now() - ago,
             reason="" if committed else self._reason or "QEMU ended the migration without a reason",
-            total_s=round(self._entered.get(self._phase, ended) - self._entered[SourcePhase.SETUP], 6),
-            downtime_ms=stats.downtime_ms if stats else 0.0,
-            rounds=stats.rounds if stats else 0,
-            bytes_sent=stats.ram_transferred if stats else 0,
-            phases=phases,
+            total_s=round(self._entered.get(self._phase, ended) - self._entered[SourcePhase.SETUP], 6)
+            if self._whole
+            else None,
+            downtime_ms=stats.downtime_ms if stats else None,
+            rounds=stats.rounds if stats else None,
+            bytes_sent=stats.ram_transferred if stats else None,
+            phases=phases if self._whole else {},
         )

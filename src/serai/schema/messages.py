@@ -226,14 +226,17 @@ class VmMigrateStart(Frozen):
 
 
 class VmMigrated(Frozen):
-    """`phases` name → seconds on the source's clock. `committed=False`: the VM goes on at the source, see `reason`."""
+    """`phases` name → seconds on the source's clock. `committed=False`: the VM goes on at the source, see `reason`.
+
+    Figures that nobody could measure are none.
+    """
 
     committed: bool
     reason: str = ""
-    total_s: float = 0.0
-    downtime_ms: float = 0.0
-    rounds: int = 0
-    bytes_sent: int = 0
+    total_s: float | None = None
+    downtime_ms: float | None = None
+    rounds: int | None = None
+    bytes_sent: int | None = None
     phases: dict[str, float] = Field(default_factory=dict)
     resumed: datetime | None = None
     """When the VM ran on the destination, by the source's clock."""

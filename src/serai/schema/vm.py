@@ -96,15 +96,15 @@ class VmState(StrEnum):
 
 
 class MigrationSummary(Frozen):
-    """Of the VM's last migration. `outage_ms` is present only where a probe measured it from outside."""
+    """Of the VM's last migration. A figure is none where it is not known: who measured it was gone before telling."""
 
     mode: str
     source: Name
     destination: Name
-    total_s: float
-    downtime_ms: float
-    rounds: int
-    bytes_sent: int
+    total_s: float | None = None
+    downtime_ms: float | None = None
+    rounds: int | None = None
+    bytes_sent: int | None = None
     phases: dict[str, float] = Field(default_factory=dict)
     """Phase name to seconds."""
     resumed: datetime | None = None

@@ -70,6 +70,7 @@ class Agents:
     def __init__(self, bus: MemBus) -> None:
         self.bus = bus
         self.failing: set[Kind] = set()
+        self.answers = dict(PLAIN)
         self.asked: list[tuple[str, Kind]] = []
         self.sequence = 1
         self._epochs: dict[str, int] = {}
@@ -97,7 +98,7 @@ class Agents:
             self._released.add((host, command.body["vm"], command.body["epoch"]))
         if kind is Kind.VM_START and (host, command.body["launch"]["vm"], command.body["epoch"]) in self._released:
             return dump(Reply(state="failed", error=StaleError("the epoch is over here", field="epoch").info))
-        result = PLAIN.get(kind) or self._of_vm(host, kind, command.body)
+        result = self.answers.get(kind) or self._of_vm(host, kind, command.body)
         return dump(Reply(state="done", result=json.loads(dump(result))))
 
     def _of_vm(self, host: str, kind: Kind, body: dict[str, Any]) -> BaseModel:
@@ -230,6 +231,20 @@ async def test_a_move_that_fails_leaves_the_vm_where_it_was(world: World) -> Non
     world.agents.failing.clear()
     assert (await world.do("vm.migrate", "web1", {"to": "h2"})).state is JobState.DONE
     assert (await world.vm("web1")).status.epoch == 3
+
+
+async def test_figures_of_a_move_that_nobody_told_are_unknown(world: World) -> None:
+    """The source's answer is lost; the destination's journal says that the VM is there."""
+    await world.create()
+    world.agents.failing.add(Kind.VM_MIGRATE)
+    world.agents.answers[Kind.VM_ABANDON] = Verdict(claim=Claim.COMMITTED)
+    await world.do("vm.migrate", "web1", {"to": "h2"})
+    status = (await world.vm("web1")).status
+    assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h2", 2)
+    summary = status.last_migration
+    assert summary is not None
+    assert (summary.source, summary.destination) == ("h1", "h2")
+    assert (summary.total_s, summary.downtime_ms, summary.rounds, summary.bytes_sent) == (None, None, None, None)
 
 
 async def test_a_disk_that_was_removed_is_nobodys(world: World) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from serai.app.cli.views import COLUMNS, took
@@ -64,14 +64,14 @@ def _result(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def migration(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """A migration's figures. The downtime is the one that QEMU reports, not what a client of the VM sees."""
     yield "Mode", str(result.get("mode", "-"))
-    if result.get("total_s") is not None:
-        yield "Total", format_duration(result["total_s"])
-    if result.get("downtime_ms") is not None:
-        yield "Downtime (QEMU's own)", f"{result['downtime_ms']:g}ms"
-    if result.get("rounds") is not None:
-        yield "Rounds", str(result["rounds"])
-    if result.get("bytes_sent") is not None:
-        yield "Sent", format_size(result["bytes_sent"])
+    yield "Total", _known(result.get("total_s"), format_duration)
+    yield "Downtime (QEMU's own)", _known(result.get("downtime_ms"), lambda value: f"{value:g}ms")
+    yield "Rounds", _known(result.get("rounds"), str)
+    yield "Sent", _known(result.get("bytes_sent"), format_size)
     phases = result.get("phases") or {}
     if phases:
         yield "Phases", ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in phases.items())
+
+
+def _known(value: Any, words: Callable[[Any], str]) -> str:
+    return "unknown" if value is None else words(value)

@@ -9,7 +9,7 @@ from serai.schema.errors import InvalidError
 
 PLACES = ("body", "query", "path", "header")
 LONGEST = 120
-SECRET = ("user_data",)
+SECRET = ("cloud_init", "user_data")
 """Fields whose value is not repeated: errors end up in logs and terminals, and these may hold passwords."""
 REMEDIES = {
     "missing": "Add the field.",
