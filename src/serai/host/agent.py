@@ -118,7 +118,11 @@ class HostAgent:
 
     async def _report_forever(self) -> None:
         while True:
-            await self._hello_and_report()
+            try:
+                await self._hello_and_report()
+            except Exception:
+                # A host whose reports end is taken for dead; one that cannot be made now may be in a few seconds.
+                log.exception("the report of this host failed")
             await self._clock.sleep(REPORT_PERIOD if self._welcomed else HELLO_PERIOD)
 
     async def _hello_and_report(self) -> None:

@@ -6,12 +6,14 @@ import pytest
 
 from serai.drivers.hypervisor.base import Placing, RunState
 from serai.drivers.hypervisor.fake import FakeMachine
+from serai.host.storage import HostStorage
 from serai.lib.ids import new_id
 from serai.schema.attach import Launch
 from serai.schema.errors import ConflictError, SeraiError, StaleError
 from serai.schema.lease import Claim
 from serai.schema.messages import Kind, VmConfigure, VmRelease, VmSignal, VmStart, VmStopCommand
 from serai.schema.vm import RestartPolicy, VmState
+from serai.schema.volume import PoolStatus
 
 from .conftest import VM, Ground, Host, make_launch
 
@@ -228,6 +230,22 @@ async def test_reports_come_and_name_leases(ground: Ground, h1: Host) -> None:
     await ground.until(lambda: any(report.vms for report in ground.host_reports))
     newest = ground.host_reports[-1]
     assert [(row.vm, row.epoch, row.claim) for row in newest.leases] == [(VM, 1, Claim.HELD)]
+
+
+async def test_a_report_that_fails_does_not_end_the_reports(
+    ground: Ground, h1: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    async def broken(self: HostStorage) -> dict[str, PoolStatus]:
+        tried.append(self)
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostStorage, "statuses", broken)
+        await ground.until(lambda: len(tried) > 1)
+    before = len(ground.host_reports)
+    await ground.until(lambda: len(ground.host_reports) > before)
 
 
 async def test_what_is_pending_applies_at_the_next_start(ground: Ground, h1: Host) -> None:

@@ -26,8 +26,10 @@ def workflows(office: Office) -> list[Workflow]:
 
         return step
 
-    def one(kind: str, name: str, action: Callable[[Office, JobContext], Awaitable[None]]) -> Workflow:
-        return Workflow(kind, (StepDef(name, bound(action), repeatable=True),))
+    def one(
+        kind: str, name: str, action: Callable[[Office, JobContext], Awaitable[None]], *, cancellable: bool = True
+    ) -> Workflow:
+        return Workflow(kind, (StepDef(name, bound(action), repeatable=True, cancellable=cancellable),))
 
     return [
         Workflow(
@@ -45,7 +47,8 @@ def workflows(office: Office) -> list[Workflow]:
                 StepDef("start", bound(_start), repeatable=True),
             ),
         ),
-        one("vm.stop", "stop", _stop),
+        # The guest has been asked, and cannot be asked back: a cancel waits for what becomes of it.
+        one("vm.stop", "stop", _stop, cancellable=False),
         one("vm.pause", "pause", _signal(Kind.VM_PAUSE)),
         one("vm.resume", "resume", _signal(Kind.VM_RESUME)),
         one("vm.reset", "reset", _signal(Kind.VM_RESET)),
