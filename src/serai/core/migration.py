@@ -15,6 +15,10 @@ from __future__ import annotations
 from enum import StrEnum
 
 from serai.schema.errors import ConflictError
+from serai.schema.vm import Vm
+
+PENDING = "pending-restart"
+"""Condition of a VM whose spec asks for what only a restart brings."""
 
 
 class SourcePhase(StrEnum):
@@ -159,3 +163,21 @@ def agreed_capabilities(source: list[str], destination: list[str]) -> dict[str, 
             if needed not in has:
                 raise ConflictError(f"the {end}'s QEMU has no {needed}", remedy="Install QEMU 7.2 or newer there.")
     return {name: wanted for name, wanted in CAPABILITIES.items() if name in source and name in destination}
+
+
+def check_nothing_pending(vm: Vm) -> None:
+    """Raise ConflictError for a VM that waits for a restart: a destination is started from its spec, and QEMU takes the
+    state only if that is what the source runs with.
+
+    One whose QEMU was started with the newest spec waits no more: its host restarted it, and the remark is a past one.
+    """
+    waiting = [one.message for one in vm.status.conditions if one.type == PENDING]
+    if not waiting or vm.status.running_generation >= vm.generation:
+        return
+    raise ConflictError(
+        f"VM {vm.name} does not run with what it is to have after a restart: {'; '.join(waiting)}",
+        field="state",
+        value=PENDING,
+        remedy=f"Restart it (serai vm stop {vm.name}, then serai vm start {vm.name}), "
+        f"or take the changes back (serai vm edit {vm.name}); then it moves.",
+    )

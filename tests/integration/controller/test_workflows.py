@@ -233,6 +233,22 @@ async def test_a_move_that_fails_leaves_the_vm_where_it_was(world: World) -> Non
     assert (await world.vm("web1")).status.epoch == 3
 
 
+async def test_a_move_queued_behind_an_edit_that_waits_for_a_restart_prepares_nothing(world: World) -> None:
+    await world.create()
+    vm = await world.vm("web1")
+    world.agents.answers[Kind.VM_CONFIGURE] = VmConfigured(applied=[], pending=["cpus: no"])
+    edit = await world.client.call("vm.edit", "web1", {"cpus": 2})
+    # Written by the API's own transaction before the edit's job ends; the move's job runs after it either way.
+    async with world.controller.store.transaction() as tx:
+        job = await world.controller.engine.submit(
+            tx, "vm.migrate", "vm/web1", vm.id, {"id": vm.id, "to": "h2"}, requested_by="test"
+        )
+    await world.client.wait_job(edit.id)
+    ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
+    assert (ended.state, ended.error and ended.error.value) == (JobState.FAILED, "pending-restart")
+    assert not {Kind.VM_PREPARE, Kind.VM_MIGRATE} & {kind for _, kind in world.agents.asked}
+
+
 async def test_figures_of_a_move_that_nobody_told_are_unknown(world: World) -> None:
     """The source's answer is lost; the destination's journal says that the VM is there."""
     await world.create()

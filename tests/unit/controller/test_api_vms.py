@@ -10,6 +10,7 @@ from tests.unit.controller.conftest import GIB, World
 
 from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.schema.job import JobState
+from serai.schema.resource import Condition
 from serai.schema.vm import VmState
 
 
@@ -141,6 +142,22 @@ async def test_moves_that_cannot_be(world: World) -> None:
         await world.becomes("web1", state)
         error = await world.refused("POST", "/v1/vms/web1/migrate", {"to": to})
         assert (error["status"], error["field"]) == (status, field)
+
+
+async def test_a_vm_that_waits_for_a_restart_does_not_move(world: World) -> None:
+    vm = await world.create("web1")
+    await world.becomes("web1", VmState.RUNNING)
+    remark = Condition(type="pending-restart", message="memory: no slot is left")
+    async with world.store.transaction() as tx:
+        await tx.vms.update_status(vm.id, conditions=[remark], running_generation=vm.generation - 1)
+    error = await world.refused("POST", "/v1/vms/web1/migrate", {"to": "h2"})
+    assert (error["status"], error["field"], error["value"]) == (409, "state", "pending-restart")
+    assert remark.message in error["message"]
+    assert "serai vm stop web1" in error["remedy"]
+    # Its host has restarted it since: the remark is a past one.
+    async with world.store.transaction() as tx:
+        await tx.vms.update_status(vm.id, running_generation=vm.generation)
+    await world.ok("POST", "/v1/vms/web1/migrate", {"to": "h2"}, status=202)
 
 
 async def test_a_vm_on_the_move_does_not_move_twice(world: World) -> None:

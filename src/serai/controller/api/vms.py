@@ -16,6 +16,7 @@ from serai.controller.store import Transaction, View
 from serai.controller.store.vms import ALIVE
 from serai.core import lifecycle, placement
 from serai.core.lifecycle import VmEvent
+from serai.core.migration import check_nothing_pending
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError
 from serai.schema.vm import Vm, VmClone, VmCreate, VmMigrate, VmSpec, VmState, VmStatus
@@ -152,6 +153,7 @@ async def migrate(api: Api, call: Call) -> Response:
             remedy="Wait for that job's end, or cancel it.",
         )
         lifecycle.follow(vm.status.state, VmEvent.MIGRATE)
+        check_nothing_pending(vm)
         to = None if body.to is None else (await tx.hosts.find(body.to, "to")).name
         hosts = await capacity.all_hosts(tx, but_vm=vm.id)
         placement.choose_destination(vm, hosts, to, await capacity.local_hosts(tx, vm))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from serai.controller.jobs import JobContext, StepDef
 from serai.controller.reports import BEGUN
-from serai.controller.workflows.shelf import PENDING, Shelf
+from serai.controller.workflows.shelf import Shelf
 from serai.core import launch as plan
+from serai.core.migration import PENDING
 from serai.schema.attach import Launch
 from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState

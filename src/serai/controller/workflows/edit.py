@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.controller.workflows.common import Office, admit, make_launch
-from serai.controller.workflows.shelf import PENDING
+from serai.core.migration import PENDING
 from serai.schema.messages import Kind, VmConfigure, VmConfigured, VolumeDrop, VolumeMake
 from serai.schema.resource import Condition
 from serai.schema.vm import VmState

@@ -15,7 +15,7 @@ from typing import Any
 from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.controller.workflows.common import Office, admit, facts_of, make_launch, refuse
 from serai.core import launch as plan
-from serai.core.migration import agreed_capabilities
+from serai.core.migration import agreed_capabilities, check_nothing_pending
 from serai.core.placement import choose_destination
 from serai.lib.ids import new_id
 from serai.schema.errors import CancelledByUserError, ConflictError, HostError
@@ -84,6 +84,7 @@ async def _check(office: Office, ctx: JobContext) -> None:
             value=vm.status.state,
             remedy="Start it first; a stopped VM starts wherever placement puts it.",
         )
+    check_nothing_pending(vm)
     wanted = ctx.params.get("to")
     choice = choose_destination(vm, hosts, wanted, local)
     by_name = {host.name: host for host in hosts}

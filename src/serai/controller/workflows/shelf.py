@@ -20,8 +20,6 @@ from serai.schema.ticket import Purpose, Ticket
 from serai.schema.vm import MigrationSummary, Vm, VmReport, VmState
 from serai.schema.volume import Pool, PoolStatus, Volume, VolumeState
 
-PENDING = "pending-restart"
-"""Condition of a VM whose spec asks for what only a restart brings."""
 TICKET_LIFE = timedelta(seconds=60)
 
 
