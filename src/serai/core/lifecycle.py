@@ -118,6 +118,9 @@ def classify_end(*, code: int | None, signal: int | None, shutdown: str | None, 
     tail = f": {log_tail.strip().splitlines()[-1]}" if log_tail.strip() else ""
     if signal is not None:
         return End(E.CRASHED, f"QEMU was killed by signal {signal}{tail}", failure=True)
+    if code is None:
+        # Not this process's child: an agent before this one started it.
+        return End(E.CRASHED, f"QEMU ended without a word from the guest{tail}", failure=True)
     return End(E.CRASHED, f"QEMU ended with code {code} and no word from the guest{tail}", failure=True)
 
 

@@ -32,6 +32,8 @@ from serai.schema.messages import (
     Subjects,
     Verdict,
     VmConfigured,
+    VmMigrateCancel,
+    VmMigrateCancelled,
     VmMigrated,
     VmPrepared,
     VmRelease,
@@ -61,6 +63,14 @@ PLAIN: dict[Kind, BaseModel] = {
 }
 
 
+class Held:
+    """A command that an agent has got (`asked`) and answers once the test says what."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.answer: asyncio.Future[BaseModel] = asyncio.get_running_loop().create_future()
+
+
 class Agents:
     """Every host's agent. `failing` holds the kinds that are answered with an error.
 
@@ -71,6 +81,7 @@ class Agents:
         self.bus = bus
         self.failing: set[Kind] = set()
         self.answers = dict(PLAIN)
+        self._held: dict[Kind, Held] = {}
         self.asked: list[tuple[str, Kind]] = []
         self.sequence = 1
         self._epochs: dict[str, int] = {}
@@ -78,22 +89,29 @@ class Agents:
 
     async def join(self, host: str) -> None:
         async def answer(message: Message) -> bytes:
-            return self._answer(host, Command.model_validate_json(message.payload))
+            return await self._answer(host, Command.model_validate_json(message.payload))
 
         await self.bus.subscribe(Subjects.host_command(host), answer)
         await self.bus.request(Subjects.HELLO, dump(Hello(host=host, facts=FACTS)), timeout=5)
 
     async def join_vms(self, host: str) -> None:
         async def answer(message: Message) -> bytes:
-            return self._answer(host, Command.model_validate_json(message.payload))
+            return await self._answer(host, Command.model_validate_json(message.payload))
 
         await self.bus.subscribe(Subjects.vm_command("*"), answer)
 
-    def _answer(self, host: str, command: Command) -> bytes:
+    def hold(self, kind: Kind) -> Held:
+        """Keep commands of a kind waiting."""
+        return self._held.setdefault(kind, Held())
+
+    async def _answer(self, host: str, command: Command) -> bytes:
         kind = Kind(command.kind)
         self.asked.append((host, kind))
         if kind in self.failing:
             return dump(Reply(state="failed", error=HostError(f"{kind} failed").info))
+        if kind in self._held:
+            self._held[kind].asked.set()
+            return dump(Reply(state="done", result=json.loads(dump(await self._held[kind].answer))))
         if kind is Kind.VM_RELEASE:
             self._released.add((host, command.body["vm"], command.body["epoch"]))
         if kind is Kind.VM_START and (host, command.body["launch"]["vm"], command.body["epoch"]) in self._released:
@@ -247,6 +265,23 @@ async def test_a_move_queued_behind_an_edit_that_waits_for_a_restart_prepares_no
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
     assert (ended.state, ended.error and ended.error.value) == (JobState.FAILED, "pending-restart")
     assert not {Kind.VM_PREPARE, Kind.VM_MIGRATE} & {kind for _, kind in world.agents.asked}
+
+
+async def test_a_move_that_is_cancelled_says_so_once(world: World) -> None:
+    """With the reason that the source passes on: the cancel's own."""
+    await world.create()
+    migrate = world.agents.hold(Kind.VM_MIGRATE)
+    world.agents.answers[Kind.VM_MIGRATE_CANCEL] = VmMigrateCancelled(too_late=False)
+    job = await world.client.call("vm.migrate", "web1", {"to": "h2"})
+    await asyncio.wait_for(migrate.asked.wait(), 20)
+    await world.client.call("job.cancel", job.id)
+    reason = VmMigrateCancel(vm=job.target_id, offer_id="x").reason
+    migrate.answer.set_result(VmMigrated(committed=False, reason=reason))
+    ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
+    assert (ended.state, ended.error and ended.error.message) == (
+        JobState.CANCELLED,
+        "the VM stayed on h1: cancelled on request",
+    )
 
 
 async def test_figures_of_a_move_that_nobody_told_are_unknown(world: World) -> None:

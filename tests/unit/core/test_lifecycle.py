@@ -59,6 +59,12 @@ def test_the_reason_has_qemus_last_words() -> None:
     assert end.reason.endswith("no such drive")
 
 
+def test_an_end_whose_code_nobody_could_read_names_none() -> None:
+    """As of a QEMU that an earlier agent had started."""
+    end = classify_end(code=None, signal=None, shutdown=None, asked=False, log_tail="")
+    assert (end.event, end.reason) == (VmEvent.CRASHED, "QEMU ended without a word from the guest")
+
+
 FAILED = End(VmEvent.CRASHED, "", failure=True)
 CLEAN = End(VmEvent.GUEST_OFF, "", failure=False)
 

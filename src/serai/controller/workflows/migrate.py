@@ -149,9 +149,8 @@ async def _move(office: Office, ctx: JobContext) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await watcher
     if not outcome.committed:
-        if ctx.cancelled.is_set():
-            raise CancelledByUserError(f"cancelled on request: {outcome.reason}")
-        raise HostError(f"the VM stayed on {ctx.data['source']}: {outcome.reason}")
+        kind = CancelledByUserError if ctx.cancelled.is_set() else HostError
+        raise kind(f"the VM stayed on {ctx.data['source']}: {outcome.reason}")
     ctx.data["outcome"] = outcome.model_dump(mode="json")
 
 
