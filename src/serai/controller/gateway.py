@@ -79,10 +79,10 @@ class Hosts:
                 self._seen[host.name] = self._clock.monotonic()
         for subject, handler in (
             (Subjects.progress("*"), self._on_progress),
-            (Subjects.vm_report("*"), self._on_vm_report),
+            (Subjects.vm_report("*", "*"), self._on_vm_report),
             (Subjects.host_report("*"), self._on_host_report),
             (Subjects.REDEEM, self._on_redeem),
-            (Subjects.HELLO, self._on_hello),
+            (Subjects.hello("*"), self._on_hello),
         ):
             self._subscriptions.append(await self._bus.subscribe(subject, handler))
         self._tasks.start(self._watch_silence(), "silence")
@@ -194,6 +194,8 @@ class Hosts:
 
     async def _on_hello(self, message: Message) -> bytes:
         hello = _parse(Hello, message)
+        if message.subject != Subjects.hello(hello.host):
+            raise InvalidError("a hello on another host's subject", field="host", value=hello.host)
         async with self._store.transaction() as tx:
             host = await reports.greet(tx, hello.host, hello.facts, new_id())
         self._seen[hello.host] = self._clock.monotonic()
@@ -202,8 +204,8 @@ class Hosts:
 
     async def _on_vm_report(self, message: Message) -> bytes:
         report = _parse(VmReport, message)
-        if message.subject != Subjects.vm_report(report.vm):
-            raise InvalidError("a report on another VM's subject", field="vm", value=report.vm)
+        if message.subject != Subjects.vm_report(report.host, report.vm):
+            raise InvalidError("a report on another host's or VM's subject", field="vm", value=report.vm)
         await self.take([report])
         return dump(Empty())
 

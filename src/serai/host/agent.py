@@ -98,7 +98,7 @@ class HostAgent:
     async def _publish_vm(self, report: VmReport) -> None:
         try:
             await self._follow_vm(report.vm)
-            await self._bus.publish(Subjects.vm_report(report.vm), dump(report))
+            await self._bus.publish(Subjects.vm_report(self._name, report.vm), dump(report))
         except UnavailableError as error:
             log.debug("report of %s waits for the bus: %s", report.vm, error)
 
@@ -128,7 +128,9 @@ class HostAgent:
     async def _hello_and_report(self) -> None:
         try:
             if not self._welcomed:
-                await self._bus.request(Subjects.HELLO, dump(Hello(host=self._name, facts=self._facts)), timeout=5.0)
+                await self._bus.request(
+                    Subjects.hello(self._name), dump(Hello(host=self._name, facts=self._facts)), timeout=5.0
+                )
                 self._welcomed = True
             await self.report_all()
         except UnavailableError as error:

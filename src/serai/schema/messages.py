@@ -68,8 +68,13 @@ class Subjects:
         return f"host.{host}.report"
 
     @staticmethod
-    def vm_report(vm: str) -> str:
-        return f"vm.{vm}.report"
+    def vm_report(host: str, vm: str) -> str:
+        """A host's word on a VM that it has. The host's name is in it so that no other host may publish it."""
+        return f"host.{host}.vm.{vm}.report"
+
+    @staticmethod
+    def hello(host: str) -> str:
+        return f"host.{host}.hello"
 
     @staticmethod
     def progress(command: str) -> str:
@@ -81,12 +86,12 @@ class Subjects:
         return f"host.{host}.verdict"
 
     REDEEM = "controller.ticket.redeem"
-    HELLO = "controller.hello"
 
 
 def host_permissions(host: str) -> tuple[list[str], list[str]]:
     """(publish, subscribe) for one host's identity: what its agent needs. Replies are the bus's matter."""
-    publish = [f"host.{host}.report", "vm.*.report", "progress.*", "host.*.verdict", "controller.>"]
+    own = [Subjects.host_report(host), Subjects.vm_report(host, "*"), Subjects.hello(host)]
+    publish = [*own, Subjects.progress("*"), Subjects.verdict("*"), Subjects.REDEEM]
     subscribe = [f"host.{host}.>", "vm.*.command"]
     return publish, subscribe
 

@@ -94,7 +94,7 @@ class World:
         bus = MemBus()
         try:
             async with running(self.config, bus, self.extras) as controller:
-                await bus.request(Subjects.HELLO, dump(Hello(host="h1", facts=FACTS)), timeout=5)
+                await bus.request(Subjects.hello("h1"), dump(Hello(host="h1", facts=FACTS)), timeout=5)
                 yield controller
         finally:
             await bus.close()

@@ -92,7 +92,7 @@ class Agents:
             return await self._answer(host, Command.model_validate_json(message.payload))
 
         await self.bus.subscribe(Subjects.host_command(host), answer)
-        await self.bus.request(Subjects.HELLO, dump(Hello(host=host, facts=FACTS)), timeout=5)
+        await self.bus.request(Subjects.hello(host), dump(Hello(host=host, facts=FACTS)), timeout=5)
 
     async def join_vms(self, host: str) -> None:
         async def answer(message: Message) -> bytes:
@@ -221,7 +221,7 @@ async def test_an_answer_that_is_older_than_a_report_changes_nothing(world: Worl
     vm = await world.vm("web1")
     now = SystemClock().now()
     crashed = VmReport(vm=vm.id, host="h1", epoch=1, state=VmState.CRASHED, since=now, sequence=100)
-    await world.agents.bus.request(Subjects.vm_report(vm.id), dump(crashed), timeout=5)
+    await world.agents.bus.request(Subjects.vm_report("h1", vm.id), dump(crashed), timeout=5)
     world.agents.sequence = 99
     assert (await world.do("vm.stop", "web1", {"force": True})).state is JobState.DONE
     assert (await world.vm("web1")).status.state is VmState.CRASHED

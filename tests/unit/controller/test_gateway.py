@@ -18,7 +18,14 @@ from serai.lib.bus import Message
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id, new_secret
 from serai.lib.membus import MemBus
-from serai.schema.errors import CancelledByUserError, CapacityError, NotFoundError, UnauthorizedError, UnavailableError
+from serai.schema.errors import (
+    CancelledByUserError,
+    CapacityError,
+    InvalidError,
+    NotFoundError,
+    UnauthorizedError,
+    UnavailableError,
+)
 from serai.schema.host import HostFacts, HostState
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import (
@@ -52,7 +59,7 @@ class Kit:
         self.commands: list[Command] = []
 
     async def host(self, name: str) -> None:
-        answer = await self.bus.request(Subjects.HELLO, dump(Hello(host=name, facts=FACTS)), timeout=5)
+        answer = await self.bus.request(Subjects.hello(name), dump(Hello(host=name, facts=FACTS)), timeout=5)
         Welcome.model_validate_json(answer)
 
     async def answers(self, subject: str, *replies: Reply) -> None:
@@ -79,7 +86,8 @@ class Kit:
 
     async def report(self, vm: str, **fields: Any) -> VmStatus:
         """A report, and the VM's status after it."""
-        await self.bus.request(Subjects.vm_report(vm), dump(self.said(vm, **fields)), timeout=5)
+        said = self.said(vm, **fields)
+        await self.bus.request(Subjects.vm_report(said.host, vm), dump(said), timeout=5)
         return await self.status(vm)
 
     async def status(self, vm: str) -> VmStatus:
@@ -375,3 +383,20 @@ async def test_a_ticket_is_redeemed_once_by_its_two_ends(kit: Kit) -> None:
         await redeem(good)
     with pytest.raises(UnauthorizedError):
         await redeem(late)
+
+
+async def test_a_hello_or_report_on_another_hosts_subject_is_refused(kit: Kit) -> None:
+    """Who may publish on a subject is the bus's matter; that the words fit it is the controller's."""
+    await kit.host("h1")
+    vm = await kit.vm("h1")
+    forged = dump(kit.said(vm, state="crashed", sequence=9))
+    for subject, words in (
+        (Subjects.vm_report("h2", vm), forged),
+        (Subjects.hello("h2"), dump(Hello(host="h1", facts=FACTS.model_copy(update={"cpus": 1})))),
+    ):
+        with pytest.raises(InvalidError, match="another host's"):
+            await kit.bus.request(subject, words, timeout=5)
+    assert (await kit.status(vm)).state is VmState.RUNNING
+    async with kit.store.read() as view:
+        facts = (await view.hosts.find("h1")).status.facts
+    assert facts is not None and facts.cpus == FACTS.cpus

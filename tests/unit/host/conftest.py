@@ -283,9 +283,9 @@ class Ground:
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        await self.bus.subscribe("vm.*.report", self._on_report)
+        await self.bus.subscribe(Subjects.vm_report("*", "*"), self._on_report)
         await self.bus.subscribe("host.*.report", self._on_host_report)
-        await self.bus.subscribe(Subjects.HELLO, self._on_hello)
+        await self.bus.subscribe(Subjects.hello("*"), self._on_hello)
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
