@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -37,13 +38,14 @@ from serai.lab.up import up
 from serai.lab.workload import Guest
 from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
+from serai.schema.errors import NotFoundError
 from serai.schema.vm import Vm, VmCreate, VmSpec, VmState, VmStatus, VmStop, VnicSpec
 
 LAB = "control"
 STORED = 1000
 PAGE = 100
 AT_REST = 20
-REST_MEMORY = 64 << 20
+REST_MEMORY = 128 << 20
 
 
 async def start(client: Client, pairs: int) -> dict[str, Any]:
@@ -172,7 +174,8 @@ async def rest(client: Client, vms: int, seconds: float) -> dict[str, Any]:
         }
     finally:
         for name in names:
-            await client.wait_job((await client.call("vm.delete", name, query={"force": True})).id)
+            with contextlib.suppress(NotFoundError):
+                await client.wait_job((await client.call("vm.delete", name, query={"force": True})).id)
 
 
 async def in_lab(what: set[str], quick: bool) -> dict[str, Any]:
