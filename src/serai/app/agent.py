@@ -47,8 +47,8 @@ from serai.schema.ticket import Purpose, Ticket
 log = logging.getLogger(__name__)
 
 STREAM_PORT = 7443
-VERDICT_TIMEOUT = 8.0
-"""Seconds for one question to the destination's journal; longer than the destination holds it open."""
+VERDICT_TIMEOUT = 3.0
+"""Seconds for one question to the destination's journal; longer than `VERDICT_HOLD`, for which it holds it open."""
 CHECK_PERIOD = 5.0
 TIDY_PERIOD = 300.0
 

@@ -42,6 +42,9 @@ HELLO_PERIOD = 0.5
 """Seconds between two hellos to a controller that does not answer yet: host and controller may boot together."""
 REPORT_PERIOD = 5.0
 """Seconds between two full reports; the controller calls a host silent after three of them."""
+VERDICT_HOLD = 1.0
+"""Seconds that a question for a verdict is kept open. Short: one that dies with this agent is asked again only after its
+asker's own timeout, and a VM stands still for as long."""
 
 
 class HostAgent:
@@ -238,4 +241,4 @@ class HostAgent:
         if self._vms is None:
             raise UnavailableError("the host agent is still starting")
         ask = VerdictAsk.model_validate_json(message.payload)
-        return dump(await self._vms.moves.verdict(ask, hold=HOLD / 2))
+        return dump(await self._vms.moves.verdict(ask, hold=VERDICT_HOLD))
