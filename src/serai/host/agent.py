@@ -43,8 +43,8 @@ HELLO_PERIOD = 0.5
 REPORT_PERIOD = 5.0
 """Seconds between two full reports; the controller calls a host silent after three of them."""
 VERDICT_HOLD = 1.0
-"""Seconds that a question for a verdict is kept open. Short: one that dies with this agent is asked again only after its
-asker's own timeout, and a VM stands still for as long."""
+"""Seconds that a question for a verdict is kept open. Short: one that dies with this agent is asked again only after
+its asker's own timeout, and a VM stands still for as long."""
 
 
 class HostAgent:
