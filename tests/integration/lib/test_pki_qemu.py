@@ -87,7 +87,8 @@ async def test_the_folder_is_the_groups_only(folder: Path) -> None:
     files = CertificateAuthority.create(folder / "ca").issue("h1", dns=[], ips=[], dir=folder / "h1")
     target = write_qemu_folder(files, folder / "qemu", gid)
     names = {file.name: stat.S_IMODE(file.stat().st_mode) for file in target.iterdir()}
-    assert set(names) == {"ca-cert.pem", "server-cert.pem", "server-key.pem", "client-cert.pem", "client-key.pem"}
+    ends = {"server-cert.pem", "server-key.pem", "client-cert.pem", "client-key.pem"}
+    assert set(names) == {"ca-cert.pem", "dh-params.pem", *ends}
     assert set(names.values()) == {0o640}
     assert stat.S_IMODE(target.stat().st_mode) == 0o750
     assert {file.stat().st_gid for file in [target, *target.iterdir()]} == {gid}
