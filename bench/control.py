@@ -42,6 +42,7 @@ from serai.schema.errors import NotFoundError
 from serai.schema.vm import Vm, VmCreate, VmSpec, VmState, VmStatus, VmStop, VnicSpec
 
 LAB = "control"
+PARTS = ("start", "job", "list", "rest")
 STORED = 1000
 PAGE = 100
 AT_REST = 20
@@ -209,7 +210,9 @@ def main() -> None:
     parser.add_argument("what", nargs="*", help="start, job, list, rest; all without a word")
     parser.add_argument("--quick", action="store_true", help="a few repetitions, and no result file")
     options = parser.parse_args()
-    what = set(options.what) or {"start", "job", "list", "rest"}
+    what = set(options.what) or set(PARTS)
+    if what - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(what - set(PARTS)))}: say {', '.join(PARTS)}")
     found: dict[str, Any] = {}
     if "list" in what:
         found["list"] = asyncio.run(list_(5 if options.quick else 100))
