@@ -154,7 +154,13 @@ async def test_down_killed_in_the_middle_is_finished_by_the_next(world: LabWorld
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_interrupting_up_undoes_it(world: LabWorld, number: signal.Signals) -> None:
     name = world.name()
-    child = await process.spawn(serai("lab", "up", "--bare", "--hosts", "8", "--name", name))
+    before = signal.getsignal(number)
+    if before is signal.SIG_IGN:  # as under nohup: a child would inherit it
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        child = await process.spawn(serai("lab", "up", "--bare", "--hosts", "8", "--name", name))
+    finally:
+        signal.signal(number, before)
     deadline = time.monotonic() + DEADLINE
     while not namespace.names(f"serai-{name}-"):
         assert time.monotonic() < deadline
