@@ -115,10 +115,10 @@ async def make_namespace(pin: Path, binds: Sequence[tuple[Path, Path]]) -> None:
 
 def loops_on(folder: Path) -> list[Path]:
     """Loop devices whose file lies in the folder, under whatever path it was opened."""
-    attached = {}
+    attached: dict[tuple[int, int], list[Path]] = {}  # several devices may stand on one file
     for entry in Path("/sys/block").glob("loop*"):
         if (entry / "loop").is_dir() and (identity := _backing(Path("/dev") / entry.name)) is not None:
-            attached[identity] = Path("/dev") / entry.name
+            attached.setdefault(identity, []).append(Path("/dev") / entry.name)
     if not attached:
         return []
     found = []
@@ -128,8 +128,7 @@ def loops_on(folder: Path) -> list[Path]:
                 status = os.lstat(os.path.join(path, name))
             except FileNotFoundError:
                 continue
-            if (status.st_dev, status.st_ino) in attached:
-                found.append(attached[status.st_dev, status.st_ino])
+            found += attached.get((status.st_dev, status.st_ino), [])
     return found
 
 
