@@ -93,10 +93,13 @@ class EventStream:
         try:
             await self._accept(response)
             yield None
+            opening = True
             async for message in sse.messages(response.aiter_lines()):
                 event = self._take(message)
-                if event is not None or message.data is None:
+                # The server opens with a comment, which says no more than its headers did.
+                if event is not None or (message.data is None and not opening):
                     yield event
+                opening = False
         except httpx.TransportError as error:
             raise self.client.unreachable(error) from error
         finally:
@@ -155,8 +158,6 @@ class Retry:
 async def wait_job(client: Client, job_id: str, on_update: Callable[[Job], None] | None = None) -> Job:
     """See `Client.wait_job`."""
     watch = _Watch(client, job_id, on_update)
-    if await watch.look():
-        return watch.job
     try:
         async with aclosing(EventStream(client).signals()) as signals:
             async for signal in signals:

@@ -20,6 +20,8 @@ from serai.schema.job import Job, JobState, StepState
 
 log = logging.getLogger(__name__)
 
+PROGRESS_DELAY = 0.05
+"""Seconds that mere progress waits for a write that tells more, as the next step's beginning does."""
 PROGRESS_PERIOD = 0.2
 """Seconds between two writes of mere progress."""
 RETRY_FIRST = 0.5
@@ -104,8 +106,8 @@ class Run:
             self._tasks.start(self._write_progress(), name)
 
     async def _write_progress(self) -> None:
+        await asyncio.sleep(PROGRESS_DELAY)
         while self._stale and not self.job.state.ended:
-            self._stale = False
             await self._write(kind="job.progress")
             await asyncio.sleep(PROGRESS_PERIOD)
 
@@ -299,6 +301,7 @@ class Run:
     async def _write(self, *, kind: str = "job.state", quiet: bool = False) -> None:
         async with self._writing:
             ctx = self.ctx
+            self._stale = False
             # The result too: a controller that picks the job up ends it with what earlier steps found.
             self._set(progress=ctx.fraction, message=ctx.message, waits_for=ctx.waiting, result=ctx.result)
             job = self.job

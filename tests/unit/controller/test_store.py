@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import stat
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -232,3 +233,23 @@ async def test_a_second_start_finds_what_the_first_wrote(tmp_path: Path) -> None
         assert (await view.vms.find("web1")).status.state is VmState.RUNNING
     assert second.bell.newest == 1
     await second.close()
+
+
+async def test_followers_get_recent_events_from_memory_and_old_ones_from_the_database(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serai.controller.store.store.EVENTS_KEPT", 3)
+    async with store.transaction() as tx:
+        numbers = [await tx.emit("test.state", "test/a", "", f"nr. {number}", number=number) for number in range(5)]
+    with contextlib.suppress(RuntimeError):
+        async with store.transaction() as tx:
+            await tx.emit("test.state", "test/a", "", "never happened")
+            raise RuntimeError
+    async with store.read() as view:
+        kept = await view.events.after(numbers[1], 10)
+    assert [seq for seq, _ in kept] == numbers[2:]
+    assert store.bell.recent(numbers[1], 10) == kept
+    assert store.bell.recent(numbers[3], 10) == kept[2:]
+    assert store.bell.recent(numbers[1], 2) == kept[:2]
+    assert store.bell.recent(numbers[4], 10) == []
+    assert store.bell.recent(numbers[0], 10) is None

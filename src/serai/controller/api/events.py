@@ -52,8 +52,10 @@ async def _stream(api: Api, seen: int) -> AsyncIterator[str]:
     stopping = asyncio.ensure_future(api.stopping.wait())
     try:
         while not stopping.done():
-            async with api.store.read() as view:
-                found = await view.events.after(seen, BATCH)
+            found = api.store.bell.recent(seen, BATCH)
+            if found is None:
+                async with api.store.read() as view:
+                    found = await view.events.after(seen, BATCH)
             if found:
                 seen = found[-1][0]
                 yield "".join(f"id: {seq}\ndata: {text}\n\n" for seq, text in found)

@@ -6,18 +6,18 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serai.controller.store.resources import RawPage
 from serai.controller.store.tables import events
 
 
-def render(row: Row[Any]) -> str:
-    """An event's JSON from its row."""
+def render(seq: int, time: str, kind: str, resource: str, resource_id: str, message: str, data: str) -> str:
+    """An event's JSON from its row; `data` is JSON already."""
     return (
-        f'{{"seq":{row.seq},"time":"{row.time}","kind":{json.dumps(row.kind)},"resource":{json.dumps(row.resource)},'
-        f'"resource_id":{json.dumps(row.resource_id)},"message":{json.dumps(row.message)},"data":{row.data}}}'
+        f'{{"seq":{seq},"time":"{time}","kind":{json.dumps(kind)},"resource":{json.dumps(resource)},'
+        f'"resource_id":{json.dumps(resource_id)},"message":{json.dumps(message)},"data":{data}}}'
     )
 
 
@@ -29,8 +29,8 @@ class Events:
 
     async def add(
         self, time: datetime, kind: str, resource: str, resource_id: str, message: str, data: dict[str, Any]
-    ) -> int:
-        """Write one and return its number."""
+    ) -> tuple[int, str]:
+        """Write one and return its number and its JSON."""
         values = {
             "time": time.isoformat(),
             "kind": kind,
@@ -41,12 +41,12 @@ class Events:
         }
         query = insert(events).values(**values).returning(events.c.seq)
         seq: int = (await self.connection.execute(query)).scalar_one()
-        return seq
+        return seq, render(seq, **values)
 
     async def after(self, seq: int, limit: int) -> list[tuple[int, str]]:
         """(number, JSON) of the events that follow `seq`, oldest first."""
         query = select(events).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
-        return [(row.seq, render(row)) for row in await self.connection.execute(query)]
+        return [(row.seq, render(**row)) for row in (await self.connection.execute(query)).mappings()]
 
     async def page(self, after: int, limit: int) -> RawPage:
         """A page of events after a number; its cursor is the last number on it."""

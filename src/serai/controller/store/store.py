@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from bisect import bisect_right
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +34,9 @@ from serai.controller.store.vms import Vms
 from serai.lib.clock import Clock, SystemClock
 
 log = logging.getLogger(__name__)
+
+EVENTS_KEPT = 1000
+"""Events kept in memory: a follower that reads on time never goes to the database for them."""
 
 
 class View:
@@ -106,7 +113,7 @@ class Transaction(View):
     def __init__(self, connection: AsyncConnection, clock: Clock) -> None:
         super().__init__(connection, clock)
         self.committed: list[Callable[[], None]] = []
-        self.newest_event = 0
+        self.emitted: list[tuple[int, str]] = []
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call this once the transaction is durable; never if it fails."""
@@ -114,20 +121,37 @@ class Transaction(View):
 
     async def emit(self, kind: str, resource: str, resource_id: str = "", message: str = "", /, **data: Any) -> int:
         """Write an event (`vm.state`, `vm/web1`, the id, words for people, facts) and return its number."""
-        self.newest_event = await self.events.add(self.now, kind, resource, resource_id, message, data)
-        return self.newest_event
+        number, text = await self.events.add(self.now, kind, resource, resource_id, message, data)
+        self.emitted.append((number, text))
+        return number
 
 
 class Bell:
-    """Wakes those who wait for events. Numbers, not signals, so that nobody misses one that came a moment before."""
+    """Wakes those who wait for events. Numbers, not signals, so that nobody misses one that came a moment before.
+
+    It remembers the newest events itself: a hundred followers of the stream cost the database nothing.
+    """
 
     def __init__(self, newest: int) -> None:
         self.newest = newest
+        self._kept: deque[tuple[int, str]] = deque()
+        self._known_from = newest
+        """All events after this number are kept."""
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def ring(self, newest: int) -> None:
-        """Events up to this number are committed."""
-        self.newest = max(self.newest, newest)
+    def recent(self, after: int, limit: int) -> list[tuple[int, str]] | None:
+        """(number, JSON) of the events that follow a number; None if some may be older than what is kept."""
+        if after < self._known_from:
+            return None
+        begin = bisect_right(self._kept, after, key=itemgetter(0))
+        return list(islice(self._kept, begin, begin + limit))
+
+    def ring(self, events: Sequence[tuple[int, str]]) -> None:
+        """These are committed."""
+        self.newest = max(self.newest, events[-1][0])
+        self._kept.extend(events)
+        while len(self._kept) > EVENTS_KEPT:
+            self._known_from = self._kept.popleft()[0]
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -213,5 +237,5 @@ class Store:
     def _announce(self, transaction: Transaction) -> None:
         for callback in transaction.committed:
             callback()
-        if transaction.newest_event:
-            self.bell.ring(transaction.newest_event)
+        if transaction.emitted:
+            self.bell.ring(transaction.emitted)

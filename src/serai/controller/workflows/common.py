@@ -5,14 +5,12 @@ The actions here are idempotent: a repeated step sends the same commands with th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
 from serai.controller.jobs import JobContext, StepDef
-from serai.controller.reports import BEGUN
-from serai.controller.workflows.shelf import Shelf
+from serai.controller.workflows.shelf import ForLaunch, Shelf
 from serai.core import launch as plan
-from serai.core.migration import PENDING
 from serai.schema.attach import Launch
 from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
@@ -77,10 +75,10 @@ async def image_of(office: Office, vm: Vm) -> Image | None:
 
 async def bring_image(office: Office, ctx: JobContext, image: Image, host: str) -> None:
     """A copy of the image is on `host`: taken over the data channel from a host that has one."""
+    if host in image.status.hosts:
+        return
     current = await office.shelf.image(image.id)
     manifest = current.status.manifest
-    if host in current.status.hosts:
-        return
     if manifest is None:
         raise ConflictError(f"image {image.name} is not ready", field="spec.image", value=image.name)
     source, facts = await _image_source(office, current)
@@ -116,11 +114,12 @@ async def _image_source(office: Office, image: Image) -> tuple[str, HostFacts]:
     )
 
 
-async def admit(office: Office, ctx: JobContext, vm: Vm, host: str, epoch: int) -> list[plan.DiskPlan]:
-    """Let a lease epoch open the VM's volumes, and say how. Local pools are checked to be on `host`."""
+async def _admit(office: Office, ctx: JobContext, parts: ForLaunch, epoch: int) -> list[plan.DiskPlan]:
+    """Let a lease epoch open the VM's volumes, and say how. Local pools are checked to be on the host."""
     plans = []
-    right = plan.admission(office.secret, vm.id, epoch)
-    for volume, pool in await office.shelf.disks(vm):
+    host = parts.host.name
+    right = plan.admission(office.secret, parts.vm.id, epoch)
+    for volume, pool in parts.disks:
         if pool.spec.export is ExportKind.NONE:
             if pool.spec.host != host:
                 raise ConflictError(
@@ -147,32 +146,31 @@ async def refuse(office: Office, ctx: JobContext, vm: Vm, epoch: int) -> None:
             await ctx.command(Kind.VOLUME_REFUSE, pool.spec.host, f"volume/{volume.id}", body)
 
 
-async def make_launch(
-    office: Office, ctx: JobContext, vm: Vm, host: str, epoch: int, disks: Sequence[plan.DiskPlan]
-) -> Launch:
-    """The VM's launch for one host and epoch; the files that it boots from are brought there."""
-    found, image, networks = await office.shelf.for_launch(vm, host)
-    facts = facts_of(found)
+async def make_launch(office: Office, ctx: JobContext, parts: ForLaunch, epoch: int) -> Launch:
+    """The VM's launch for one host and epoch: its disks are open to the epoch, and what it boots from is there."""
+    vm, image, facts = parts.vm, parts.image, facts_of(parts.host)
     machine = vm.spec.machine_type or plan.pin_machine(vm.spec.machine, facts)
     plan.check_machine(machine, facts, None)
+    disks = await _admit(office, ctx, parts, epoch)
     manifest = image.status.manifest if image is not None else None
     if image is not None and manifest is not None and manifest.kind is ImageKind.KERNEL:
-        await bring_image(office, ctx, image, host)
-    parts = plan.Parts(
-        vm=vm, disks=disks, networks=networks, image=image, image_id=image.id if image is not None else None
+        await bring_image(office, ctx, image, parts.host.name)
+    found = plan.Parts(
+        vm=vm, disks=disks, networks=parts.networks, image=image, image_id=image.id if image is not None else None
     )
-    return plan.launch(parts, epoch=epoch, accel=facts.accel, machine=machine, secret=office.secret)
+    return plan.launch(found, epoch=epoch, accel=facts.accel, machine=machine, secret=office.secret)
 
 
 async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
     """Start a VM under its lease, on the lease's host, and record what became of it."""
-    vm = await office.shelf.vm(vm_id)
-    lease = await office.shelf.lease(vm_id)
-    facts = facts_of(await office.shelf.host(lease.host))
+    parts = await office.shelf.for_launch(vm_id)
+    vm, lease = parts.vm, parts.lease
+    facts = facts_of(parts.host)
     if vm.spec.machine_type is None:
         machine = plan.pin_machine(vm.spec.machine, facts)
         vm = await office.shelf.set_vm_spec(vm_id, machine_type=machine)
-    body = await _start_command(office, ctx, vm, lease)
+        parts = replace(parts, vm=vm)
+    body = await _start_command(office, ctx, parts, lease)
     try:
         report = await _send_start(office, ctx, vm, lease, body)
     except StaleError as error:
@@ -180,17 +178,15 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
             raise
         # The host has given that epoch up: a start elsewhere came to nothing.
         lease = await _renew(office, ctx, vm, lease)
-        report = await _send_start(office, ctx, vm, lease, await _start_command(office, ctx, vm, lease))
-    await office.shelf.take_report(report)
-    await office.shelf.set_vm_conditions(vm_id, PENDING, [])
-    await office.shelf.release_removed_disks(vm_id)
+        report = await _send_start(office, ctx, vm, lease, await _start_command(office, ctx, parts, lease))
+    await office.shelf.started(report)
     ctx.result = {"host": lease.host, "state": report.state, "accel": report.accel, "addresses": addresses(vm)}
 
 
-async def _start_command(office: Office, ctx: JobContext, vm: Vm, lease: Lease) -> VmStart:
-    disks = await admit(office, ctx, vm, lease.host, lease.epoch)
+async def _start_command(office: Office, ctx: JobContext, parts: ForLaunch, lease: Lease) -> VmStart:
+    vm = parts.vm
     return VmStart(
-        launch=await make_launch(office, ctx, vm, lease.host, lease.epoch, disks),
+        launch=await make_launch(office, ctx, parts, lease.epoch),
         epoch=lease.epoch,
         restart=vm.spec.restart,
         autostart=vm.spec.autostart,
@@ -199,9 +195,7 @@ async def _start_command(office: Office, ctx: JobContext, vm: Vm, lease: Lease) 
 
 
 async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, body: VmStart) -> VmReport:
-    if (await office.shelf.vm(vm.id)).status.state not in BEGUN:
-        # A repeated step may find it running, and its repeated answer is no news.
-        await office.shelf.set_vm_status(vm.id, host=lease.host, state=VmState.STARTING, reason="")
+    await office.shelf.starting(vm.id, lease.host)
     try:
         report: VmReport = await ctx.command(
             Kind.VM_START, lease.host, f"vm/{vm.id}", body, generation=vm.generation, deadline=120.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serai.controller.jobs import JobContext, StepDef, Workflow
-from serai.controller.workflows.common import Office, admit, make_launch
+from serai.controller.workflows.common import Office, make_launch
 from serai.core.migration import PENDING
 from serai.schema.messages import Kind, VmConfigure, VmConfigured, VolumeDrop, VolumeMake
 from serai.schema.resource import Condition
@@ -54,9 +54,8 @@ async def _apply(office: Office, ctx: JobContext) -> None:
         await office.shelf.release_removed_disks(vm.id)
         ctx.result = {"applied": [], "pending": [], "note": "the VM is not running: all applies when it starts"}
         return
-    lease = await office.shelf.lease(vm.id)
-    disks = await admit(office, ctx, vm, lease.host, lease.epoch)
-    launch = await make_launch(office, ctx, vm, lease.host, lease.epoch, disks)
+    parts = await office.shelf.for_launch(vm.id)
+    launch = await make_launch(office, ctx, parts, parts.lease.epoch)
     body = VmConfigure(
         launch=launch,
         restart=vm.spec.restart,

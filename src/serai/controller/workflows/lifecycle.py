@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow
 from serai.controller.workflows.common import Office, addresses, bring_image, image_of, refuse, start_vm
-from serai.core.placement import place
+from serai.controller.workflows.shelf import ForPlacing
+from serai.core.placement import Choice, place
 from serai.schema.errors import ConflictError, NotFoundError
 from serai.schema.image import ImageKind
 from serai.schema.messages import Kind, Progress, VmRelease, VmSignal, VmStopCommand, VolumeDrop, VolumeMake
@@ -65,18 +66,21 @@ def workflows(office: Office) -> list[Workflow]:
 
 async def _place(office: Office, ctx: JobContext) -> None:
     """Pick the host, say why, and give it the lease."""
-    vm, _, hosts, local = await office.shelf.for_placing(ctx.params["id"])
-    choice = place(vm, hosts, local)
-    await office.shelf.ensure_lease(vm.id, choice.host)
-    await office.shelf.set_vm_status(vm.id, host=choice.host, placement=choice.why, addresses=addresses(vm), epoch=1)
+    choice = await office.shelf.place(ctx.params["id"], _first_host)
     ctx.progress(None, f"on {choice.host}: {choice.why}")
+
+
+def _first_host(found: ForPlacing) -> Choice:
+    # A lease that is there is from before a crash: the step comes again.
+    return place(found.vm, found.hosts, found.local, prefer=found.lease.host if found.lease is not None else None)
 
 
 async def _replace(office: Office, ctx: JobContext) -> None:
     """A stopped VM starts where it was, if that host can; else elsewhere, once the old one has let go."""
-    vm, _, hosts, local = await office.shelf.for_placing(ctx.params["id"])
-    lease = await office.shelf.lease(vm.id)
-    choice = place(vm, hosts, local, prefer=lease.host)
+    found = await office.shelf.for_placing(ctx.params["id"])
+    vm = found.vm
+    lease = found.lease or await office.shelf.lease(vm.id)
+    choice = place(vm, found.hosts, found.local, prefer=lease.host)
     if choice.host != lease.host:
         body = VmRelease(vm=vm.id, epoch=lease.epoch, reason=f"starts on {choice.host}")
         await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)
@@ -129,7 +133,7 @@ async def _stop(office: Office, ctx: JobContext) -> None:
         return
     timeout = float(ctx.params.get("timeout", 60.0))
     body = VmStopCommand(vm=vm.id, force=bool(ctx.params.get("force", False)), timeout=timeout)
-    report = await ctx.command(Kind.VM_STOP, vm.id, f"vm/{vm.id}", body, deadline=timeout + 60.0)
+    report = await ctx.command(Kind.VM_STOP, VmTarget(vm.id), f"vm/{vm.id}", body, deadline=timeout + 60.0)
     await office.shelf.take_report(report)
     ctx.result = {"state": report.state, "reason": report.reason}
 
@@ -137,7 +141,7 @@ async def _stop(office: Office, ctx: JobContext) -> None:
 def _signal(kind: Kind) -> Callable[[Office, JobContext], Awaitable[None]]:
     async def step(office: Office, ctx: JobContext) -> None:
         vm_id = ctx.params["id"]
-        report: Any = await ctx.command(kind, vm_id, f"vm/{vm_id}", VmSignal(vm=vm_id))
+        report: Any = await ctx.command(kind, VmTarget(vm_id), f"vm/{vm_id}", VmSignal(vm=vm_id))
         await office.shelf.take_report(report)
         ctx.result = {"state": report.state}
 

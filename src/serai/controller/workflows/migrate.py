@@ -1,9 +1,10 @@
 """`vm.migrate`: a running VM moves to another host.
 
-Steps: check, offer the lease, prepare the destination, move, settle. The offer is durable before either end hears of
-it; the commit is the destination's own (`host/incoming.py`). Until then every failure ends with the VM on the source:
-undoing asks the destination to abandon, and only its word withdraws the offer. After it, `settle` goes on until the
-database says what is true. A controller that dies in between does either, by what the journals say.
+Steps: offer the lease, prepare the destination, move, settle. What speaks against the move is looked for in the
+transaction that offers; the offer is durable before either end hears of it; the commit is the destination's own
+(`host/incoming.py`). Until then every failure ends with the VM on the source: undoing asks the destination to abandon,
+and only its word withdraws the offer. After it, `settle` goes on until the database says what is true. A controller
+that dies in between does either, by what the journals say.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import contextlib
 from typing import Any
 
 from serai.controller.jobs import JobContext, StepDef, Workflow
-from serai.controller.workflows.common import Office, admit, facts_of, make_launch, refuse
+from serai.controller.workflows.common import Office, facts_of, make_launch, refuse
+from serai.controller.workflows.shelf import ForPlacing
 from serai.core import launch as plan
 from serai.core.migration import agreed_capabilities, check_nothing_pending
 from serai.core.placement import choose_destination
-from serai.lib.ids import new_id
 from serai.schema.errors import CancelledByUserError, ConflictError, HostError
 from serai.schema.lease import Claim
 from serai.schema.messages import (
@@ -40,12 +41,8 @@ DOWNTIME_LIMIT_MS = 20
 def workflow(office: Office) -> Workflow:
     """The steps, bound to what they work with."""
 
-    async def check(ctx: JobContext) -> None:
-        await _check(office, ctx)
-
     async def offer(ctx: JobContext) -> None:
-        lease = await office.shelf.offer(ctx.params["id"], ctx.data["to"], ctx.data["offer_id"])
-        ctx.data["epoch"] = lease.highest
+        await _offer(office, ctx)
 
     async def prepare(ctx: JobContext) -> None:
         await _prepare(office, ctx)
@@ -65,7 +62,6 @@ def workflow(office: Office) -> Workflow:
     return Workflow(
         "vm.migrate",
         (
-            StepDef("check", check, repeatable=True),
             StepDef("offer", offer, undo=abandon, repeatable=True),
             StepDef("prepare", prepare),
             StepDef("move", move, resume=moved, point_of_no_return=True),
@@ -74,9 +70,25 @@ def workflow(office: Office) -> Workflow:
     )
 
 
-async def _check(office: Office, ctx: JobContext) -> None:
-    """Everything that can be known beforehand is known before anything is prepared."""
-    vm, lease, hosts, local = await office.shelf.for_placing(ctx.params["id"])
+async def _offer(office: Office, ctx: JobContext) -> None:
+    """Everything that can be known beforehand is known before anything is prepared. The job's id names the offer."""
+    decided: dict[str, Any] = {}
+
+    def decide(found: ForPlacing) -> str:
+        offered = found.lease is not None and found.lease.offer_id == ctx.id
+        # After a crash the step comes again: an offer that stands is not made to somebody else.
+        wanted = found.lease.offered_to if offered and found.lease is not None else ctx.params.get("to")
+        decided.update(_decide(found, wanted))
+        return str(decided["to"])
+
+    lease = await office.shelf.offer(ctx.params["id"], ctx.id, decide)
+    ctx.data.update(decided, epoch=lease.highest, offer_id=ctx.id)
+    ctx.progress(None, f"to {decided['to']}: {decided['why']}")
+
+
+def _decide(found: ForPlacing, wanted: str | None) -> dict[str, Any]:
+    """Where to, and what both ends are told. Raises what speaks against the move."""
+    vm, lease = found.vm, found.lease
     if lease is None or vm.status.state is not VmState.RUNNING:
         raise ConflictError(
             f"VM {vm.name} is {vm.status.state}: only a running VM moves alive",
@@ -85,27 +97,24 @@ async def _check(office: Office, ctx: JobContext) -> None:
             remedy="Start it first; a stopped VM starts wherever placement puts it.",
         )
     check_nothing_pending(vm)
-    wanted = ctx.params.get("to")
-    choice = choose_destination(vm, hosts, wanted, local)
-    by_name = {host.name: host for host in hosts}
+    choice = choose_destination(vm, found.hosts, wanted, found.local)
+    by_name = {host.name: host for host in found.hosts}
     source, destination = facts_of(by_name[lease.host]), facts_of(by_name[choice.host])
     plan.check_machine(vm.spec.machine_type or "", destination, source)
-    ctx.data.update(
-        source=lease.host,
-        source_epoch=lease.epoch,
-        to=choice.host,
-        why=choice.why,
-        offer_id=ctx.data.get("offer_id") or new_id(),
-        capabilities=agreed_capabilities(source.migration_capabilities, destination.migration_capabilities),
-    )
-    ctx.progress(None, f"to {choice.host}: {choice.why}")
+    return {
+        "source": lease.host,
+        "source_epoch": lease.epoch,
+        "to": choice.host,
+        "why": choice.why,
+        "capabilities": agreed_capabilities(source.migration_capabilities, destination.migration_capabilities),
+    }
 
 
 async def _prepare(office: Office, ctx: JobContext) -> None:
-    vm = await office.shelf.vm(ctx.params["id"])
     to, epoch = ctx.data["to"], ctx.data["epoch"]
-    disks = await admit(office, ctx, vm, to, epoch)
-    launch = await make_launch(office, ctx, vm, to, epoch, disks)
+    parts = await office.shelf.for_launch(ctx.params["id"], to)
+    vm = parts.vm
+    launch = await make_launch(office, ctx, parts, epoch)
     body = VmPrepare(
         launch=launch,
         epoch=epoch,
@@ -136,7 +145,6 @@ async def _move(office: Office, ctx: JobContext) -> None:
         capabilities=ctx.data["capabilities"],
         downtime_limit_ms=DOWNTIME_LIMIT_MS,
     )
-    await office.shelf.set_vm_status(vm, state=VmState.MIGRATING, reason=f"moving to {ctx.data['to']}")
     watcher = asyncio.create_task(_cancel_on_request(ctx))
     # The engine's own cancel would leave the outcome open: the source's word on it is always waited for.
     ctx.cancellable = False
@@ -182,11 +190,13 @@ async def _abandon(office: Office, ctx: JobContext) -> None:
     """Undo of the offer: withdrawn only once the destination has turned it down for ever."""
     vm_id = ctx.params["id"]
     if "epoch" not in ctx.data:
-        # The crash came between the offer's commit and the record of its epoch: the lease itself knows it.
+        # Refused, or the crash came between the offer's commit and the record of it: the lease itself knows.
         lease = await office.shelf.lease(vm_id)
-        if lease.offer_id != ctx.data.get("offer_id"):
+        if lease.offer_id != ctx.id or lease.offered_to is None:
             return
-        ctx.data["epoch"] = lease.highest
+        ctx.data.update(
+            offer_id=ctx.id, epoch=lease.highest, to=lease.offered_to, source=lease.host, source_epoch=lease.epoch
+        )
     verdict = await _ask_to_abandon(ctx, "the move was given up")
     if verdict.claim is Claim.COMMITTED:
         # It cannot be undone: it has happened. Say what is true.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from serai.controller import capacity, reports
 from serai.controller.jobs import JobContext
-from serai.controller.store.store import Store
+from serai.controller.store.store import Store, Transaction, View
+from serai.core.migration import PENDING
+from serai.core.placement import Choice
 from serai.lib.ids import new_secret
 from serai.schema.errors import ConflictError, NotFoundError
 from serai.schema.host import Host
@@ -21,6 +25,73 @@ from serai.schema.vm import MigrationSummary, Vm, VmReport, VmState
 from serai.schema.volume import Pool, PoolStatus, Volume, VolumeState
 
 TICKET_LIFE = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class ForPlacing:
+    """A VM, its lease, all hosts (without what the VM itself holds there), and those that its disks bind it to."""
+
+    vm: Vm
+    lease: Lease | None
+    hosts: list[Host]
+    local: set[str]
+
+
+async def _for_placing(view: View, vm_id: str) -> ForPlacing:
+    vm, lease = await view.vms.find(vm_id), await view.leases.get(vm_id)
+    hosts = await capacity.all_hosts(view, but_vm=vm_id)
+    return ForPlacing(vm, lease, hosts, await capacity.local_hosts(view, vm))
+
+
+@dataclass(frozen=True)
+class ForLaunch:
+    """A VM and all that its launch on `host` is made of; `networks` by name, `disks` in the VM's order."""
+
+    vm: Vm
+    lease: Lease
+    host: Host
+    image: Image | None
+    networks: dict[str, Network]
+    disks: list[tuple[Volume, Pool]]
+
+
+async def _disks(view: View, vm: Vm) -> list[tuple[Volume, Pool]]:
+    found = []
+    for disk in vm.spec.disks:
+        if disk.volume is None:
+            raise ConflictError(f"a disk of VM {vm.name} has no volume yet", field="spec.disks")
+        volume = await view.volumes.find(disk.volume)
+        found.append((volume, await view.pools.find(volume.spec.pool)))
+    return found
+
+
+async def _set_status(write: Transaction, vm: str, **fields: Any) -> Vm:
+    before = await write.vms.get(vm)
+    if "state" in fields and fields["state"] is not before.status.state:
+        fields.setdefault("since", write.now)
+    after = await write.vms.update_status(vm, **fields)
+    if after.status != before.status:
+        text = f"{after.name} is {after.status.state}" + (f": {after.status.reason}" if after.status.reason else "")
+        facts = {"state": after.status.state, "host": after.status.host}
+        await write.emit("vm.state", f"vm/{after.name}", vm, text, **facts)
+    return after
+
+
+async def _set_conditions(write: Transaction, vm: str, kind: str, conditions: list[Condition]) -> None:
+    found = await write.vms.get(vm)
+    others = [condition for condition in found.status.conditions if condition.type != kind]
+    if [*others, *conditions] != found.status.conditions:
+        await write.vms.update_status(vm, conditions=[*others, *conditions])
+
+
+async def _release_removed_disks(write: Transaction, vm: str) -> None:
+    found = await write.vms.get(vm)
+    kept = {disk.volume for disk in found.spec.disks}
+    for volume in await write.volumes.of_vm(found.name):
+        if volume.name not in kept:
+            await write.volumes.update_status(volume.id, vm=None)
+            text = f"{volume.name} is no disk of {found.name} any more"
+            await write.emit("volume.state", f"volume/{volume.name}", volume.id, text)
 
 
 class Shelf:
@@ -61,30 +132,28 @@ class Shelf:
         async with self._store.read() as view:
             return await view.networks.find(name)
 
-    async def for_placing(self, vm_id: str) -> tuple[Vm, Lease | None, list[Host], set[str]]:
-        """A VM, its lease, all hosts without what it holds itself, and those that its disks keep it on: one moment."""
+    async def for_placing(self, vm_id: str) -> ForPlacing:
+        """What placing a VM is decided by, as of one moment."""
         async with self._store.read() as view:
-            vm, lease = await view.vms.find(vm_id), await view.leases.get(vm_id)
-            return vm, lease, await capacity.all_hosts(view, but_vm=vm_id), await capacity.local_hosts(view, vm)
+            return await _for_placing(view, vm_id)
 
-    async def for_launch(self, vm: Vm, host: str) -> tuple[Host, Image | None, dict[str, Network]]:
-        """What a launch on a host needs beside the disks: the host, the VM's image and its networks, by name."""
+    async def for_launch(self, vm_id: str, host: str | None = None) -> ForLaunch:
+        """What a launch of a VM needs, as of one moment; on its lease's host unless another is named."""
         async with self._store.read() as view:
-            found = await view.hosts.find(host)
-            image = await view.images.find(vm.spec.image) if vm.spec.image is not None else None
-            networks = {vnic.network: await view.networks.find(vnic.network) for vnic in vm.spec.vnics}
-            return found, image, networks
+            vm, lease = await view.vms.find(vm_id), await view.leases.need(vm_id)
+            return ForLaunch(
+                vm=vm,
+                lease=lease,
+                host=await view.hosts.find(host or lease.host),
+                image=await view.images.find(vm.spec.image) if vm.spec.image is not None else None,
+                networks={vnic.network: await view.networks.find(vnic.network) for vnic in vm.spec.vnics},
+                disks=await _disks(view, vm),
+            )
 
     async def disks(self, vm: Vm) -> list[tuple[Volume, Pool]]:
         """Its volumes with their pools, in the order of its disks. Raises ConflictError for one that is not made."""
-        found = []
         async with self._store.read() as view:
-            for disk in vm.spec.disks:
-                if disk.volume is None:
-                    raise ConflictError(f"a disk of VM {vm.name} has no volume yet", field="spec.disks")
-                volume = await view.volumes.find(disk.volume)
-                found.append((volume, await view.pools.find(volume.spec.pool)))
-        return found
+            return await _disks(view, vm)
 
     async def came_with(self, volume: Volume, vm: Vm) -> bool:
         """Whether the volume was made for this VM, and goes with it."""
@@ -94,21 +163,7 @@ class Shelf:
 
     async def set_vm_status(self, vm: str, **fields: Any) -> Vm:
         async with self._store.transaction() as write:
-            before = await write.vms.get(vm)
-            if "state" in fields and fields["state"] is not before.status.state:
-                fields.setdefault("since", write.now)
-            after = await write.vms.update_status(vm, **fields)
-            if after.status != before.status:
-                await write.emit(
-                    "vm.state",
-                    f"vm/{after.name}",
-                    vm,
-                    f"{after.name} is {after.status.state}"
-                    + (f": {after.status.reason}" if after.status.reason else ""),
-                    state=after.status.state,
-                    host=after.status.host,
-                )
-            return after
+            return await _set_status(write, vm, **fields)
 
     async def set_vm_spec(self, vm: str, **fields: Any) -> Vm:
         async with self._store.transaction() as write:
@@ -118,9 +173,20 @@ class Shelf:
     async def set_vm_conditions(self, vm: str, kind: str, conditions: list[Condition]) -> None:
         """Replace the VM's conditions of one type."""
         async with self._store.transaction() as write:
-            found = await write.vms.get(vm)
-            others = [condition for condition in found.status.conditions if condition.type != kind]
-            await write.vms.update_status(vm, conditions=[*others, *conditions])
+            await _set_conditions(write, vm, kind, conditions)
+
+    async def starting(self, vm: str, host: str) -> None:
+        """A VM begins to start; but a repeated step may find it running, and its repeated answer is no news."""
+        async with self._store.transaction() as write:
+            if (await write.vms.get(vm)).status.state not in reports.BEGUN:
+                await _set_status(write, vm, host=host, state=VmState.STARTING, reason="")
+
+    async def started(self, report: VmReport) -> None:
+        """A VM runs as its spec says: nothing is pending, and it has let go of the disks that it has no more."""
+        async with self._store.transaction() as write:
+            await reports.apply(write, report)
+            await _set_conditions(write, report.vm, PENDING, [])
+            await _release_removed_disks(write, report.vm)
 
     async def take_report(self, report: VmReport) -> None:
         """What a host answered, written before the job says done; unless what is known is newer, as in a repeat."""
@@ -156,13 +222,7 @@ class Shelf:
     async def release_removed_disks(self, vm: str) -> None:
         """Volumes that the VM's spec names no more are nobody's from now on: the VM has let go of them."""
         async with self._store.transaction() as write:
-            found = await write.vms.get(vm)
-            kept = {disk.volume for disk in found.spec.disks}
-            for volume in await write.volumes.of_vm(found.name):
-                if volume.name not in kept:
-                    await write.volumes.update_status(volume.id, vm=None)
-                    text = f"{volume.name} is no disk of {found.name} any more"
-                    await write.emit("volume.state", f"volume/{volume.name}", volume.id, text)
+            await _release_removed_disks(write, vm)
 
     # --- leases ---
 
@@ -170,13 +230,27 @@ class Shelf:
         async with self._store.read() as view:
             return await view.leases.need(vm)
 
+    async def place(self, vm: str, decide: Callable[[ForPlacing], Choice]) -> Choice:
+        """A new VM gets its host, as `decide` says, and its first lease there. Raises what `decide` raises."""
+        async with self._store.transaction() as write:
+            found = await _for_placing(write, vm)
+            choice = decide(found)
+            if found.lease is None:
+                await write.leases.create(vm, choice.host)
+            own = [str(vnic.ip) for vnic in found.vm.spec.vnics if vnic.ip is not None]
+            await _set_status(write, vm, host=choice.host, placement=choice.why, addresses=own, epoch=1)
+            return choice
+
     async def ensure_lease(self, vm: str, host: str) -> Lease:
         """The VM's first lease, unless it has one."""
         async with self._store.transaction() as write:
             return await write.leases.get(vm) or await write.leases.create(vm, host)
 
-    async def offer(self, vm: str, to: str, offer_id: str) -> Lease:
+    async def offer(self, vm: str, offer_id: str, decide: Callable[[ForPlacing], str]) -> Lease:
+        """Offer the next epoch to the host that `decide` names, or let it raise: what it decides by cannot change
+        until the offer stands."""
         async with self._store.transaction() as write:
+            to = decide(await _for_placing(write, vm))
             return await write.leases.offer(vm, to, offer_id)
 
     async def commit(self, vm: str, epoch: int, host: str) -> Lease:
