@@ -40,8 +40,9 @@ from serai.lib.reconcile import Reconciler
 from serai.lib.stream import StreamServer
 from serai.lib.tasks import Tasks
 from serai.schema.host import HostFacts
-from serai.schema.messages import Subjects, TicketRedeem, TicketRedeemed, Verdict, VerdictAsk, dump
+from serai.schema.messages import TicketRedeem, TicketRedeemed, Verdict, VerdictAsk, dump
 from serai.schema.resource import Frozen
+from serai.schema.subjects import Subjects
 from serai.schema.ticket import Purpose, Ticket
 
 log = logging.getLogger(__name__)
@@ -176,12 +177,12 @@ class HostParts:
         )
 
     async def _ask_verdict(self, host: str, ask: VerdictAsk) -> Verdict:
-        answer = await self._bus.request(Subjects.verdict(host), dump(ask), timeout=VERDICT_TIMEOUT)
+        answer = await self._bus.request(Subjects.verdict(host, self._config.name), dump(ask), timeout=VERDICT_TIMEOUT)
         return Verdict.model_validate_json(answer)
 
     async def _redeem(self, ticket: str, peer: str) -> Ticket:
         ask = TicketRedeem(ticket=ticket, holder=peer, server=f"host.{self._config.name}")
-        answer = await self._bus.request(Subjects.REDEEM, dump(ask), timeout=10.0)
+        answer = await self._bus.request(Subjects.redeem(self._config.name), dump(ask), timeout=10.0)
         return TicketRedeemed.model_validate_json(answer).ticket
 
 

@@ -2,6 +2,9 @@
 
 A command is asked with the same id until there is an answer: `running` and silence both mean "ask again". Silence is
 borne for `deadline` seconds, counted anew from each answer; it never means that the command was not carried out.
+
+A command for a VM goes to the host that holds the VM's lease, and to no other: the lease is read before each attempt,
+and once it is another's the command is given up. (The host looks at its own journal besides.)
 """
 
 from __future__ import annotations
@@ -10,18 +13,26 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from serai.controller import reports
-from serai.controller.jobs import OnProgress, Waits
+from serai.controller.jobs import OnProgress, VmTarget, Waits
 from serai.controller.store import Store
 from serai.lib.bus import Bus, Message, Subscription
 from serai.lib.clock import Clock, SystemClock
 from serai.lib.ids import new_id
 from serai.lib.tasks import Tasks
-from serai.schema.errors import InvalidError, SeraiError, UnauthorizedError, UnavailableError, from_info
+from serai.schema.errors import (
+    ConflictError,
+    InvalidError,
+    SeraiError,
+    UnauthorizedError,
+    UnavailableError,
+    from_info,
+)
 from serai.schema.host import Host, HostState
 from serai.schema.messages import (
     COMMANDS,
@@ -33,13 +44,13 @@ from serai.schema.messages import (
     Kind,
     Progress,
     Reply,
-    Subjects,
     TicketRedeem,
     TicketRedeemed,
     Welcome,
     dump,
 )
 from serai.schema.resource import Frozen
+from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport, VmStatus
 
 log = logging.getLogger(__name__)
@@ -67,7 +78,8 @@ class Hosts:
         self._clock = clock or SystemClock()
         self._silence = silence
         self._seen: dict[str, float] = {}
-        self._progress: dict[str, OnProgress] = {}
+        self._progress: dict[str, tuple[str, OnProgress]] = {}
+        """By command: the host that was asked, whose word alone counts, and who listens."""
         self._subscriptions: list[Subscription] = []
         self._tasks = Tasks("gateway")
         self.on_online: list[Callable[[Host], None]] = []
@@ -78,10 +90,10 @@ class Hosts:
             for host in await view.hosts.all(view.hosts.table.c.state == HostState.ONLINE.value):
                 self._seen[host.name] = self._clock.monotonic()
         for subject, handler in (
-            (Subjects.progress("*"), self._on_progress),
+            (Subjects.progress("*", "*"), self._on_progress),
             (Subjects.vm_report("*", "*"), self._on_vm_report),
             (Subjects.host_report("*"), self._on_host_report),
-            (Subjects.REDEEM, self._on_redeem),
+            (Subjects.redeem("*"), self._on_redeem),
             (Subjects.hello("*"), self._on_hello),
         ):
             self._subscriptions.append(await self._bus.subscribe(subject, handler))
@@ -99,7 +111,7 @@ class Hosts:
     async def command(
         self,
         kind: Kind,
-        target: str,
+        target: str | VmTarget,
         key: str,
         body: Frozen,
         *,
@@ -112,13 +124,14 @@ class Hosts:
         check: Callable[[], None] | None = None,
     ) -> BaseModel:
         """See `jobs.CommandGateway.command`."""
+        if isinstance(target, VmTarget) is not (COMMANDS[kind].to == "vm"):
+            raise TypeError(f"{kind} is not answered by {target}")
         command = Command(
             id=command_id, kind=kind, key=key, generation=generation, job=job, body=json.loads(dump(body))
         )
-        if on_progress is not None:
-            self._progress[command_id] = on_progress
+        listener = on_progress or _ignore
         try:
-            reply = await self._ask(command, kind, target, DEADLINE if deadline is None else deadline, waits, check)
+            reply = await self._ask(command, target, DEADLINE if deadline is None else deadline, listener, waits, check)
         finally:
             self._progress.pop(command_id, None)
             if waits is not None:
@@ -136,29 +149,32 @@ class Hosts:
     async def _ask(
         self,
         command: Command,
-        kind: Kind,
-        target: str,
+        target: str | VmTarget,
         deadline: float,
+        listener: OnProgress,
         waits: Waits | None,
         check: Callable[[], None] | None,
     ) -> Reply:
-        to_host = COMMANDS[kind].to == "host"
-        subject = Subjects.host_command(target) if to_host else Subjects.vm_command(target)
-        who = f"host {target}" if to_host else f"the agent of VM {target}"
-        payload = dump(command)
+        kind, payload = command.kind, dump(command)
         pause, answered = PAUSE_FIRST, self._clock.monotonic()
         while True:
             if check is not None:
                 check()
+            if isinstance(target, str):
+                host, subject, who = target, Subjects.host_command(target), f"host {target}"
+            else:
+                host, target = await self._holder(target, kind)
+                subject, who = Subjects.vm_command(host, target.vm), f"the agent of VM {target.vm} on {host}"
+            self._progress[command.id] = (host, listener)
             try:
                 reply = Reply.model_validate_json(await self._bus.request(subject, payload, timeout=ASK))
             except UnavailableError as error:
                 silent = self._clock.monotonic() - answered
                 if silent >= deadline:
                     raise UnavailableError(
-                        f"{who} did not answer {kind} for {silent:.0f} s",
-                        field="host" if to_host else "vm",
-                        value=target,
+                        f"{who} did not answer {kind} for {silent:.0f} s: {error.info.message}",
+                        field="host",
+                        value=host,
                         remedy="See that its agent runs and reaches the bus: serai host list.",
                     ) from error
                 if waits is not None:
@@ -171,6 +187,19 @@ class Hosts:
             if waits is not None:
                 waits("")
             pause, answered = PAUSE_FIRST, self._clock.monotonic()
+
+    async def _holder(self, target: VmTarget, kind: str) -> tuple[str, VmTarget]:
+        """The host that holds the VM's lease, and the target bound to it. Raises ConflictError if it is another now."""
+        async with self._store.read() as view:
+            lease = await view.leases.need(target.vm)
+        if target.host not in (None, lease.host) or target.epoch not in (None, lease.epoch):
+            raise ConflictError(
+                f"the VM's lease went to {lease.host} (epoch {lease.epoch}) before {kind} was answered",
+                field="vm",
+                value=target.vm,
+                remedy="See what became of it, and ask again.",
+            )
+        return lease.host, replace(target, host=lease.host, epoch=lease.epoch)
 
     async def vm_state(
         self, vm_id: str, predicate: Callable[[VmStatus], bool], *, timeout: float | None = None
@@ -188,9 +217,10 @@ class Hosts:
     # --- reports ---
 
     async def _on_progress(self, message: Message) -> None:
-        listener = self._progress.get(message.subject.rpartition(".")[2])
-        if listener is not None:
-            listener(Progress.model_validate_json(message.payload))
+        said = _parse(Progress, message)
+        asked, listener = self._progress.get(said.command, ("", _ignore))
+        if message.subject == Subjects.progress(asked, said.command):
+            listener(said)
 
     async def _on_hello(self, message: Message) -> bytes:
         hello = _parse(Hello, message)
@@ -260,6 +290,8 @@ class Hosts:
 
     async def _on_redeem(self, message: Message) -> bytes:
         asked = _parse(TicketRedeem, message)
+        if asked.server != f"host.{Subjects.host_of(message.subject)}":
+            raise UnauthorizedError("the ticket is redeemed by its own server only", field="server", value=asked.server)
         async with self._store.transaction() as tx:
             ticket = await tx.tickets.look(asked.ticket)
             # Looked at before it is used up: a wrong bearer must not be able to spoil it for the right one.
@@ -285,6 +317,10 @@ class Hosts:
                 # It may have spoken while this was written; then its next report brings it back.
                 if self._seen.get(name) == seen:
                     del self._seen[name]
+
+
+def _ignore(_: Progress) -> None:
+    """Nobody listens."""
 
 
 def _parse(model: type[ModelT], message: Message) -> ModelT:

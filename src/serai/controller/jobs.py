@@ -34,13 +34,26 @@ OnProgress = Callable[[Progress], None]
 Waits = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class VmTarget:
+    """The agent of a VM on the host that holds its lease.
+
+    `host` and `epoch`: the holder for which the command was made; none: whoever holds it when the command is first
+    asked. A command is never asked of another holder than that.
+    """
+
+    vm: str
+    host: str | None = None
+    epoch: int | None = None
+
+
 class CommandGateway(Protocol):
     """How commands reach hosts and VMs; `gateway.Hosts` is the real one."""
 
     async def command(
         self,
         kind: Kind,
-        target: str,
+        target: str | VmTarget,
         key: str,
         body: Frozen,
         *,
@@ -54,7 +67,9 @@ class CommandGateway(Protocol):
     ) -> Any:
         """Ask until it is answered; returns the kind's result model.
 
-        `target`: a host's name, or a VM's id for kinds answered by VMs. `deadline`: seconds for which silence is
+        `target`: a host's name; for kinds answered by VMs the VM where its lease is. Raises ConflictError once that
+        lease is another host's or of another epoch than at first: what the first one made of the command is not known.
+        `deadline`: seconds for which silence is
         borne (none: the gateway's default). `waits` is told what it waits for, in words, and "" when it waits no more;
         `check` is called before each new attempt and may raise. Raises SeraiError.
         """
@@ -140,7 +155,7 @@ class JobContext:
     async def command(
         self,
         kind: Kind,
-        target: str,
+        target: str | VmTarget,
         key: str,
         body: Frozen,
         *,
@@ -154,7 +169,7 @@ class JobContext:
             target,
             key,
             body,
-            command_id=self.command_id(f"{kind}/{target}/{key}"),
+            command_id=self.command_id(f"{kind}/{target if isinstance(target, str) else target.vm}/{key}"),
             generation=generation,
             job=self.id,
             on_progress=on_progress,

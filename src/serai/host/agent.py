@@ -8,7 +8,6 @@ newest that was carried out for the same key is refused.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 
@@ -30,10 +29,10 @@ from serai.schema.messages import (
     HostReport,
     Progress,
     Reply,
-    Subjects,
     VerdictAsk,
     dump,
 )
+from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport
 
 log = logging.getLogger(__name__)
@@ -70,11 +69,9 @@ class HostAgent:
         self._storage = storage
         self._running: dict[str, asyncio.Task[Reply]] = {}
         self._subscriptions: list[Subscription] = []
-        self._vm_subscriptions: dict[str, Subscription] = {}
         self._vms: Vms | None = None
         self._executor: Executor | None = None
         self._welcomed = False
-        self._following = asyncio.Lock()
 
     async def join(self, vms: Vms, executor: Executor) -> None:
         """Take commands from now on, say hello, and report every few seconds and after each reconnect."""
@@ -82,14 +79,15 @@ class HostAgent:
         self._executor = executor
         self._subscriptions = [
             await self._bus.subscribe(Subjects.host_command(self._name), self._on_command),
-            await self._bus.subscribe(Subjects.verdict(self._name), self._on_verdict),
+            await self._bus.subscribe(Subjects.vm_command(self._name, "*"), self._on_vm_command),
+            await self._bus.subscribe(Subjects.verdict(self._name, "*"), self._on_verdict),
         ]
         self._bus.on_reconnect(self._hello_and_report)
         self._tasks.start(self._report_forever(), "report")
 
     async def leave(self) -> None:
         """Stop taking commands; VMs go on."""
-        for subscription in (*self._subscriptions, *self._vm_subscriptions.values()):
+        for subscription in self._subscriptions:
             await subscription.unsubscribe()
 
     # --- reports ---
@@ -100,21 +98,9 @@ class HostAgent:
 
     async def _publish_vm(self, report: VmReport) -> None:
         try:
-            await self._follow_vm(report.vm)
             await self._bus.publish(Subjects.vm_report(self._name, report.vm), dump(report))
         except UnavailableError as error:
             log.debug("report of %s waits for the bus: %s", report.vm, error)
-
-    async def _follow_vm(self, vm: str) -> None:
-        """Answer on the VM's own subject exactly while this host holds its lease."""
-        async with self._following:
-            holds = self._holds(vm)
-            if holds and vm not in self._vm_subscriptions:
-                subject = Subjects.vm_command(vm)
-                handler = functools.partial(self._on_vm_command, vm)
-                self._vm_subscriptions[vm] = await self._bus.subscribe(subject, handler)
-            elif not holds and vm in self._vm_subscriptions:
-                await self._vm_subscriptions.pop(vm).unsubscribe()
 
     def _holds(self, vm: str) -> bool:
         return self._vms is not None and vm in self._vms.agents and self._records.may_run(vm) is not None
@@ -144,8 +130,6 @@ class HostAgent:
         """Everything that this host has, at once."""
         if self._vms is None:
             return
-        for vm in [*self._vms.agents, *self._vm_subscriptions]:
-            await self._follow_vm(vm)
         report = HostReport(
             host=self._name,
             time=self._clock.now(),
@@ -164,10 +148,12 @@ class HostAgent:
             raise InvalidError(f"not a command: {error.errors()[0]['msg']}", field="command") from error
         return dump(await self.command(command))
 
-    async def _on_vm_command(self, vm: str, message: Message) -> bytes | None:
-        """A VM that has just left is spoken for by its new host alone: of two answers the asker takes the first."""
+    async def _on_vm_command(self, message: Message) -> bytes | None:
+        """Carried out only while this host holds the VM's lease, whatever the controller knows of it."""
+        vm = Subjects.vm_of(message.subject)
         if not self._holds(vm):
-            return None
+            # Not for good: a VM that has just left, or whose QEMU does not answer yet. The asker knows when to give up.
+            raise UnavailableError(f"{self._name} does not hold the lease of VM {vm}", field="vm", value=vm)
         return await self._on_command(message)
 
     async def command(self, command: Command) -> Reply:
@@ -222,18 +208,11 @@ class HostAgent:
         result = await self._executor.run(command, report)
         if command.generation > newest:
             self._records.put_generation(command.key, command.generation)
-        noun, _, vm = command.key.partition("/")
-        if noun == "vm":
-            # Before the answer: whoever gets it may ask the VM itself at once.
-            try:
-                await self._follow_vm(vm)
-            except UnavailableError as error:
-                log.debug("the subject of VM %s waits for the bus: %s", vm, error)
         return Reply(state="done", result=json.loads(dump(result)))
 
     async def _publish_progress(self, progress: Progress) -> None:
         try:
-            await self._bus.publish(Subjects.progress(progress.command), dump(progress))
+            await self._bus.publish(Subjects.progress(self._name, progress.command), dump(progress))
         except UnavailableError as error:
             log.debug("progress of %s is lost: %s", progress.command, error)
 
@@ -241,4 +220,5 @@ class HostAgent:
         if self._vms is None:
             raise UnavailableError("the host agent is still starting")
         ask = VerdictAsk.model_validate_json(message.payload)
-        return dump(await self._vms.moves.verdict(ask, hold=VERDICT_HOLD))
+        source = Subjects.asker_of(message.subject)
+        return dump(await self._vms.moves.verdict(ask, source, hold=VERDICT_HOLD))

@@ -21,7 +21,7 @@ from serai.host.placing import place
 from serai.host.records import Incoming, Outgoing, VmRecord
 from serai.host.vm import VmAgent
 from serai.schema.attach import Launch
-from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
+from serai.schema.errors import ConflictError, SeraiError, StaleError, UnauthorizedError, UnavailableError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import (
     Verdict,
@@ -206,8 +206,14 @@ class Moves:
             )
         return Verdict(claim=Claim.ABANDONED, reason=reason)
 
-    async def verdict(self, ask: VerdictAsk, hold: float) -> Verdict:
-        """Committed or abandoned? Waits up to `hold` seconds for a move that is still being decided."""
+    async def verdict(self, ask: VerdictAsk, source: str, hold: float) -> Verdict:
+        """Committed or abandoned? Waits up to `hold` seconds for a move that is still being decided.
+
+        Raises UnauthorizedError if the offer is known and `source`, who asks, is not its source.
+        """
+        for row in self._kit.records.leases(ask.vm):
+            if row.epoch == ask.epoch and row.offer_id == ask.offer_id and row.peer not in (None, source):
+                raise UnauthorizedError(f"{source} is not the source of this move", field="source", value=source)
         incoming = self._incoming.get(ask.vm)
         if incoming is not None and incoming.move.offer_id == ask.offer_id:
             # Only a source that has sent all asks.

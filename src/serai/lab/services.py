@@ -29,8 +29,8 @@ from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.schema.errors import HostError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.host import HostState
 from serai.schema.job import Job, JobState
-from serai.schema.messages import host_permissions
 from serai.schema.network import NetworkCreate, NetworkSpec
+from serai.schema.subjects import controller_permissions, host_permissions
 from serai.schema.volume import ExportKind, PoolCreate, PoolDriverName, PoolSpec
 
 NATS_PORT = 4222
@@ -164,10 +164,9 @@ def _let_fetchers_out(folder: LabFolder) -> None:
 
 async def start_bus(folder: LabFolder, plan: Plan, tls: TlsFiles, programs: Programs) -> str:
     """Start the lab's nats-server, for the first time or after it was killed; return its URL."""
-    permissions = {"controller": Permissions(publish=(">",), subscribe=(">",))}
-    for host in plan.hosts:
-        publish, subscribe = host_permissions(host)
-        permissions[f"host.{host}"] = Permissions(tuple(publish), tuple(subscribe))
+    rights = {"controller": controller_permissions()}
+    rights |= {f"host.{host}": host_permissions(host) for host in plan.hosts}
+    permissions = {who: Permissions(tuple(publish), tuple(subscribe)) for who, (publish, subscribe) in rights.items()}
     config = NatsConfig(str(plan.address("ctl")), NATS_PORT, tls, permissions)
     server = NatsServer(config, folder.controller / "nats", prefix=enter.prefix(folder, programs.state, "ctl"))
     await server.start()

@@ -4,6 +4,9 @@ A NATS client that loses its server is thrown away and a new one is made, again 
 subscriptions are made anew and the `on_reconnect` callbacks run. (The library's own reconnection gives up for good on
 an authorization error, which is what a server says while its configuration is being renewed.)
 
+A reply goes to an inbox: a subject that only the requester may hear, with 128 random bits in it, so that only whoever
+was asked can answer. A message that asks for its reply anywhere else gets none: it would have us speak for it.
+
 While the server is away, `publish` keeps up to 2 MB for later, in order; a request waits for the connection within its
 time-out; a request whose reply had not come is lost and says so at once.
 """
@@ -12,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -35,7 +39,7 @@ from serai.lib.bus import (
     decode_error,
     encode_error,
 )
-from serai.lib.natsserver import inbox_prefix
+from serai.lib.natsserver import INBOX, inbox_prefix
 from serai.lib.pki import TlsFiles
 from serai.lib.tasks import Tasks
 from serai.schema.errors import InvalidError, UnavailableError
@@ -43,6 +47,8 @@ from serai.schema.errors import InvalidError, UnavailableError
 log = logging.getLogger(__name__)
 
 ERROR_HEADER = "Serai-Error"
+STATUS_HEADER, NO_RESPONDERS = "Status", "503"
+"""How the server itself answers a request to a subject that nobody listens to."""
 KEPT_BYTES = 2 * 1024 * 1024
 """Bytes of published messages kept while the server is away."""
 FIRST_DELAY, LAST_DELAY = 0.1, 2.0
@@ -115,6 +121,37 @@ class _Refusals:
         return words
 
 
+class _Inbox:
+    """Where the replies of one connection come in: each request has a subject of its own, told to nobody else."""
+
+    def __init__(self, identity: str) -> None:
+        self._prefix = inbox_prefix(identity)
+        self._waiting: dict[str, asyncio.Future[Msg]] = {}
+
+    @property
+    def pattern(self) -> str:
+        """What to subscribe to."""
+        return f"{self._prefix}.*"
+
+    @contextlib.contextmanager
+    def expect(self) -> Iterator[tuple[str, asyncio.Future[Msg]]]:
+        """Yield a subject for one reply, and the future that it comes to."""
+        where = f"{self._prefix}.{secrets.token_hex(16)}"
+        reply: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[where] = reply
+        try:
+            yield where, reply
+        finally:
+            del self._waiting[where]
+            reply.cancel()
+
+    async def deliver(self, msg: Msg) -> None:
+        """Hand a message to the request that it answers; the first one counts."""
+        reply = self._waiting.get(msg.subject)
+        if reply is not None and not reply.done():
+            reply.set_result(msg)
+
+
 class NatsBus:
     """See `bus.Bus`. Made by `connect`; `close` it."""
 
@@ -132,6 +169,7 @@ class NatsBus:
         self._kept: deque[tuple[str, bytes]] = deque()
         self._kept_bytes = 0
         self._refusals = _Refusals(tls.identity)
+        self._inbox = _Inbox(tls.identity)
         self._tasks = Tasks(f"bus {name}")
 
     @classmethod
@@ -191,8 +229,8 @@ class NatsBus:
                 client, lost = self._client, self._lost
                 if client is None:
                     raise BusTimeout(f"the bus was lost before {subject} was asked")
-                reply = await self._ask(client, lost, subject, payload, timeout)
-        except (TimeoutError, nats.errors.TimeoutError):
+                reply = await self._ask(client, lost, subject, payload)
+        except TimeoutError:
             raise BusTimeout(f"no reply from {subject} within {timeout:g} s") from None
         if reply.headers is not None and ERROR_HEADER in reply.headers:
             raise decode_error(reply.data)
@@ -309,12 +347,12 @@ class NatsBus:
             connect_timeout=CONNECT_TIMEOUT,
             ping_interval=5,
             max_outstanding_pings=2,
-            inbox_prefix=inbox_prefix(self._tls.identity),
             error_cb=self._on_error,
             closed_cb=closed,
             disconnected_cb=closed,
         )
         try:
+            await client.subscribe(self._inbox.pattern, cb=self._inbox.deliver)
             for subscription in self._subscriptions:
                 try:
                     await self._establish(client, subscription)
@@ -346,6 +384,8 @@ class NatsBus:
             message = Message(msg.subject, msg.data, msg.reply or None)
             if message.reply is None:
                 await call_handler(subscription.handler, message)
+            elif not message.reply.startswith(f"{INBOX}."):
+                log.error("%s asks for a reply on %s, which is no inbox: not handled", msg.subject, message.reply)
             elif not self._closed:
                 self._tasks.start(self._reply(client, subscription.handler, message, message.reply))
 
@@ -374,26 +414,26 @@ class NatsBus:
         except LOST as lost:
             log.warning("the reply to %s was lost with the connection: %s", message.subject, lost)
 
-    async def _ask(self, client: Client, lost: asyncio.Event, subject: str, payload: bytes, timeout: float) -> Msg:
+    async def _ask(self, client: Client, lost: asyncio.Event, subject: str, payload: bytes) -> Msg:
         """Request, unless the connection ends or the server refuses the subject before the reply."""
-        ask = asyncio.ensure_future(client.request(subject, payload, timeout=timeout))
         gone = asyncio.ensure_future(lost.wait())
-        with self._refusals.watch("publish", subject) as refused:
+        with self._inbox.expect() as (where, reply), self._refusals.watch("publish", subject) as refused:
             try:
-                await asyncio.wait((ask, gone, refused), return_when=asyncio.FIRST_COMPLETED)
-                if refused.done():
-                    refused.result()
-                if not ask.done():
-                    raise BusTimeout(f"the connection to the bus was lost before {subject} replied")
-                return ask.result()
-            except nats.errors.NoRespondersError:
-                raise NoResponders(f"nobody answers to {subject}") from None
+                await client.publish(subject, payload, reply=where)
+                await asyncio.wait((reply, gone, refused), return_when=asyncio.FIRST_COMPLETED)
             except LOST as error:
                 raise BusTimeout(f"the connection to the bus was lost before {subject} replied") from error
             finally:
-                for task in (ask, gone):
-                    task.cancel()
-                await asyncio.wait((ask, gone))
+                gone.cancel()
+                await asyncio.wait((gone,))
+            if refused.done():
+                refused.result()
+            if not reply.done():
+                raise BusTimeout(f"the connection to the bus was lost before {subject} replied")
+            answer = reply.result()
+        if answer.headers is not None and answer.headers.get(STATUS_HEADER) == NO_RESPONDERS:
+            raise NoResponders(f"nobody answers to {subject}")
+        return answer
 
     async def _on_error(self, error: Exception) -> None:
         refusal = self._refusals.match(error)

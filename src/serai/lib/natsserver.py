@@ -1,8 +1,12 @@
 """A `nats-server` of our own: its configuration, and the process.
 
 The server knows an identity by the certificate it shows (`verify_and_map`: the DNS name in it is the user), and each
-identity may publish and subscribe what its `Permissions` say, receive on an inbox of its own, and reply to what it was
-asked; nothing else. An identity that is not in the configuration cannot connect.
+identity may publish and subscribe what its `Permissions` say, receive on inboxes of its own, and publish to inboxes;
+nothing else. An identity that is not in the configuration cannot connect.
+
+An inbox is known to nobody but whoever was asked (`natsbus`), so that the right to publish to inboxes is the right to
+reply. The server's own `allow_responses` is not used: it lets an identity publish wherever a message that it gets asks
+for a reply, and the sender of that message may be the same identity, or an accomplice.
 
 `start` it, `reload` it with more identities (connections stay), `stop` it. It outlives a starter that is killed, and
 the next one takes it over. That it listens is read from the ports file which it writes once it does, so this also
@@ -53,9 +57,13 @@ class NatsConfig:
     permissions: Mapping[str, Permissions] = field(default_factory=dict)
 
 
+INBOX = "_INBOX"
+"""The first token of all inboxes."""
+
+
 def inbox_prefix(identity: str) -> str:
     """Return the start of the subjects on which the identity, and nobody else, receives replies."""
-    return f"_INBOX.{identity}"
+    return f"{INBOX}.{identity}"
 
 
 def render(config: NatsConfig, folder: Path) -> str:
@@ -87,13 +95,9 @@ def render(config: NatsConfig, folder: Path) -> str:
 
 
 def _rules(identity: str, permissions: Permissions) -> dict[str, object]:
-    # An empty list of allowed subjects would mean "all" to the server.
-    publish = {"allow": list(permissions.publish)} if permissions.publish else {"deny": [">"]}
     return {
-        "publish": publish,
+        "publish": {"allow": [f"{INBOX}.>", *permissions.publish]},
         "subscribe": {"allow": [f"{inbox_prefix(identity)}.>", *permissions.subscribe]},
-        # Replies go where the requester says, for as long as the longest command may take.
-        "allow_responses": {"max": 1, "expires": "15m"},
     }
 
 

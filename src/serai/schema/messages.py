@@ -1,11 +1,10 @@
-"""The bus: subjects, commands with their bodies and results, and reports.
+"""The bus: commands with their bodies and results, and reports. Where they go is said in subjects.py.
 
-A command is asked with `Bus.request` on a host's or a VM's subject. Its id makes it idempotent: asked again (after a
-lost reply, a restarted agent, a restarted nats-server) it is carried out once and answered alike. A command that takes
-longer than `HOLD` seconds is answered `running`; the asker asks again with the same id until it is `done` or `failed`.
-A command whose generation is older than the newest that the receiver has carried out for the same `key` is refused.
-
-Identities are `controller`, `host.<name>` and `client.<name>`; nats-server maps the certificate's name to permissions.
+A command is asked with `Bus.request` on the subject of a host, or of a VM on its host. Its id makes it idempotent:
+asked again (after a lost reply, a restarted agent, a restarted nats-server) it is carried out once and answered alike.
+A command that takes longer than `HOLD` seconds is answered `running`; the asker asks again with the same id until it is
+`done` or `failed`. A command whose generation is older than the newest that the receiver has carried out for the same
+`key` is refused.
 """
 
 from __future__ import annotations
@@ -51,51 +50,6 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-class Subjects:
-    """Every subject there is."""
-
-    @staticmethod
-    def host_command(host: str) -> str:
-        return f"host.{host}.command"
-
-    @staticmethod
-    def vm_command(vm: str) -> str:
-        """Answered by the VM agent that holds the VM's lease, on whatever host that is."""
-        return f"vm.{vm}.command"
-
-    @staticmethod
-    def host_report(host: str) -> str:
-        return f"host.{host}.report"
-
-    @staticmethod
-    def vm_report(host: str, vm: str) -> str:
-        """A host's word on a VM that it has. The host's name is in it so that no other host may publish it."""
-        return f"host.{host}.vm.{vm}.report"
-
-    @staticmethod
-    def hello(host: str) -> str:
-        return f"host.{host}.hello"
-
-    @staticmethod
-    def progress(command: str) -> str:
-        return f"progress.{command}"
-
-    @staticmethod
-    def verdict(host: str) -> str:
-        """Asked by a migration's source of the destination: committed or abandoned? Answered from the journal."""
-        return f"host.{host}.verdict"
-
-    REDEEM = "controller.ticket.redeem"
-
-
-def host_permissions(host: str) -> tuple[list[str], list[str]]:
-    """(publish, subscribe) for one host's identity: what its agent needs. Replies are the bus's matter."""
-    own = [Subjects.host_report(host), Subjects.vm_report(host, "*"), Subjects.hello(host)]
-    publish = [*own, Subjects.progress("*"), Subjects.verdict("*"), Subjects.REDEEM]
-    subscribe = [f"host.{host}.>", "vm.*.command"]
-    return publish, subscribe
-
-
 class Command(Frozen):
     """`key` orders commands (`vm/<id>`, `volume/<id>`); `job` is the job it belongs to, for logs."""
 
@@ -114,7 +68,7 @@ class Reply(Frozen):
 
 
 class Progress(Frozen):
-    """On `Subjects.progress(command id)`: best effort, lost without harm. `fraction` 0 to 1 or none."""
+    """On `Subjects.progress(host, command id)`: best effort, lost without harm. `fraction` 0 to 1 or none."""
 
     command: Id
     phase: str
@@ -183,7 +137,7 @@ class VmPrepared(Frozen):
 
 
 class VerdictAsk(Frozen):
-    """On `Subjects.verdict(host)`: has this offer been committed? The answer may take until it is decided."""
+    """On `Subjects.verdict(host, source)`: has this offer been committed? The answer may take until it is decided."""
 
     vm: Id
     epoch: int

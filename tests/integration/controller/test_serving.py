@@ -27,7 +27,8 @@ from serai.schema.errors import ConflictError, InvalidError, NotFoundError, Unau
 from serai.schema.host import HostFacts
 from serai.schema.image import Image, ImageCreate, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState
 from serai.schema.job import JobState
-from serai.schema.messages import Hello, Subjects, dump
+from serai.schema.messages import Hello, dump
+from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm
 
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])

@@ -29,7 +29,6 @@ from serai.schema.messages import (
     Hello,
     Kind,
     Reply,
-    Subjects,
     Verdict,
     VmConfigured,
     VmMigrateCancel,
@@ -40,6 +39,7 @@ from serai.schema.messages import (
     VolumeAdmitted,
     dump,
 )
+from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import PoolStatus
 
@@ -92,13 +92,8 @@ class Agents:
             return await self._answer(host, Command.model_validate_json(message.payload))
 
         await self.bus.subscribe(Subjects.host_command(host), answer)
+        await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
         await self.bus.request(Subjects.hello(host), dump(Hello(host=host, facts=FACTS)), timeout=5)
-
-    async def join_vms(self, host: str) -> None:
-        async def answer(message: Message) -> bytes:
-            return await self._answer(host, Command.model_validate_json(message.payload))
-
-        await self.bus.subscribe(Subjects.vm_command("*"), answer)
 
     def hold(self, kind: Kind) -> Held:
         """Keep commands of a kind waiting."""
@@ -167,7 +162,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         agents = Agents(bus)
         await agents.join("h1")
         await agents.join("h2")
-        await agents.join_vms("h1")
         context = Context(socket=config.socket, token_file=config.token_file)
         client = await stack.enter_async_context(Client(context))
         made = World(controller, agents, client)

@@ -15,7 +15,7 @@ from serai.lib.natsbus import NatsBus
 from serai.lib.natsserver import ANY_PORT, NatsConfig, NatsServer, Permissions
 from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.schema.errors import HostError, UnavailableError
-from serai.schema.messages import Subjects, host_permissions
+from serai.schema.subjects import Subjects, host_permissions
 
 DEADLINE = 30
 

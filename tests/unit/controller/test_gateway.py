@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from serai.controller.gateway import Hosts
+from serai.controller.jobs import VmTarget
 from serai.controller.reports import SILENT
 from serai.controller.store import Store
 from serai.lib.bus import Message
@@ -21,6 +23,7 @@ from serai.lib.membus import MemBus
 from serai.schema.errors import (
     CancelledByUserError,
     CapacityError,
+    ConflictError,
     InvalidError,
     NotFoundError,
     UnauthorizedError,
@@ -36,7 +39,6 @@ from serai.schema.messages import (
     PoolOpen,
     Progress,
     Reply,
-    Subjects,
     TicketRedeem,
     TicketRedeemed,
     VmSignal,
@@ -44,6 +46,7 @@ from serai.schema.messages import (
     dump,
 )
 from serai.schema.resource import Frozen
+from serai.schema.subjects import Subjects
 from serai.schema.ticket import Purpose, Ticket
 from serai.schema.vm import Vm, VmReport, VmSpec, VmState, VmStatus
 from serai.schema.volume import ExportKind, Pool, PoolDriverName, PoolSpec, PoolStatus
@@ -108,6 +111,10 @@ class Kit:
                 self.clock.advance(0.5)
                 left -= 0.5
                 await asyncio.sleep(0.001)
+
+    async def signal(self, target: VmTarget, **options: Any) -> Any:
+        body = VmSignal(vm=target.vm)
+        return await self.hosts.command(Kind.VM_PAUSE, target, f"vm/{target.vm}", body, command_id=new_id(), **options)
 
     async def send(self, body: Frozen = OPEN, **options: Any) -> Any:
         return await self.hosts.command(Kind.POOL_OPEN, "h1", "pool/x", body, command_id=new_id(), **options)
@@ -182,24 +189,72 @@ async def test_a_cancel_ends_the_waiting(kit: Kit) -> None:
 
 async def test_progress_and_vm_commands_find_their_way(kit: Kit) -> None:
     seen: list[Progress] = []
-    vm = new_id()
+    vm = await kit.vm("h2")
     report = VmReport(vm=vm, host="h2", epoch=1, state=VmState.PAUSED, since=THEN)
 
     async def answer(message: Message) -> bytes:
         command = Command.model_validate_json(message.payload)
-        await kit.bus.publish(
-            Subjects.progress(command.id), dump(Progress(command=command.id, phase="x", fraction=0.5))
-        )
+        # Of one bus and one subscription: what comes later was published later.
+        for host, of in (("h1", command.id), ("h2", new_id()), ("h2", command.id)):
+            word = Progress(command=of, phase=f"of {host}", fraction=0.5)
+            await kit.bus.publish(Subjects.progress(host, command.id), dump(word))
         while not seen:
             await asyncio.sleep(0.001)
         return dump(Reply(state="done", result=report.model_dump(mode="json")))
 
-    await kit.bus.subscribe(Subjects.vm_command(vm), answer)
-    found = await kit.hosts.command(
-        Kind.VM_PAUSE, vm, f"vm/{vm}", VmSignal(vm=vm), command_id=new_id(), on_progress=seen.append
-    )
+    await kit.bus.subscribe(Subjects.vm_command("h2", vm), answer)
+    found = await kit.signal(VmTarget(vm), on_progress=seen.append)
     assert found == report
-    assert seen[0].fraction == 0.5
+    assert [word.phase for word in seen] == ["of h2"]
+
+
+@pytest.mark.parametrize("change", ["moved", "there and back", "started afresh"])
+async def test_a_vm_whose_lease_changes_is_asked_of_no_other_holder(kit: Kit, change: str) -> None:
+    vm = await kit.vm("h1")
+    waits: list[str] = []
+    sending = asyncio.create_task(kit.signal(VmTarget(vm), deadline=float("inf"), waits=waits.append))
+    await kit.advance(1, lambda: bool(waits))
+    assert waits[0] == f"the agent of VM {vm} on h1 to answer vm.pause"
+    way = {"moved": ["h2"], "there and back": ["h2", "h1"], "started afresh": ["h1"]}[change]
+    async with kit.store.transaction() as tx:
+        for host in way:
+            await tx.leases.advance(vm, host)
+    for host in ("h1", "h2"):
+        await kit.answers(Subjects.vm_command(host, vm), Reply(state="done"))
+    await kit.advance(2, sending.done)
+    with pytest.raises(ConflictError, match=f"lease went to {way[-1]}"):
+        await sending
+    assert kit.commands == []
+
+
+async def test_a_command_made_for_one_holder_goes_to_no_other(kit: Kit) -> None:
+    vm = await kit.vm("h2")
+    await kit.answers(Subjects.vm_command("h2", vm), Reply(state="done"))
+    for host, epoch in (("h1", 1), ("h2", 2)):
+        with pytest.raises(ConflictError, match="lease went to h2"):
+            await kit.signal(VmTarget(vm, host, epoch))
+    with pytest.raises(NotFoundError, match="never ran"):
+        await kit.signal(VmTarget(new_id()))
+    assert kit.commands == []
+
+
+async def test_a_host_that_does_not_hold_the_vm_is_asked_again(kit: Kit) -> None:
+    """Its journal may be ahead of the store, or its agent still busy with taking the VM over."""
+    vm = await kit.vm("h1")
+    done = Reply(state="done", result=json.loads(dump(kit.said(vm, state="paused"))))
+    asked: list[str] = []
+
+    async def answer(message: Message) -> bytes:
+        asked.append(message.subject)
+        if len(asked) == 1:
+            raise UnavailableError("h1 does not hold the lease")
+        return dump(done)
+
+    await kit.bus.subscribe(Subjects.vm_command("h1", vm), answer)
+    sending = asyncio.create_task(kit.signal(VmTarget(vm)))
+    await kit.advance(2, sending.done)
+    assert (await sending).state is VmState.PAUSED
+    assert asked == [f"host.h1.vm.{vm}.command"] * 2
 
 
 async def test_a_hello_makes_the_host(kit: Kit) -> None:
@@ -363,21 +418,24 @@ async def test_waiting_for_a_vms_state(kit: Kit) -> None:
 async def test_a_ticket_is_redeemed_once_by_its_two_ends(kit: Kit) -> None:
     def ticket(seconds: float) -> Ticket:
         expires = kit.clock.now() + timedelta(seconds=seconds)
-        return Ticket(id=new_secret(), purpose=Purpose.CONSOLE, resource="vm", holder="a", server="b", expires=expires)
+        return Ticket(
+            id=new_secret(), purpose=Purpose.CONSOLE, resource="vm", holder="a", server="host.h1", expires=expires
+        )
 
     good, late = ticket(10), ticket(-1)
     async with kit.store.transaction() as tx:
         await tx.tickets.add(good)
         await tx.tickets.add(late)
 
-    async def redeem(asked: Ticket, holder: str = "a", server: str = "b") -> Ticket:
+    async def redeem(asked: Ticket, holder: str = "a", server: str = "host.h1", by: str = "h1") -> Ticket:
         body = TicketRedeem(ticket=asked.id, holder=holder, server=server)
-        answer = await kit.bus.request(Subjects.REDEEM, dump(body), timeout=5)
+        answer = await kit.bus.request(Subjects.redeem(by), dump(body), timeout=5)
         return TicketRedeemed.model_validate_json(answer).ticket
 
-    for holder, server in (("x", "b"), ("a", "x")):
+    # Another bearer; another server, with its own name or with the right one.
+    for holder, server, by in (("x", "host.h1", "h1"), ("a", "host.h2", "h2"), ("a", "host.h1", "h2")):
         with pytest.raises(UnauthorizedError):
-            await redeem(good, holder, server)
+            await redeem(good, holder, server, by)
     assert await redeem(good) == good
     with pytest.raises(UnauthorizedError):
         await redeem(good)

@@ -47,13 +47,13 @@ from serai.schema.messages import (
     HostReport,
     Kind,
     Reply,
-    Subjects,
     Verdict,
     VerdictAsk,
     VmStart,
     Welcome,
     dump,
 )
+from serai.schema.subjects import Subjects
 from serai.schema.vm import RestartPolicy, VmReport, VmState
 
 VM = "0123456789ab"
@@ -190,7 +190,9 @@ class Host:
     async def _ask_verdict(self, host: str, ask: VerdictAsk) -> Verdict:
         if self.cut:
             raise UnavailableError("the bus is away")
-        return Verdict.model_validate_json(await self.bus.request(Subjects.verdict(host), dump(ask), timeout=0.5))
+        return Verdict.model_validate_json(
+            await self.bus.request(Subjects.verdict(host, self.name), dump(ask), timeout=0.5)
+        )
 
     # --- faults ---
 
@@ -205,7 +207,7 @@ class Host:
             if process.machine is not None:
                 process.machine.process = FakeProcess(self.world, process.launch, process.placing, incoming=False)
                 process.machine = None
-        for subscription in (*self.agent._subscriptions, *self.agent._vm_subscriptions.values()):
+        for subscription in self.agent._subscriptions:
             self.bus.forget(subscription)  # type: ignore[arg-type] # MemBus gave them out
         self._ending = asyncio.get_running_loop().create_task(self.tasks.close())
 

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from serai.lib.ids import new_id
-from serai.schema.errors import SeraiError
+from serai.schema.errors import SeraiError, UnauthorizedError, UnavailableError
 from serai.schema.lease import Claim
 from serai.schema.messages import (
     Command,
     Kind,
     Reply,
-    Subjects,
     Verdict,
+    VerdictAsk,
     VmAbandon,
     VmConfigure,
     VmConfigured,
@@ -29,6 +29,7 @@ from serai.schema.messages import (
     VmRelease,
     dump,
 )
+from serai.schema.subjects import Subjects
 from serai.schema.vm import RestartPolicy, VmState
 
 from .conftest import VM, Ground, Host, make_launch
@@ -172,9 +173,31 @@ async def test_a_vm_that_left_is_spoken_for_by_its_new_host_alone(trip: Trip) ->
     moving = asyncio.create_task(trip._move(RestartPolicy.NEVER))
     await trip.ground.until(moving.done)
     command = Command(id=new_id(), kind=Kind.VM_PAUSE, key=f"vm/{VM}", body={"vm": VM})
-    answer = await trip.ground.bus.request(Subjects.vm_command(VM), dump(command), 5.0)
+    # The controller may not know yet that it left: it is not carried out, and asked again.
+    with pytest.raises(UnavailableError, match="h1 does not hold the lease"):
+        await trip.ground.bus.request(Subjects.vm_command("h1", VM), dump(command), 5.0)
+    answer = await trip.ground.bus.request(Subjects.vm_command("h2", VM), dump(command), 5.0)
     assert Reply.model_validate_json(answer).state == "done"
     assert trip.destination.state() is VmState.PAUSED
+
+
+@pytest.mark.parametrize("when", ["undecided", "decided"])
+async def test_only_the_source_of_a_move_gets_its_verdict(trip: Trip, when: str) -> None:
+    if when == "undecided":
+        await held(trip, "completed")
+    else:
+        moving = asyncio.create_task(trip._move(RestartPolicy.NEVER))
+        await trip.ground.until(moving.done)
+    ask = VerdictAsk(vm=VM, epoch=trip.epoch, offer_id=trip.offer)
+    before = trip.destination.records.leases(VM)
+    with pytest.raises(UnauthorizedError, match="h3 is not the source"):
+        await trip.ground.bus.request(Subjects.verdict("h2", "h3"), dump(ask), 5.0)
+    assert trip.destination.records.leases(VM) == before
+    if when == "undecided":
+        trip.ground.world.release("completed")
+        await trip.over()
+        trip.check()
+        assert trip.committed
 
 
 async def test_a_vm_with_pending_changes_of_its_shape_stays(trip: Trip) -> None:

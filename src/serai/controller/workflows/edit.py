@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow
 from serai.controller.workflows.common import Office, make_launch
 from serai.core.migration import PENDING
 from serai.schema.messages import Kind, VmConfigure, VmConfigured, VolumeDrop, VolumeMake
@@ -62,8 +62,10 @@ async def _apply(office: Office, ctx: JobContext) -> None:
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,
     )
+    # The launch holds secrets, and is good for that host and epoch alone.
+    holder = VmTarget(vm.id, parts.host.name, parts.lease.epoch)
     answer: VmConfigured = await ctx.command(
-        Kind.VM_CONFIGURE, vm.id, f"vm/{vm.id}", body, generation=vm.generation, deadline=60.0
+        Kind.VM_CONFIGURE, holder, f"vm/{vm.id}", body, generation=vm.generation, deadline=60.0
     )
     pending = [Condition(type=PENDING, message=line) for line in answer.pending]
     await office.shelf.set_vm_conditions(vm.id, PENDING, pending)
