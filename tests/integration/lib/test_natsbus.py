@@ -15,7 +15,6 @@ from serai.lib.natsbus import NatsBus
 from serai.lib.natsserver import ANY_PORT, NatsConfig, NatsServer, Permissions
 from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.schema.errors import HostError, UnavailableError
-from serai.schema.subjects import Subjects, host_permissions
 
 DEADLINE = 30
 
@@ -173,24 +172,6 @@ async def test_rights(world: World, caplog: pytest.LogCaptureFixture) -> None:
         await h1.publish("report.h1.state", b"true")
         await until(lambda: len(seen) > 0 and "report.h2.state is refused" in caplog.text)
     assert [message.payload for message in seen] == [b"true"]
-
-
-async def test_a_host_speaks_for_itself_only(world: World) -> None:
-    """With the permissions that hosts really get: hello, host and VM reports in another host's name are refused."""
-    vm = "0" * 12
-    hosts = {}
-    for host in ("h1", "h2"):
-        publish, subscribe = host_permissions(host)
-        hosts[f"host.{host}"] = Permissions(tuple(publish), tuple(subscribe))
-    await world.server.reload({**hosts, "controller": Permissions(publish=(">",), subscribe=(">",))})
-    controller, h2 = await world.bus("controller"), await world.bus("host.h2")
-    told = (Subjects.hello, Subjects.host_report, lambda host: Subjects.vm_report(host, vm))
-    for subject in told:
-        await controller.subscribe(subject("*"), echo)
-    for subject in told:
-        with pytest.raises(BusDenied, match="publish to"):
-            await h2.request(subject("h1"), b"forged", DEADLINE)
-        assert await h2.request(subject("h2"), b"true", DEADLINE) == b"true"
 
 
 async def test_strangers_cannot_connect(world: World, tmp_path: Path) -> None:
