@@ -409,3 +409,15 @@ async def test_what_could_break_out_of_a_request_is_refused(lab: Lab, volume: Pa
     assert caught.value.info.field in change
     if "password" in change:
         assert caught.value.info.value is None
+
+
+async def test_an_empty_pool_is_taken_away_and_can_come_again(pool: PoolDriver) -> None:
+    volume = new_id()
+    await pool.create_volume(volume, MIB)
+    await pool.remove()
+    assert await sizes(pool) == {volume: MIB}
+    await pool.delete_volume(volume)
+    await pool.remove()
+    await pool.remove()
+    await pool.open()
+    assert await sizes(pool) == {}

@@ -91,6 +91,8 @@ class Relay:
         params = {"name": image.name}
         if image.spec.sha256 is not None:
             params["sha256"] = image.spec.sha256
+        if image.spec.format is not None:
+            params["format"] = image.spec.format
         try:
             reader, writer = await self._open(host, Purpose.IMAGE_WRITE, image.id, params)
             try:

@@ -41,7 +41,7 @@ class HostImages:
             if body.spec.source is ImageSource.BUILD:
                 await self._build(body.spec.recipe or "", folder, report)
             elif body.spec.source is ImageSource.URL:
-                await from_url(body.spec.url or "", body.spec.sha256, body.name, folder, report)
+                await from_url(body.spec.url or "", body.spec.sha256, body.name, folder, report, body.spec.format)
             else:
                 raise InvalidError("an upload comes over the data channel", field="spec.source", value=body.spec.source)
         return self.store.manifest(body.image)
@@ -108,5 +108,6 @@ class HostImages:
                 ticket.params["name"],
                 folder,
                 lambda phase, fraction: None,
+                ticket.params.get("format"),
             )
         await writer.write_message(self.store.manifest(ticket.resource).model_dump_json().encode())

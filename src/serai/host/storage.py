@@ -106,12 +106,15 @@ class HostStorage:
         return (await self.statuses())[body.pool]
 
     async def close_pool(self, body: PoolClose) -> None:
-        """Forget a pool that is empty."""
+        """Forget a pool that is empty. The agent's own folder goes with it; one that was given stays."""
         driver = self._pools.get(body.pool)
         if driver is not None and await driver.list_volumes():
             raise ConflictError(
                 "the pool still has volumes", field="pool", value=body.pool, remedy="Delete them first."
             )
+        record = self._records.pools().get(body.pool)
+        if driver is not None and record is not None and not record.path:
+            await driver.remove()
         self._pools.pop(body.pool, None)
         self._records.forget_pool(body.pool)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from serai.schema.resource import Frozen, Name, Resource
 
@@ -21,15 +20,16 @@ class NetworkSpec(Frozen):
     range_end: IPv4Address | None = None
     mtu: int = Field(default=1500, ge=576, le=9000)
 
-    @model_validator(mode="after")
-    def _inside(self) -> Self:
-        for name in ("gateway", "range_start", "range_end"):
-            address = getattr(self, name)
-            if address is not None and address not in self.subnet:
-                raise ValueError(f"{name} {address} is not inside subnet {self.subnet}")
-        if self.range_start and self.range_end and self.range_start > self.range_end:
-            raise ValueError(f"range_start {self.range_start} comes after range_end {self.range_end}")
-        return self
+    @field_validator("gateway", "range_start", "range_end")
+    @classmethod
+    def _inside(cls, address: IPv4Address | None, info: ValidationInfo) -> IPv4Address | None:
+        subnet = info.data.get("subnet")  # absent if it is wrong itself
+        if address is not None and subnet is not None and address not in subnet:
+            raise ValueError(f"{info.field_name} {address} is not inside subnet {subnet}; give an address in {subnet}")
+        first = info.data.get("range_start")
+        if info.field_name == "range_end" and address is not None and first is not None and first > address:
+            raise ValueError(f"range_start {first} comes after range_end {address}; give the smaller one first")
+        return address
 
 
 class NetworkStatus(Frozen):

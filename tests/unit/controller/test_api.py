@@ -168,7 +168,7 @@ async def test_networks(world: World) -> None:
     error = await world.refused("POST", "/v1/networks", {"name": "three", "spec": {**spec, "range_start": None}})
     assert (error["status"], error["field"]) == (409, "spec.range_start")
     error = await world.refused("POST", "/v1/networks", {"name": "x", "spec": {**spec, "gateway": "10.9.0.1"}})
-    assert error["field"] == "spec"
+    assert (error["field"], error["value"]) == ("spec.gateway", "10.9.0.1")
     assert (await world.refused("POST", "/v1/networks", {"name": "two", "spec": spec}))["field"] == "name"
     await world.create("web1", vnics=[{"network": "lan"}])
     assert (await world.refused("DELETE", "/v1/networks/lan"))["field"] == "network"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,17 @@ from serai.host.journal import Journal
 from serai.host.records import Records
 from serai.host.storage import HostStorage
 from serai.schema.errors import HostError, NotFoundError
-from serai.schema.messages import PoolOpen, VolumeDrop, VolumeMake
+from serai.schema.messages import PoolClose, PoolOpen, VolumeDrop, VolumeMake
 from serai.schema.volume import ExportKind, PoolDriverName
 
 ONE, TWO = "1" * 12, "2" * 12
 
 
-def storage(records: Records) -> HostStorage:
-    def driver(pool: PoolOpen) -> PoolDriver:
-        return DirectoryPool(Path(pool.path))
+def at_path(pool: PoolOpen) -> PoolDriver:
+    return DirectoryPool(Path(pool.path))
 
+
+def storage(records: Records, driver: Callable[[PoolOpen], PoolDriver] = at_path) -> HostStorage:
     def image(name: str) -> tuple[Path, str]:
         raise AssertionError(name)
 
@@ -61,4 +63,28 @@ async def test_a_lost_folder_is_told_and_the_other_pools_live(tmp_path: Path) ->
     await asyncio.to_thread(shutil.rmtree, tmp_path / "one")
     with pytest.raises(HostError, match="Mount its file system"):
         await again.make(VolumeMake(pool=ONE, volume="0" * 12, size=1 << 20), nothing)
+    journal.close()
+
+
+async def test_only_the_agents_own_folder_goes_with_its_pool(tmp_path: Path) -> None:
+    """A folder that was given stays, and so does what is no volume; a pool can be made there again."""
+
+    def driver(pool: PoolOpen) -> PoolDriver:
+        return DirectoryPool(Path(pool.path) if pool.path else tmp_path / pool.pool)
+
+    journal = Journal.open(tmp_path / "journal")
+    host = storage(Records(journal), driver)
+    given = PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "given"), export=ExportKind.NONE)
+    own = PoolOpen(pool=TWO, driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
+    for pool in (given, own):
+        await host.open_pool(pool)
+        await host.close_pool(PoolClose(pool=pool.pool))
+    assert (tmp_path / "given").is_dir()
+    assert not (tmp_path / TWO).exists()
+    await host.open_pool(own)
+    (tmp_path / TWO / "notes").touch()
+    await host.close_pool(PoolClose(pool=TWO))
+    await host.close_pool(PoolClose(pool=TWO))
+    assert (tmp_path / TWO / "notes").exists()
+    assert await host.statuses() == {}
     journal.close()

@@ -78,8 +78,10 @@ def act(
     report(job, output, lambda _: f"{endpoint.partition('.')[0]} {name} {done}", name=name)
 
 
-def create(ctx: typer.Context, kind: str, name: str, body: BaseModel, *, wait: bool, output: Output) -> None:
-    """Create a resource by a job; with `wait` the new resource is what is printed."""
+def create(
+    ctx: typer.Context, kind: str, name: str, body: BaseModel, *, wait: bool, output: Output, done: str = "created"
+) -> None:
+    """Create a resource by a job; with `wait` the new resource is what is printed, and `done` is what people read."""
 
     async def both(client: Client) -> tuple[Job, Any]:
         job = await started(client, f"{kind}.create", None, body, wait=wait)
@@ -87,9 +89,9 @@ def create(ctx: typer.Context, kind: str, name: str, body: BaseModel, *, wait: b
 
     job, item = run(ctx, both)
     if item is None:
-        report(job, output, lambda _: f"{kind} {name} created", name=name)
+        report(job, output, lambda _: f"{kind} {name} {done}", name=name)
     elif output is Output.TABLE:
-        say(f"{kind} {name} created" + created_note(kind, item))
+        say(f"{kind} {name} {done}" + created_note(kind, item))
     else:
         show(kind, item, output)
     for condition in getattr(item.status, "conditions", []) if item is not None else []:

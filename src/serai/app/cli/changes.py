@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel
 
 from serai.app.cli.documents import Document
-from serai.schema.errors import ConflictError
+from serai.schema.errors import ConflictError, InvalidError
+from serai.schema.image import ImageCreate, ImageSource
 from serai.schema.units import format_size, parse_size
 from serai.schema.vm import VmEdit
 from serai.schema.volume import VolumeEdit
@@ -23,7 +24,7 @@ EDITS: dict[str, type[BaseModel]] = {"vm": VmEdit, "volume": VolumeEdit}
 TOP = ("labels", "description")
 SIZES = ("memory", "size")
 HINTS = {
-    "host": "Move it: serai vm migrate. Or leave the field out.",
+    ("vm", "host"): "Move it: serai vm migrate. Or leave the field out.",
 }
 
 
@@ -53,9 +54,10 @@ class Change:
 def plan(document: Document, current: dict[str, Any] | None) -> Change:
     """The calls that bring `current` (the resource as it travels, or none) to what the document says.
 
-    Raises ConflictError for a field that cannot change once the resource exists.
+    Raises ConflictError for a field that cannot change once the resource exists, InvalidError for what needs a file.
     """
     if current is None:
+        _refuse_upload(document)
         return Change(document, [Call(f"{document.kind}.create", document.body)])
     wanted = document.wanted()
     spec, have = wanted.get("spec", {}), current["spec"]
@@ -71,6 +73,17 @@ def plan(document: Document, current: dict[str, Any] | None) -> Change:
     return Change(document, calls, fields, current)
 
 
+def _refuse_upload(document: Document) -> None:
+    """The content of an upload is in no document: its job would wait for it for ever."""
+    if isinstance(document.body, ImageCreate) and document.body.spec.source is ImageSource.UPLOAD:
+        raise InvalidError(
+            f"{document.where(('spec', 'source'))}: the content of image/{document.name} is not in the document",
+            field="spec.source",
+            value=ImageSource.UPLOAD,
+            remedy=f"Import it first: serai image import FILE --sha256 HEX --name {document.name}.",
+        )
+
+
 def _edit(document: Document, body: dict[str, Any]) -> Call:
     model = EDITS.get(document.kind)
     for name, value in body.items():
@@ -80,7 +93,7 @@ def _edit(document: Document, body: dict[str, Any]) -> Call:
                 f"{document.where(place)}: this cannot change once {document.kind}/{document.name} exists",
                 field=".".join(place),
                 value=value if isinstance(value, str | int) else None,
-                remedy=HINTS.get(name, "Leave it as it is, or delete the resource and apply again."),
+                remedy=HINTS.get((document.kind, name), "Leave it as it is, or delete the resource and apply again."),
             )
     if model is None:
         raise ConflictError(f"{document.where()}: a {document.kind} cannot be changed")

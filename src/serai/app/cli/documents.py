@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serai.app.cli.invalid import describe
+from serai.app.cli.invalid import describe, worst
 from serai.schema.errors import InvalidError
 from serai.schema.image import ImageCreate
 from serai.schema.network import NetworkCreate
@@ -203,6 +203,6 @@ def _document(node: yaml.Node, data: Any, file: str) -> Document:
     try:
         body = CREATES[kind].model_validate(wish)
     except ValidationError as error:
-        line = line_of(node, error.errors()[0]["loc"])
+        line = line_of(node, worst(error)["loc"])
         raise describe(error, CREATES[kind], wish, f"{file}:{line}") from None
     return Document(kind, wish["name"], body, file, node)

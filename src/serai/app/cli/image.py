@@ -100,7 +100,7 @@ def import_(
     }
     body = build(ImageCreate, {"name": name or _plain_name(stem), "spec": spec, "host": host})
     if not local:
-        create(ctx, "image", body.name, body, wait=wait, output=output)
+        create(ctx, "image", body.name, body, wait=wait, output=output, done="imported")
         return
     file = Path(source).expanduser()
     if not file.is_file():

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 SIZES = ("memory", "size")
 LONGEST = 80
+ADDRESSES = {
+    "ip_v4_network": ("this is no IPv4 network", "Write it like 10.77.0.0/24, with zeros behind the prefix."),
+    "ip_v4_address": ("this is no IPv4 address", "Write it like 10.77.0.1."),
+}
 
 
 def build(model: type[ModelT], data: Mapping[str, Any]) -> ModelT:
@@ -35,10 +39,10 @@ def _given(data: Any) -> Any:
 
 
 def describe(error: ValidationError, model: type[BaseModel], data: Any, where: str = "") -> InvalidError:
-    """The first complaint about `data`; `where` (a file and line) goes before the message."""
+    """The worst complaint about `data`; `where` (a file and line) goes before the message."""
     from serai.schema.errors import InvalidError
 
-    first = error.errors()[0]
+    first = worst(error)
     message, remedy = _words(first, model)
     given = _at(data, first["loc"])
     return InvalidError(
@@ -47,6 +51,12 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any, where: s
         value=given if isinstance(given, str | int | float) and len(str(given)) <= LONGEST else None,
         remedy=remedy,
     )
+
+
+def worst(error: ValidationError) -> ErrorDetails:
+    """The complaint to show: an unknown field before a missing one, since it may be that one misspelt."""
+    found = error.errors()
+    return next((one for one in found if one["type"] == "extra_forbidden"), found[0])
 
 
 def _at(data: Any, loc: tuple[str | int, ...]) -> Any:
@@ -77,11 +87,16 @@ def _words(first: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None
         return f"'{last}' is missing", f"Give {last}."
     if kind == "string_pattern_mismatch" and "a-z0-9-" in str(context.get("pattern")):
         return "the name cannot be used", "Use lower-case letters, digits and '-' between them, at most 63 in all."
+    if kind == "string_pattern_mismatch":
+        return f"'{last}' cannot be that", f"It must match {context.get('pattern')}."
+    if kind in ADDRESSES:
+        return ADDRESSES[kind]
     if kind in ("greater_than_equal", "greater_than", "less_than_equal"):
         return _limit(kind, last, context)
     if kind == "enum":
         return f"'{last}' cannot be that", f"Use {context.get('expected')}."
-    return first["msg"].removeprefix("Value error, "), None
+    message, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
+    return message, f"{remedy[0].upper()}{remedy[1:]}." if remedy else None
 
 
 def _limit(kind: str, last: str, context: Mapping[str, Any]) -> tuple[str, str]:

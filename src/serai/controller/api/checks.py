@@ -68,12 +68,18 @@ async def need_image(view: View, name: str, field: str) -> Image:
 
 
 async def refuse_while(view: View, target_id: str, what: str, *kinds: str, remedy: str) -> None:
-    """Raises ConflictError while a job of one of these kinds is at work on the resource."""
+    """Raises ConflictError while a job of one of these kinds is at work on the resource.
+
+    `{job}` in `remedy` stands for that job's id.
+    """
     active = await view.jobs.active(target_id, *kinds)
     if active:
         job = active[0]
         raise ConflictError(
-            f"{what} already: job {job.id} ({job.kind}) is {job.state}", field="job", value=job.id, remedy=remedy
+            f"{what} already: job {job.id} ({job.kind}) is {job.state}",
+            field="job",
+            value=job.id,
+            remedy=remedy.format(job=job.id),
         )
 
 

@@ -68,7 +68,12 @@ async def delete(api: Api, call: Call) -> Response:
     async with api.store.transaction() as tx:
         image = await tx.images.find(call.name)
         await refuse_while(
-            tx, image.id, "the image is at work", "image.delete", "image.create", remedy="Wait for that job's end."
+            tx,
+            image.id,
+            "the image is at work",
+            "image.delete",
+            "image.create",
+            remedy="Wait for that job's end, or stop it: serai job cancel {job}.",
         )
         users = await tx.vms.users_of_image(image.name)
         if users:

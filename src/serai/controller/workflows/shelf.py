@@ -274,8 +274,9 @@ class Shelf:
 
     async def delete_pool(self, pool: str) -> None:
         async with self._store.transaction() as write:
+            name = (await write.pools.get(pool)).name
             await write.pools.delete(pool)
-            await write.emit("pool.deleted", f"pool/{pool}", pool)
+            await write.emit("pool.deleted", f"pool/{name}", pool)
 
     async def set_volume_status(self, volume: str, **fields: Any) -> None:
         async with self._store.transaction() as write:
@@ -284,8 +285,9 @@ class Shelf:
 
     async def delete_volume(self, volume: str) -> None:
         async with self._store.transaction() as write:
+            name = (await write.volumes.get(volume)).name
             await write.volumes.delete(volume)
-            await write.emit("volume.deleted", f"volume/{volume}", volume)
+            await write.emit("volume.deleted", f"volume/{name}", volume)
 
     async def set_image_status(self, image: str, **fields: Any) -> None:
         async with self._store.transaction() as write:
@@ -301,8 +303,9 @@ class Shelf:
 
     async def delete_image(self, image: str) -> None:
         async with self._store.transaction() as write:
+            name = (await write.images.get(image)).name
             await write.images.delete(image)
-            await write.emit("image.deleted", f"image/{image}", image)
+            await write.emit("image.deleted", f"image/{name}", image)
 
     async def wait_upload(self, ctx: JobContext, image: str, host: str) -> ImageManifest:
         """Wait until the content of an uploaded image has come in; the job can be cancelled meanwhile."""

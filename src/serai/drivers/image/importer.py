@@ -40,8 +40,13 @@ OTHERS = (
 """First bytes of formats that would else pass for raw disks."""
 
 
-async def from_url(url: str, sha256: str | None, name: str, folder: Path, progress: Progress) -> ImageManifest:
-    """Download a disk image. Raises InvalidError (checksum, format), UnavailableError, CapacityError."""
+async def from_url(
+    url: str, sha256: str | None, name: str, folder: Path, progress: Progress, wanted: str | None = None
+) -> ImageManifest:
+    """Download a disk image; `wanted` is its format, if that was told.
+
+    Raises InvalidError (checksum, format), UnavailableError, CapacityError.
+    """
     _check_url(url, sha256)
     timeout = httpx.Timeout(30.0)
     try:
@@ -50,12 +55,19 @@ async def from_url(url: str, sha256: str | None, name: str, folder: Path, progre
             client.stream("GET", url) as response,
         ):
             if response.status_code == httpx.codes.NOT_FOUND:
-                raise NotFoundError("there is nothing at this URL", field="spec.url", value=url)
+                raise NotFoundError(
+                    "there is nothing at this URL", field="spec.url", value=url, remedy="Look at the address again."
+                )
             if response.is_error:
-                raise UnavailableError(f"the server answered {response.status_code}", field="spec.url", value=url)
+                raise UnavailableError(
+                    f"the server answered {response.status_code}",
+                    field="spec.url",
+                    value=url,
+                    remedy="Try again later, or look at the address again.",
+                )
             _check_url(str(response.url), sha256)  # a redirect may have led from https to http
             total = int(response.headers.get("content-length", 0))
-            return await from_stream(response.aiter_bytes(CHUNK), total, sha256, name, folder, progress)
+            return await from_stream(response.aiter_bytes(CHUNK), total, sha256, name, folder, progress, wanted)
     except httpx.HTTPError as error:
         raise UnavailableError(
             f"the download failed: {error}", field="spec.url", value=url, remedy="Try again."
@@ -79,9 +91,18 @@ def _check_url(url: str, sha256: str | None) -> None:
 
 
 async def from_stream(
-    source: AsyncIterator[bytes], total: int, sha256: str | None, name: str, folder: Path, progress: Progress
+    source: AsyncIterator[bytes],
+    total: int,
+    sha256: str | None,
+    name: str,
+    folder: Path,
+    progress: Progress,
+    wanted: str | None = None,
 ) -> ImageManifest:
-    """Take a disk image from a stream of bytes into an empty folder; `total` in bytes, 0 if unknown."""
+    """Take a disk image from a stream of bytes into an empty folder; `total` in bytes, 0 if unknown.
+
+    Content of another format than `wanted` is refused: a web server's error page, saved as qcow2, is no raw disk.
+    """
     digest = hashlib.sha256()
     done = 0
     target = folder / "incoming"
@@ -107,6 +128,13 @@ async def from_stream(
         )
     progress("checking the format", None)
     image_format, size = await inspect(target)
+    if wanted is not None and wanted != image_format:
+        raise InvalidError(
+            f"the content is {image_format}, not {wanted}",
+            field="spec.format",
+            value=wanted,
+            remedy=f"Check that it is the right image; if it is, say --format {image_format}.",
+        )
     target.rename(folder / f"disk.{image_format}")
     return await write_manifest(
         folder,

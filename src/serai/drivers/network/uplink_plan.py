@@ -120,9 +120,20 @@ def parse_uplink(link: dict[str, Any], routes: list[dict[str, Any]], routes6: li
     """
     name = link["ifname"]
     if "master" in link:
-        raise ConflictError(f"the link is a port of {link['master']} already", field="uplink", value=name)
+        master = link["master"]
+        raise ConflictError(
+            f"the link is a port of {master} already",
+            field="uplink",
+            value=name,
+            remedy=f"If {master} is a bridge, use it (serai network create --bridge {master}); else take it instead.",
+        )
     if link.get("link_type") != "ether":
-        raise InvalidError("only an Ethernet link can be a bridge's uplink", field="uplink", value=name)
+        raise InvalidError(
+            "only an Ethernet link can be a bridge's uplink",
+            field="uplink",
+            value=name,
+            remedy="Take a link of type 'ether': 'ip link' on the host shows them.",
+        )
     if link.get("linkinfo", {}).get("info_kind") == "bridge":
         raise InvalidError(
             "the link is a bridge itself",

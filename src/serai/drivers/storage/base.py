@@ -102,6 +102,10 @@ class PoolDriver(Protocol):
         """
         ...
 
+    async def remove(self) -> None:
+        """Take an empty pool's own place away; what is not the pool's stays. Safe to repeat."""
+        ...
+
     async def status(self) -> PoolStatus:
         """Return the pool's room."""
         ...

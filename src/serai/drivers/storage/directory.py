@@ -118,6 +118,21 @@ class DirectoryPool:
         if not (self._root / _MARK).exists():
             raise self._lost(FileNotFoundError(errno.ENOENT, "it is not there, or is not the pool's"))
 
+    async def remove(self) -> None:
+        """Delete the mark and the directory; one that holds anything else, volumes above all, stays as it is."""
+        await asyncio.to_thread(self._remove)
+
+    def _remove(self) -> None:
+        try:
+            if any(name != _MARK for name in os.listdir(self._root)):
+                return
+            (self._root / _MARK).unlink(missing_ok=True)
+            self._root.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._lost(error) from error
+
     async def status(self) -> PoolStatus:
         """Return the room of the file system below, and what the volumes take of it."""
         volumes = await self.list_volumes()

@@ -50,6 +50,9 @@ class FakePool:
     async def open(self, *, make: bool = True) -> None:
         """Nothing to make ready."""
 
+    async def remove(self) -> None:
+        """Nothing to take away."""
+
     async def status(self) -> PoolStatus:
         """Return the room in memory."""
         used = sum(len(volume.content) for volume in self._volumes.values())

@@ -6,7 +6,7 @@ import pytest
 
 from serai.app.cli.changes import Change, difference, plan
 from serai.app.cli.documents import parse
-from serai.schema.errors import ConflictError
+from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.vm import VmEdit
 
 CURRENT: dict[str, Any] = {
@@ -92,3 +92,23 @@ def test_the_difference_speaks_of_the_wished_fields_only() -> None:
         "+  - network: dmz",
     ]
     assert "mac" not in text
+
+
+def test_an_upload_is_no_document_that_can_be_made() -> None:
+    """Its content is in a file: the job would wait for it for ever."""
+    text = f"kind: image\nname: cloud\nspec:\n  source: upload\n  sha256: '{'0' * 64}'\n"
+    (document,) = parse(text, "f.yaml")
+    with pytest.raises(InvalidError, match=r"f\.yaml:4: ") as caught:
+        plan(document, None)
+    assert caught.value.info.field == "spec.source"
+    assert "serai image import" in str(caught.value.info.remedy)
+    # One that is there is as wished.
+    current = {"labels": {}, "description": "", "spec": {"source": "upload", "sha256": "0" * 64}}
+    assert plan(document, current).calls == []
+
+
+def test_only_a_vm_is_moved_to_another_host() -> None:
+    (document,) = parse("kind: pool\nname: p\nspec: {host: h2}\n", "f.yaml")
+    with pytest.raises(ConflictError) as caught:
+        plan(document, {"labels": {}, "description": "", "spec": {"host": "h1"}})
+    assert "vm migrate" not in str(caught.value.info.remedy)

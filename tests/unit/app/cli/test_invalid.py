@@ -8,6 +8,7 @@ from serai.app.cli.invalid import build
 from serai.schema.errors import ErrorInfo, InvalidError
 from serai.schema.network import NetworkCreate
 from serai.schema.vm import VmCreate
+from serai.schema.volume import PoolCreate
 
 
 def refusal(spec: dict[str, Any], name: str = "web1") -> ErrorInfo:
@@ -63,3 +64,34 @@ def test_rules_between_fields_keep_their_words() -> None:
             NetworkCreate,
             {"name": "lan", "spec": {"bridge": "b", "subnet": "10.0.0.0/24", "gateway": "10.1.0.1"}},
         )
+
+
+def test_an_unknown_field_is_told_before_a_missing_one() -> None:
+    with pytest.raises(InvalidError) as caught:
+        build(PoolCreate, {"name": "p", "spec": {"hots": "h1"}})
+    assert (caught.value.info.field, caught.value.info.remedy) == ("spec.hots", "Did you mean 'host'?")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value", "remedy"),
+    [
+        ({"subnet": "10.77.0.0/99"}, "spec.subnet", "10.77.0.0/99", "Write it like 10.77.0.0/24"),
+        ({"subnet": "10.77.0.5/24"}, "spec.subnet", "10.77.0.5/24", "with zeros behind the prefix."),
+        ({"gateway": "here"}, "spec.gateway", "here", "Write it like 10.77.0.1."),
+        ({"gateway": "10.9.0.1"}, "spec.gateway", "10.9.0.1", "Give an address in 10.77.0.0/24."),
+        ({"range_start": "10.77.0.9", "range_end": "10.77.0.8"}, "spec.range_end", "10.77.0.8", "Give the smaller one"),
+        ({"bridge": "a bridge"}, "spec.bridge", "a bridge", "It must match ^[A-Za-z0-9_.-]{1,15}$."),
+    ],
+)
+def test_every_refusal_of_a_network_has_a_remedy(changes: dict[str, str], field: str, value: str, remedy: str) -> None:
+    spec = {"bridge": "br-lan", "subnet": "10.77.0.0/24", **changes}
+    with pytest.raises(InvalidError) as caught:
+        build(NetworkCreate, {"name": "n", "spec": spec})
+    info = caught.value.info
+    assert (info.field, info.value) == (field, value)
+    assert remedy in str(info.remedy)
+
+
+def test_a_size_in_words_has_a_remedy() -> None:
+    info = refusal({"memory": "much"})
+    assert (info.message, info.remedy) == ("'much' is not a size", "Write it like 512M, 4G or 1.5T.")

@@ -258,3 +258,12 @@ async def test_plain_http_needs_a_checksum(store: ImageStore) -> None:
     with pytest.raises(InvalidError, match="checksum") as caught:
         await download(store, "http://127.0.0.1:1/image", None)
     assert caught.value.info.field == "spec.sha256"
+
+
+async def test_content_of_another_format_than_was_told(store: ImageStore, tmp_path: Path) -> None:
+    """A server's error page, saved as an image, would else become a raw disk."""
+    with pytest.raises(InvalidError, match="the content is raw, not qcow2") as caught:
+        async with store.adding(new_id()) as folder:
+            await from_stream(chunks(b"<html>no such file</html>"), 0, None, "cloud", folder, silent, "qcow2")
+    assert (caught.value.info.field, caught.value.info.value) == ("spec.format", "qcow2")
+    assert list((tmp_path / "images").iterdir()) == []
