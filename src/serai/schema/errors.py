@@ -60,6 +60,20 @@ class InvalidError(SeraiError):
     status = 422
 
 
+class TooLargeError(SeraiError):
+    """The request's body is longer than any that could mean something."""
+
+    code = "too_large"
+    status = 413
+
+
+class MediaTypeError(SeraiError):
+    """The request's body is of a type that is not read here."""
+
+    code = "media_type"
+    status = 415
+
+
 class NotFoundError(SeraiError):
     """What the request names does not exist."""
 
@@ -128,6 +142,8 @@ TREE: dict[str, type[SeraiError]] = {
     for kind in (
         SeraiError,
         InvalidError,
+        TooLargeError,
+        MediaTypeError,
         NotFoundError,
         ConflictError,
         UnauthorizedError,

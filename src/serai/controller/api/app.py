@@ -15,9 +15,11 @@ from fastapi import Body, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from serai.controller.api import events, hosts, images, jobs, networks, pools, streams, vms, volumes
 from serai.controller.api.auth import PRINCIPAL, Auth, Guard
+from serai.controller.api.body import BodyGate
 from serai.controller.api.call import NUMBER_MAX, VERSION, Api, Call, Handler, refusal
 from serai.controller.api.checks import refuse_unprintable
 from serai.controller.api.invalid import explain
@@ -71,6 +73,8 @@ def create_app(api: Api, auth: Auth) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
+    app.add_middleware(BodyGate)
+    # Added last, it comes first: who is not let in sends no body.
     app.add_middleware(Guard, auth=auth)
     return app
 
@@ -173,14 +177,38 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.url.path
-    if error.status_code == 404:
+    path, status = request.url.path, error.status_code
+    if status == 404:
         return refusal(
             NotFoundError("there is no such route", field="path", value=path, remedy="See /v1/openapi.json.")
         )
-    kind = next((kind for kind in TREE.values() if kind.status == error.status_code), InvalidError)
-    response = refusal(from_info(ErrorInfo(code=kind.code, message=f"{error.detail}: {request.method} {path}")))
-    response.status_code = error.status_code
+    if status == 405:
+        return _wrong_method(request)
+    if status == 400 and error.__cause__ is not None:
+        # What the parser says of a body that breaks it without being wrong JSON: a number of 5000 digits.
+        message, remedy = f"the body cannot be read: {error.__cause__}", "Send JSON as /v1/openapi.json describes it."
+        return refusal(InvalidError(message, field="body", remedy=remedy))
+    kind = next((kind for kind in TREE.values() if kind.status == status), InvalidError)
+    message = f"{error.detail}: {request.method} {path}"
+    response = refusal(from_info(ErrorInfo(code=kind.code, message=message, remedy="See /v1/openapi.json.")))
+    response.status_code = status
+    return response
+
+
+def _wrong_method(request: Request) -> Response:
+    """405 with what the path does take; Starlette itself names only its first route's methods."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    fits = [route.methods or set() for route in routes if route.path_regex.match(request.url.path)]
+    methods = ", ".join(sorted(set().union(*fits)))
+    error = InvalidError(
+        "the path takes no such method",
+        field="method",
+        value=f"{request.method} {request.url.path}",
+        remedy=f"Use {methods}: see /v1/openapi.json.",
+    )
+    response = refusal(error)
+    response.status_code = 405
+    response.headers["Allow"] = methods
     return response
 
 

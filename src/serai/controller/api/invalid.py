@@ -16,18 +16,38 @@ REMEDIES = {
     "extra_forbidden": "There is no such field: see whether it is spelt right, or leave it out.",
     "json_invalid": "Send JSON.",
     "string_pattern_mismatch": "Names are lower-case letters, digits and hyphens, up to 63.",
+    "ip_v4_network": "Write it like 10.77.0.0/24, with zeros behind the prefix.",
+    "ip_v4_address": "Write it like 10.77.0.1.",
+    "string_type": "Send text, in quotes.",
+    "dict_type": "Send an object: {…}.",
+    "model_attributes_type": "Send an object: {…}.",
+    "model_type": "Send an object: {…}.",
+    "list_type": "Send a list: […].",
 }
+BOUNDS = {
+    "greater_than_equal": ("ge", "Give at least {}."),
+    "greater_than": ("gt", "Give more than {}."),
+    "less_than_equal": ("le", "Give at most {}."),
+    "string_too_long": ("max_length", "Give at most {} characters."),
+    "too_long": ("max_length", "Give at most {}."),
+}
+"""Kinds of findings whose context holds the bound."""
 
 
 def explain(findings: Sequence[Any], body: Any = None) -> InvalidError:
     """The first finding as an error; the others are counted. `body` is the request's, as it was sent."""
     first = findings[0]
     kind, location = first["type"], tuple(first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message, _, advice = str(first["msg"]).removeprefix("Value error, ").partition("; ")
     if kind == "json_invalid":
         reason = first.get("ctx", {}).get("error", message)
         where = location[-1] if len(location) > 1 else 0
-        return InvalidError(f"the body is not JSON: {reason} at character {where}", remedy=REMEDIES[kind])
+        return InvalidError(
+            f"the body is not JSON: {reason} at character {where}",
+            field="body",
+            value=f"character {where}",
+            remedy=REMEDIES[kind],
+        )
     if len(findings) > 1:
         message += f" (and {len(findings) - 1} more)"
     field = path(location)
@@ -37,7 +57,7 @@ def explain(findings: Sequence[Any], body: Any = None) -> InvalidError:
         value=None
         if kind == "missing" or field.rpartition(".")[2] in SECRET
         else shown(_as_sent(body, location, first.get("input"))),
-        remedy=_remedy(kind, field, first.get("ctx", {})),
+        remedy=f"{advice[0].upper()}{advice[1:]}." if advice else _remedy(kind, field, first.get("ctx", {})),
     )
 
 
@@ -77,6 +97,9 @@ def shown(value: Any) -> str | None:
 def _remedy(kind: str, field: str, context: dict[str, Any]) -> str:
     if kind in REMEDIES and (kind != "string_pattern_mismatch" or field.rpartition(".")[2] in ("name", "rename")):
         return REMEDIES[kind]
+    if kind in BOUNDS:
+        name, words = BOUNDS[kind]
+        return words.format(context[name])
     if "expected" in context:
         return f"Use {context['expected']}."
     return f"Correct {field}." if field else "Correct the request."
