@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import socket
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import JobState
 
 from .cli import Serai, refused
-from .conftest import Lab
+from .conftest import PATIENCE, Lab
 
 SIZE = 3 << 20
 ZEROS = "0" * 64
@@ -40,6 +42,13 @@ def sum_of(file: Path) -> str:
 def on_host(lab: Lab, host: str) -> set[str]:
     """What the host's image folder holds, half-made things included."""
     return {entry.name for entry in (LabFolder.of(lab.name).host(host) / "state" / "images").iterdir()}
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -251,3 +260,48 @@ async def test_an_image_that_is_still_awaited_can_be_given_up(lab: Lab, serai: S
     assert (ran.code, "cancelled" in ran.err) == (1, True), ran.err
     assert (await lab.client.job(job.id)).state is JobState.CANCELLED
     refused(await serai("image", "show", name), "image", name, "serai image list")
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(lab: Lab, serai: Serai, disk: dict[str, Path]) -> None:
+    """As if `serai image import` were killed half-way."""
+    before, name = on_host(lab, "h2"), f"i{new_id()[:6]}"
+    spec = ImageSpec(source=ImageSource.UPLOAD, sha256=sum_of(disk["raw"]))
+    job = await lab.client.call("image.create", body=ImageCreate(name=name, spec=spec, host="h2"))
+    context = lab.client.context
+    _, writer = await asyncio.open_unix_connection(str(context.socket))
+    head = f"PUT /v1/images/{name}/content HTTP/1.1\r\nHost: serai\r\nAuthorization: Bearer {context.token()}\r\n"
+    writer.write(f"{head}Content-Length: {SIZE}\r\n\r\n".encode() + disk["raw"].read_bytes()[: SIZE // 2])
+    await writer.drain()
+    await until(lambda: f".part-{job.target_id}" in on_host(lab, "h2"))
+    writer.transport.abort()
+    ran = await serai("job", "wait", job.id)
+    assert (ran.code, "the upload broke off. Send it again." in ran.err) == (1, True), ran.err
+    refused(await serai("image", "show", name), "image", name, "serai image list")
+    await until(lambda: on_host(lab, "h2") == before)
+
+
+async def test_a_full_pool_takes_no_half_of_an_image(lab: Lab, serai: Serai, tmp_path: Path) -> None:
+    name, place, host = f"i{new_id()[:6]}", Path("/var/lib/serai/full"), "h3"
+    dense = tmp_path / "dense.raw"
+    dense.write_bytes(random.Random(1).randbytes(5 << 20))
+    inside = namespace.enter_argv(None, LabFolder.of(lab.name).pin(host))
+    await run([*inside, "mkdir", str(place)])
+    await run([*inside, "mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "small", str(place)])
+    try:
+        await serai.well("image", "import", str(dense), "--sha256", sum_of(dense), "--name", name, "--host", host)
+        await serai.well("pool", "create", name, "--host", host, "--path", str(place), "--export", "none")
+        await serai.well("volume", "create", f"{name}-a", "--pool", name, "--size", "6M", "--image", name)
+        # The controller may not have heard yet how little is left: then the host says it.
+        ran = await serai("volume", "create", f"{name}-b", "--pool", name, "--size", "6M", "--image", name)
+        assert (ran.code, ran.out) == (1, "")
+        assert "(spec.size: 6M). Ask for less" in ran.err or "(size: 6291456). Delete volumes" in ran.err, ran.err
+        refused(await serai("volume", "show", f"{name}-b"), "volume", f"{name}-b", "serai volume list")
+        listed = await run([*inside, "ls", "-A", str(place)])
+        volume = (await serai("volume", "show", f"{name}-a", "-o", "json")).json["id"]
+        assert sorted(listed.text.split()) == [".serai-pool", f"{volume}.raw"]
+        await serai.well("volume", "delete", f"{name}-a")
+        await serai.well("pool", "delete", name)
+        await serai.well("image", "delete", name)
+    finally:
+        await run([*inside, "umount", str(place)])
+        await run([*inside, "rmdir", str(place)])

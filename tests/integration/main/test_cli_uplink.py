@@ -105,21 +105,41 @@ async def no_watchdog_is_left(uplink: Uplink) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_an_unconfirmed_bridge_goes_by_itself(serai: Serai, uplink: Uplink) -> None:
-    ran = await take(serai, "--confirm-within", "2s", "-o", "json")
-    assert ran.code == 0, ran.err
-    assert ran.json["result"]["bridge"] == BRIDGE
+async def gone(uplink: Uplink) -> None:
+    """Wait until the bridge is."""
     deadline = time.monotonic() + PATIENCE
     while await uplink.link(BRIDGE) is not None:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
+
+
+async def test_an_unconfirmed_bridge_goes_by_itself(serai: Serai, uplink: Uplink) -> None:
+    ran = await take(serai, "--confirm-within", "2s", "-o", "json")
+    assert ran.code == 0, ran.err
+    assert ran.json["result"]["bridge"] == BRIDGE
+    await gone(uplink)
     assert await uplink.addresses("up0") == [HERE]
     assert "master" not in (await uplink.link("up0") or {})
     assert await uplink.answers()
     refused(await serai("host", "network", "confirm", "--host", HOST), "uplink", "up0", "Take it again")
+
+
+async def test_it_goes_without_an_agent_too(lab: Lab, serai: Serai, uplink: Uplink) -> None:
+    """The change itself may have cut off, or killed, whoever was to undo it."""
+    ran = await take(serai, "--confirm-within", "5s")
+    assert ran.code == 0, ran.err
+    lab.kill(f"agent {HOST}")
+    try:
+        await gone(uplink)
+        assert await uplink.addresses("up0") == [HERE]
+        assert await uplink.answers()
+    finally:
+        await lab.restart(f"agent {HOST}")
+    refused(await serai("host", "network", "confirm", "--host", HOST), "uplink", "up0", "Take it again")
     # Nothing of the first is in a second one's way.
     ran = await take(serai, "--confirm-within", "2s")
     assert ran.code == 0, ran.err
+    await gone(uplink)
 
 
 async def test_what_cannot_be_taken(serai: Serai, uplink: Uplink) -> None:
