@@ -23,7 +23,7 @@ from serai.schema.errors import ConflictError, UnsupportedError
 from serai.schema.host import HostFacts
 from serai.schema.image import Image, ImageKind
 from serai.schema.network import Network
-from serai.schema.vm import MachineKind, Vm
+from serai.schema.vm import MachineKind, Vm, VmSpec
 from serai.schema.volume import ExportKind, Pool, Volume
 
 NAMESPACE = uuid.UUID("6f1d2c0e-5a0b-5c1e-9b0a-5e7a15e7a101")
@@ -82,6 +82,15 @@ def pin_machine(kind: MachineKind, facts: HostFacts) -> str:
     return max(found)[2]
 
 
+def room_for_cpus(spec: VmSpec, machine: str) -> int:
+    """How many CPUs the VM can come to have while it runs: as its spec says; chosen where that is too little."""
+    if spec.max_cpus is not None and spec.max_cpus >= spec.cpus:
+        return spec.max_cpus
+    if machine == "microvm" and spec.cpus == 1:
+        return 1
+    return max(spec.cpus, min(64, max(4, spec.cpus * MAX_CPUS_FACTOR)))
+
+
 def check_machine(machine: str, facts: HostFacts, source: HostFacts | None) -> None:
     """A host can run, or receive, this machine type. Raises ConflictError, before anything is prepared."""
     if machine not in facts.machine_types:
@@ -128,9 +137,7 @@ def launch(parts: Parts, *, epoch: int, accel: str, machine: str, secret: bytes)
         accel="kvm" if accel == "kvm" else "tcg",
         cpu="host" if accel == "kvm" else "max",
         cpus=spec.cpus,
-        max_cpus=1
-        if machine == "microvm" and spec.cpus == 1
-        else max(spec.cpus, min(64, max(4, spec.cpus * MAX_CPUS_FACTOR))),
+        max_cpus=room_for_cpus(spec, machine),
         memory=spec.memory,
         uuid=str(uuid.uuid5(NAMESPACE, vm.id)),
         boot=boot,

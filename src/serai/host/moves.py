@@ -53,7 +53,8 @@ def _check_alike(record: VmRecord) -> None:
         return
 
     def shape(launch: Launch) -> tuple[object, ...]:
-        disks, vnics = [disk.index for disk in launch.disks], [vnic.index for vnic in launch.vnics]
+        disks = [(disk.index, disk.source.volume) for disk in launch.disks]
+        vnics = [(vnic.index, vnic.mac) for vnic in launch.vnics]
         return launch.machine, launch.cpus, launch.max_cpus, launch.memory, sorted(disks), sorted(vnics)
 
     if shape(record.launch) != shape(wanted):

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from serai.core.lifecycle import End, VmEvent
+from serai.drivers.hypervisor.base import Machine
 from serai.host.kit import Kit
 from serai.host.moves import Moves
 from serai.host.records import VmRecord
 from serai.host.vm import ALIVE, VmAgent
-from serai.schema.errors import NotFoundError, SeraiError, StaleError, UnavailableError
+from serai.schema.attach import Launch, VnicAttachment
+from serai.schema.errors import NotFoundError, SeraiError, StaleError, UnavailableError, UnsupportedError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import VmConfigure, VmConfigured, VmRelease, VmStart
 from serai.schema.vm import VmReport, VmState
@@ -29,6 +31,20 @@ ADOPT_RETRY = 2.0
 def machine_boot_id() -> str:
     """The kernel's id of this boot: a new one after each reboot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _port(vnic: VnicAttachment) -> tuple[str, str, int]:
+    return vnic.mac, vnic.bridge, vnic.mtu
+
+
+async def _needs_restart(what: str, index: int) -> None:
+    """A device's place in the list is its place in the machine: one that would come to another's place waits.
+
+    Then none of its kind is plugged either: after a first one was removed, the last place is not the one to clear.
+    """
+    raise UnsupportedError(
+        f"{what} {index} becomes another one, which needs a restart", field=what, value=index, remedy="Restart the VM."
+    )
 
 
 class Vms:
@@ -218,21 +234,30 @@ class Vms:
             changes["cpus"] = lambda: machine.set_cpus(after.cpus)
         if after.memory != before.memory:
             changes["memory"] = lambda: machine.set_memory(after.memory)
-        old_disks = {disk.index: disk for disk in before.disks}
-        new_disks = {disk.index: disk for disk in after.disks}
-        for index in sorted(old_disks.keys() - new_disks.keys()):
-            changes[f"disk {index} removed"] = lambda index=index: machine.detach_disk(index)
-        for index in sorted(new_disks.keys() - old_disks.keys()):
-            changes[f"disk {index} added"] = lambda disk=new_disks[index]: machine.attach_disk(disk, self._path(disk))
-        for index in sorted(new_disks.keys() & old_disks.keys()):
-            if new_disks[index].size > old_disks[index].size:
-                changes[f"disk {index} grown"] = lambda disk=new_disks[index]: machine.block_grow(disk.index, disk.size)
-        old_vnics = {vnic.index: vnic for vnic in before.vnics}
-        new_vnics = {vnic.index: vnic for vnic in after.vnics}
-        for index in sorted(old_vnics.keys() - new_vnics.keys()):
+        changes |= self._disk_changes(machine, before, after)
+        old, new = {vnic.index: vnic for vnic in before.vnics}, {vnic.index: vnic for vnic in after.vnics}
+        moved = [i for i in sorted(old.keys() & new.keys()) if _port(old[i]) != _port(new[i])]
+        if moved:
+            return changes | {"vnics": lambda: _needs_restart("vnic", moved[0])}
+        for index in sorted(old.keys() - new.keys()):
             changes[f"vnic {index} removed"] = lambda index=index: machine.detach_vnic(index)
-        for index in sorted(new_vnics.keys() - old_vnics.keys()):
-            changes[f"vnic {index} added"] = lambda vnic=new_vnics[index]: self._plug_vnic(agent, vnic)
+        for index in sorted(new.keys() - old.keys()):
+            changes[f"vnic {index} added"] = lambda vnic=new[index]: self._plug_vnic(agent, vnic)
+        return changes
+
+    def _disk_changes(self, machine: Machine, before: Launch, after: Launch) -> dict[str, Any]:
+        old, new = {disk.index: disk for disk in before.disks}, {disk.index: disk for disk in after.disks}
+        moved = [i for i in sorted(old.keys() & new.keys()) if old[i].source.volume != new[i].source.volume]
+        if moved:
+            return {"disks": lambda: _needs_restart("disk", moved[0])}
+        changes: dict[str, Any] = {}
+        for index in sorted(old.keys() - new.keys()):
+            changes[f"disk {index} removed"] = lambda index=index: machine.detach_disk(index)
+        for index in sorted(new.keys() - old.keys()):
+            changes[f"disk {index} added"] = lambda disk=new[index]: machine.attach_disk(disk, self._path(disk))
+        for index in sorted(new.keys() & old.keys()):
+            if new[index].size > old[index].size:
+                changes[f"disk {index} grown"] = lambda disk=new[index]: machine.block_grow(disk.index, disk.size)
         return changes
 
     async def _plug_vnic(self, agent: VmAgent, vnic: Any) -> None:

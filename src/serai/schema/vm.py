@@ -64,6 +64,10 @@ class VmSpec(Frozen):
     machine_type: str | None = None
     """The versioned type, pinned when the VM is created."""
     cpus: int = Field(default=1, ge=1, le=256)
+    max_cpus: int | None = Field(default=None, ge=1, le=256)
+    """The room for CPUs that are plugged in while it runs: chosen when it starts, if not given or less than `cpus`.
+
+    It stays as it is after that, since both ends of a move must have the same."""
     memory: Size = Field(default=512 << 20, ge=MEMORY_MIN)
     disks: list[DiskSpec] = Field(default_factory=list, max_length=DEVICES_MAX)
     vnics: list[VnicSpec] = Field(default_factory=list, max_length=DEVICES_MAX)

@@ -182,6 +182,11 @@ def test_vcpus_may_be_plugged_in_up_to_a_bound(cpus: int, most: int) -> None:
     assert launch(of=vm(cpus=cpus)).max_cpus == most
 
 
+@pytest.mark.parametrize(("cpus", "pinned", "most"), [(2, 4, 4), (4, 4, 4), (8, 4, 32), (1, 32, 32)])
+def test_the_room_for_vcpus_stays_as_it_was_pinned_while_they_fit(cpus: int, pinned: int, most: int) -> None:
+    assert launch(of=vm(cpus=cpus, max_cpus=pinned)).max_cpus == most
+
+
 def test_the_newest_machine_is_pinned_by_number_not_by_letter() -> None:
     assert plan.pin_machine(MachineKind.Q35, facts()) == "pc-q35-10.0"
     assert plan.pin_machine(MachineKind.MICROVM, facts()) == "microvm"

@@ -8,7 +8,7 @@ from serai.drivers.hypervisor.base import Placing, RunState
 from serai.drivers.hypervisor.fake import FakeMachine
 from serai.host.storage import HostStorage
 from serai.lib.ids import new_id
-from serai.schema.attach import Launch
+from serai.schema.attach import Launch, VnicAttachment
 from serai.schema.errors import ConflictError, SeraiError, StaleError
 from serai.schema.lease import Claim
 from serai.schema.messages import Kind, VmConfigure, VmRelease, VmSignal, VmStart, VmStopCommand
@@ -270,3 +270,34 @@ async def test_a_new_limit_of_cpus_is_said_to_be_pending(ground: Ground, h1: Hos
     answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=wanted, restart=RestartPolicy.NEVER))
     assert answer.applied == ["cpus"]
     assert "does not move" in answer.pending[0]
+
+
+async def test_of_two_disks_the_first_is_removed_at_a_restart_only(ground: Ground, h1: Host) -> None:
+    """A disk's place in the list is its place in the machine: the second one is not to be unplugged for the first."""
+    (first,) = make_launch().disks
+    source = first.source.model_copy(update={"volume": "e" * 12})
+    second = first.model_copy(update={"index": 1, "name": "web1-1", "source": source, "serial": "e" * 12})
+    await ground.run_vm("h1", launch=make_launch(disks=[first, second]))
+    grown = second.model_copy(update={"index": 0, "size": second.size * 2})
+    wanted = make_launch(generation=2, disks=[grown])
+    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=wanted, restart=RestartPolicy.ON_FAILURE))
+    assert answer.applied == []
+    assert answer.pending == ["disks: disk 0 becomes another one, which needs a restart"]
+    record = h1.records.vm(VM)
+    assert record is not None
+    assert record.launch.disks == [first, second]
+    assert record.next_launch == wanted
+
+
+async def test_of_two_vnics_the_first_is_removed_at_a_restart_only(ground: Ground, h1: Host) -> None:
+    vnics = [
+        VnicAttachment(index=index, mac=f"52:54:00:00:00:0{index}", bridge="br-lan", tap=f"sv{VM[:10]}-{index}")
+        for index in range(2)
+    ]
+    await ground.run_vm("h1", launch=make_launch(vnics=vnics))
+    wanted = make_launch(generation=2, vnics=[vnics[1].model_copy(update={"index": 0, "tap": vnics[0].tap})])
+    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=wanted, restart=RestartPolicy.ON_FAILURE))
+    assert (answer.applied, len(answer.pending)) == ([], 1)
+    record = h1.records.vm(VM)
+    assert record is not None
+    assert record.launch.vnics == vnics

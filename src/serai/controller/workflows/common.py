@@ -166,9 +166,10 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
     parts = await office.shelf.for_launch(vm_id)
     vm, lease = parts.vm, parts.lease
     facts = facts_of(parts.host)
-    if vm.spec.machine_type is None:
-        machine = plan.pin_machine(vm.spec.machine, facts)
-        vm = await office.shelf.set_vm_spec(vm_id, machine_type=machine)
+    machine = vm.spec.machine_type or plan.pin_machine(vm.spec.machine, facts)
+    pinned = {"machine_type": machine, "max_cpus": plan.room_for_cpus(vm.spec, machine)}
+    if pinned != {name: getattr(vm.spec, name) for name in pinned}:
+        vm = await office.shelf.set_vm_spec(vm_id, **pinned)
         parts = replace(parts, vm=vm)
     body = await _start_command(office, ctx, parts, lease)
     try:
