@@ -46,6 +46,9 @@ IDENTITY = "controller"
 DATABASE = "serai.db"
 SECRET = ("installation", "secret")
 """Where in the store the secret is from which CHAP passwords are derived."""
+KEEP_ALIVE = 60
+"""Seconds for which an idle connection is kept: longer than any client of ours keeps it, which then never uses one that
+is closed at the same moment."""
 GRACE = 2
 """Seconds that answers under way get when the server goes down; jobs are picked up by the next start anyway."""
 
@@ -156,6 +159,7 @@ async def _serving(app: object, api: Api, controller: Controller) -> AsyncIterat
             lifespan="off",
             ws="websockets-sansio",
             timeout_graceful_shutdown=GRACE,
+            timeout_keep_alive=KEEP_ALIVE,
             server_header=False,
         )
     )

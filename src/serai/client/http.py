@@ -39,6 +39,8 @@ OnBytes = Callable[[int], None]
 
 TIMEOUT = 30.0
 """Seconds for one answer: only plain calls wait, long actions are jobs."""
+KEEP_ALIVE = 5.0
+"""Seconds for which an idle connection is kept. The server keeps it longer: it must not close one while it is used."""
 PAGE = 200
 UPLOAD_CHUNK = 1 << 20
 
@@ -51,10 +53,11 @@ class Client:
         token = context.token()
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.tls = tls_of(context)
+        limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE)
         if context.socket is not None:
-            transport = httpx.AsyncHTTPTransport(uds=str(context.socket))
+            transport = httpx.AsyncHTTPTransport(uds=str(context.socket), limits=limits)
         else:
-            transport = httpx.AsyncHTTPTransport(verify=self.tls or True)
+            transport = httpx.AsyncHTTPTransport(verify=self.tls or True, limits=limits)
         self.http = httpx.AsyncClient(
             transport=transport,
             base_url=(context.url or "http://serai").rstrip("/"),

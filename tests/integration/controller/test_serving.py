@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from serai.app.controller import Controller, ControllerConfig, Extras, running
+from serai.app.controller import KEEP_ALIVE, Controller, ControllerConfig, Extras, running
 from serai.client.console import console
 from serai.client.context import Context
+from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.http import Client
 from serai.controller.api.call import Reader, Writer
 from serai.controller.gateway import Hosts
@@ -123,6 +124,11 @@ async def test_both_sockets_ask_for_the_token(world: World) -> None:
                     async with console(client, "web1"):
                         pass
     assert not world.config.socket.exists()
+
+
+def test_an_idle_connection_is_closed_by_the_client_first() -> None:
+    """A server that closes it just as it is used again looks as if it had died over the request."""
+    assert KEEP_ALIVE >= 2 * CLIENT_KEEP_ALIVE
 
 
 async def test_a_job_is_followed_to_its_end_by_the_stream(world: World) -> None:
