@@ -109,7 +109,7 @@ class HostParts:
                 exporter=registry.exporter(paths, storage_address),
                 portal=f"{storage_address}:3260",
                 open_driver=lambda pool: registry.POOL_DRIVERS[pool.driver](pool, paths),
-                image_disk=store.disk,
+                image_disk=store.checked_disk,
             )
             await storage.start()
             agent = HostAgent(
@@ -132,7 +132,7 @@ class HostParts:
                 report=agent.publish_report,
                 ask_verdict=self._ask_verdict,
                 disk_path=storage.disk_path,
-                image_file=store.file,
+                image_file=store.checked_file,
                 migration_address=config.addresses["migration"],
                 tls_hostname=config.name,
             )

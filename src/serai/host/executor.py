@@ -85,8 +85,8 @@ class Executor:
 
     def _register(self) -> None:
         vms, moves, storage, images, uplinks = self._vms, self._vms.moves, self._storage, self._images, self._uplinks
-        self._on(Kind.VM_START, VmStart, lambda body, _: vms.start(body))
-        self._on(Kind.VM_PREPARE, VmPrepare, lambda body, _: moves.prepare(body))
+        self._on(Kind.VM_START, VmStart, self._start)
+        self._on(Kind.VM_PREPARE, VmPrepare, self._prepare)
         self._on(Kind.VM_ABANDON, VmAbandon, lambda body, _: moves.abandon(body))
         self._on(Kind.VM_RELEASE, VmRelease, lambda body, _: vms.release(body))
         self._on(Kind.VM_MIGRATE, VmMigrateStart, lambda body, _: moves.migrate(body))
@@ -110,6 +110,15 @@ class Executor:
         self._on(Kind.UPLINK_TAKE, UplinkTakeCommand, lambda body, _: uplinks.take(body))
         self._on(Kind.UPLINK_CONFIRM, UplinkConfirm, lambda body, _: uplinks.confirm(body))
         self._on(Kind.NETWORK_ENSURE, NetworkEnsure, lambda body, _: uplinks.ensure(body))
+
+    async def _start(self, body: VmStart, _: Report) -> BaseModel:
+        # Before anything is begun: for a copy that is damaged the controller brings another, and asks again.
+        await self._images.check_boot(body.launch)
+        return await self._vms.start(body)
+
+    async def _prepare(self, body: VmPrepare, _: Report) -> BaseModel:
+        await self._images.check_boot(body.launch)
+        return await self._vms.moves.prepare(body)
 
     async def _cancel(self, body: VmMigrateCancel, _: Report) -> BaseModel:
         return self._vms.moves.cancel(body)

@@ -1,9 +1,14 @@
-"""A host's images: built, imported, taken from another host over the data channel, and served to others."""
+"""A host's images: built, imported, taken from another host over the data channel, and served to others.
+
+A copy is checked before each use, serving it included. One that is damaged is dropped, and the command is refused with
+NotFoundError, field `image` and the id as its value: by that the controller knows to bring another copy.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +19,8 @@ from serai.drivers.image.store import ImageStore
 from serai.lib.pki import TlsFiles
 from serai.lib.stream import Reader, Writer, stream
 from serai.lib.streamfile import receive_file, send_file
-from serai.schema.errors import InvalidError
+from serai.schema.attach import Launch
+from serai.schema.errors import InvalidError, NotFoundError
 from serai.schema.image import ImageManifest, ImageSource
 from serai.schema.messages import ImageDrop, ImageFetch, ImageMake
 from serai.schema.ticket import Ticket
@@ -32,11 +38,26 @@ class HostImages:
         self._builders = builders
         self._tls = tls
         self._cache = cache
+        self._adding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def check_boot(self, launch: Launch) -> None:
+        """What the VM boots from is here and sound. Raises NotFoundError (see the module's text)."""
+        if launch.boot is not None:
+            await self.store.check(launch.boot.image)
+
+    async def _here(self, image: str) -> ImageManifest | None:
+        """The manifest, if there is a sound copy."""
+        try:
+            return await self.store.check(image)
+        except NotFoundError:
+            return None
 
     async def make(self, body: ImageMake, report: Report) -> ImageManifest:
-        """Build or download; an image that is here already stays."""
-        if self.store.has(body.image):
-            return self.store.manifest(body.image)
+        """Build or download; a sound image that is here already stays."""
+        async with self._adding[body.image]:
+            return await self._here(body.image) or await self._make(body, report)
+
+    async def _make(self, body: ImageMake, report: Report) -> ImageManifest:
         async with self.store.adding(body.image) as folder:
             if body.spec.source is ImageSource.BUILD:
                 await self._build(body.spec.recipe or "", folder, report)
@@ -61,9 +82,13 @@ class HostImages:
             await asyncio.to_thread(shutil.copyfile, cached / row, folder / row)
 
     async def fetch(self, body: ImageFetch, report: Report) -> None:
-        """Take a copy from another host; one that is here already stays."""
-        if self.store.has(body.image):
-            return
+        """Take a copy from another host; a sound one of that manifest that is here already stays."""
+        async with self._adding[body.image]:
+            here = await self._here(body.image)
+            if here is None or here.files != body.manifest.files:
+                await self._fetch(body, report)
+
+    async def _fetch(self, body: ImageFetch, report: Report) -> None:
         if self._tls is None:
             raise InvalidError("this host has no certificate for the data channel", field="image", value=body.image)
         total = sum(file.size for file in body.manifest.files) or 1
@@ -89,8 +114,13 @@ class HostImages:
 
     async def serve_read(self, ticket: Ticket, reader: Reader, writer: Writer) -> None:
         """Send the image's files, in order of name, to the ticket's holder."""
-        for file in sorted(self.store.manifest(ticket.resource).files, key=lambda row: row.name):
-            await send_file(reader, writer, self.store.file(ticket.resource, file.name))
+        manifest = await self.store.check(ticket.resource)
+        for file in sorted(manifest.files, key=lambda row: row.name):
+            sent = await send_file(reader, writer, self.store.file(ticket.resource, file.name))
+            if sent.sha256 != file.sha256:
+                # The receiver has refused it. The seal did not show it: the disk itself lies.
+                self.store.distrust(ticket.resource, f"{file.name} does not have its checksum")
+                return
 
     async def serve_write(self, ticket: Ticket, reader: Reader, writer: Writer) -> None:
         """Receive an uploaded disk image, and answer with its manifest."""
@@ -100,7 +130,7 @@ class HostImages:
                 yield chunk
 
         total = int(ticket.params.get("size", "0"))
-        async with self.store.adding(ticket.resource) as folder:
+        async with self._adding[ticket.resource], self.store.adding(ticket.resource) as folder:
             await from_stream(
                 chunks(),
                 total,

@@ -19,7 +19,7 @@ from serai.schema.vm import VmReport
 @dataclass(frozen=True)
 class Kit:
     """`ask_verdict(host, question)` reads another host's journal over the bus and raises UnavailableError without an
-    answer; `disk_path(pool, volume)` and `image_file(image, name)` are files on this host.
+    answer; `disk_path(pool, volume)` and `image_file(image, name)`, of a copy that is sound, are files on this host.
     """
 
     host: str
@@ -32,7 +32,7 @@ class Kit:
     report: Callable[[VmReport], None]
     ask_verdict: Callable[[str, VerdictAsk], Awaitable[Verdict]]
     disk_path: Callable[[str, str], Path]
-    image_file: Callable[[str, str], Path]
+    image_file: Callable[[str, str], Awaitable[Path]]
     migration_address: str
     tls_hostname: str
     """The name in this host's certificate that the other end of a migration checks."""

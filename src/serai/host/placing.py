@@ -38,8 +38,8 @@ async def place(kit: Kit, launch: Launch, *, open_ports: bool) -> AsyncIterator[
                 if disk.source.kind == "file"
             },
             seed=seed,
-            kernel=kit.image_file(launch.boot.image, launch.boot.kernel) if launch.boot else None,
-            initrd=kit.image_file(launch.boot.image, launch.boot.initrd) if launch.boot else None,
+            kernel=await kit.image_file(launch.boot.image, launch.boot.kernel) if launch.boot else None,
+            initrd=await kit.image_file(launch.boot.image, launch.boot.initrd) if launch.boot else None,
             user=kit.qemu_user,
         )
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from serai.drivers.storage.base import Exporter, PoolDriver
@@ -27,7 +27,7 @@ Report = Callable[[str, float | None], None]
 
 
 class HostStorage:
-    """`open_driver(pool)` names the concrete driver; `image_disk(image)` is (file, format) of an image's copy here."""
+    """`open_driver(pool)` names the concrete driver; `image_disk(image)` is (file, format) of an image's sound copy."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class HostStorage:
         exporter: Exporter | None,
         portal: str,
         open_driver: Callable[[PoolOpen], PoolDriver],
-        image_disk: Callable[[str], tuple[Path, str]],
+        image_disk: Callable[[str], Awaitable[tuple[Path, str]]],
     ) -> None:
         self._records = records
         self._exporter = exporter
@@ -153,7 +153,7 @@ class HostStorage:
                 report("copy", done / total if total else None)
 
             if body.image is not None:
-                file, file_format = self._image_disk(body.image)
+                file, file_format = await self._image_disk(body.image)
                 await driver.create_from_image(body.volume, file, file_format, body.size, progress)
             elif body.clone_of is not None:
                 await driver.clone_volume(body.clone_of, body.volume, progress)

@@ -148,12 +148,13 @@ class Host:
         self.journal = CrashingJournal.open(self.paths.journal)
         self.records = Records(self.journal)
         self.tasks = Tasks(self.name)
+        images = ImageStore(self.paths.images)
         storage = HostStorage(
             records=self.records,
             exporter=None,
             portal="10.78.0.11:3260",
             open_driver=lambda pool: self.pools.setdefault(pool.pool, FakePool()),
-            image_disk=lambda image: (self.paths.images / image, "raw"),
+            image_disk=images.checked_disk,
         )
         self.agent = HostAgent(
             name=self.name,
@@ -175,7 +176,7 @@ class Host:
             report=self.agent.publish_report,
             ask_verdict=self._ask_verdict,
             disk_path=storage.disk_path,
-            image_file=lambda image, name: self.paths.images / image / name,
+            image_file=images.checked_file,
             migration_address=self.name,
             tls_hostname=self.name,
             qemu_user=None,
@@ -183,9 +184,9 @@ class Host:
         self.vms = Vms(self.kit)
         self.up = True
         await self.vms.take_over(rebooted=rebooted)
-        images = HostImages(store=ImageStore(self.paths.images), builders={}, tls=None, cache=self.paths.state)
+        host_images = HostImages(store=images, builders={}, tls=None, cache=self.paths.state)
         uplinks = HostUplinks(self.network, UplinkTaker(self.paths.state))
-        await self.agent.join(self.vms, Executor(self.vms, storage, images, uplinks))
+        await self.agent.join(self.vms, Executor(self.vms, storage, host_images, uplinks))
 
     async def _ask_verdict(self, host: str, ask: VerdictAsk) -> Verdict:
         if self.cut:

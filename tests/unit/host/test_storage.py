@@ -26,7 +26,7 @@ def at_path(pool: PoolOpen) -> PoolDriver:
 
 
 def storage(records: Records, driver: Callable[[PoolOpen], PoolDriver] = at_path) -> HostStorage:
-    def image(name: str) -> tuple[Path, str]:
+    async def image(name: str) -> tuple[Path, str]:
         raise AssertionError(name)
 
     return HostStorage(records=records, exporter=None, portal="", open_driver=driver, image_disk=image)

@@ -46,9 +46,9 @@ async def test_an_image_with_its_manifest(store: ImageStore) -> None:
     assert manifest.packages == {"linux": "6.1"}
     (row,) = manifest.files
     assert (row.name, row.size) == ("disk.raw", 1024)
-    file, image_format = store.disk(image)
+    file, image_format = await store.checked_disk(image)
     assert (file.read_bytes(), image_format) == (b"disk" * 256, "raw")
-    assert file.stat().st_mode & 0o777 == 0o644
+    assert file.stat().st_mode & 0o777 == 0o444
     assert file.parent.stat().st_mode & 0o777 == 0o755
 
 
@@ -115,7 +115,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> No
 async def test_a_kernel_image_has_no_disk(store: ImageStore) -> None:
     image = await add(store, ImageKind.KERNEL)
     with pytest.raises(InvalidError, match="no disk"):
-        store.disk(image)
+        await store.checked_disk(image)
 
 
 async def test_deleting_twice_is_deleting(store: ImageStore) -> None:
