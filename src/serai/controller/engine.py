@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from serai.controller import outdated
 from serai.controller.jobs import CommandGateway, Workflow
 from serai.controller.locks import Locks
 from serai.controller.run import Run
@@ -42,8 +43,10 @@ class Engine:
         for record in sorted(records, key=lambda found: found.job.started is None):
             if record.job.id in self._runs:
                 continue
-            if self._fitting(record) is None:
-                await self._set_aside(record)
+            workflow = self._workflows.get(record.job.kind)
+            if not outdated.fits(workflow, record.job):
+                log.error("job %s (%s) was begun by another version of Serai", record.job.id, record.job.kind)
+                self._run(*outdated.only_to_undo(record, workflow))
                 continue
             log.info("picking up job %s (%s of %s)", record.job.id, record.job.kind, record.job.target)
             self._launch(record)
@@ -109,27 +112,13 @@ class Engine:
         run = self._runs.get(job_id)
         return f"job {job_id}" if run is None else f"job {job_id} ({run.job.kind} of {run.job.target})"
 
-    def _fitting(self, record: JobRecord) -> Workflow | None:
-        """The workflow of a job, if it still has the steps that the job was made with."""
-        workflow = self._workflows.get(record.job.kind)
-        if workflow is None or [step.name for step in workflow.steps] != [step.name for step in record.job.steps]:
-            return None
-        return workflow
-
-    async def _set_aside(self, record: JobRecord) -> None:
-        # Running other steps than those recorded could undo the wrong things: it is left as it is, and says so.
-        log.error("job %s (%s) was made by another version of Serai", record.job.id, record.job.kind)
-        text = f"a controller of the version that made it: this one's {record.job.kind} has other steps"
-        job = record.job.model_copy(update={"waits_for": text})
-        async with self._store.transaction() as tx:
-            await tx.jobs.save(JobRecord(job, record.data, record.attempt))
-            await tx.emit("job.state", job.target, job.id, text, job=job.id, kind=job.kind, state=job.state.value)
-
     def _launch(self, record: JobRecord) -> None:
-        workflow = self._fitting(record)
-        if workflow is None or not self._started or self._tasks.closed:
-            # `start` finds it in the store.
-            return
+        workflow = self._workflows.get(record.job.kind)
+        # If not now, `start` finds it in the store.
+        if workflow is not None and self._started and not self._tasks.closed:
+            self._run(record, workflow)
+
+    def _run(self, record: JobRecord, workflow: Workflow) -> None:
         run = Run(
             record,
             workflow,

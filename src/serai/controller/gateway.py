@@ -2,6 +2,8 @@
 
 A command is asked with the same id until there is an answer: `running` and silence both mean "ask again". Silence is
 borne for `deadline` seconds, counted anew from each answer; it never means that the command was not carried out.
+A host's hello may mean that its agent was restarted, and then nobody works at what is asked of it any more: it is asked
+again at once.
 
 A command for a VM goes to the host that holds the VM's lease, and to no other: the lease is read before each attempt,
 and once it is another's the command is given up. (The host looks at its own journal besides.)
@@ -80,6 +82,8 @@ class Hosts:
         self._seen: dict[str, float] = {}
         self._progress: dict[str, tuple[str, OnProgress]] = {}
         """By command: the host that was asked, whose word alone counts, and who listens."""
+        self._hellos: dict[str, asyncio.Event] = {}
+        """By host that is being asked: set at its next hello."""
         self._subscriptions: list[Subscription] = []
         self._tasks = Tasks("gateway")
         self.on_online: list[Callable[[Host], None]] = []
@@ -167,7 +171,7 @@ class Hosts:
                 subject, who = Subjects.vm_command(host, target.vm), f"the agent of VM {target.vm} on {host}"
             self._progress[command.id] = (host, listener)
             try:
-                reply = Reply.model_validate_json(await self._bus.request(subject, payload, timeout=ASK))
+                reply = Reply.model_validate_json(await self._request(host, subject, payload))
             except UnavailableError as error:
                 silent = self._clock.monotonic() - answered
                 if silent >= deadline:
@@ -187,6 +191,21 @@ class Hosts:
             if waits is not None:
                 waits("")
             pause, answered = PAUSE_FIRST, self._clock.monotonic()
+
+    async def _request(self, host: str, subject: str, payload: bytes) -> bytes:
+        """The answer of the agent that the host has by then."""
+        while True:
+            hello = self._hellos.setdefault(host, asyncio.Event())
+            asking = asyncio.ensure_future(self._bus.request(subject, payload, timeout=ASK))
+            greeted = asyncio.ensure_future(hello.wait())
+            try:
+                await asyncio.wait({asking, greeted}, return_when=asyncio.FIRST_COMPLETED)
+                if asking.done():
+                    return asking.result()
+            finally:
+                asking.cancel()
+                greeted.cancel()
+                await asyncio.gather(asking, greeted, return_exceptions=True)
 
     async def _holder(self, target: VmTarget, kind: str) -> tuple[str, VmTarget]:
         """The host that holds the VM's lease, and the target bound to it. Raises ConflictError if it is another now."""
@@ -229,6 +248,8 @@ class Hosts:
         async with self._store.transaction() as tx:
             host = await reports.greet(tx, hello.host, hello.facts, new_id())
         self._seen[hello.host] = self._clock.monotonic()
+        if (waiting := self._hellos.pop(hello.host, None)) is not None:
+            waiting.set()
         self._tell_online(host)
         return dump(Welcome(host_id=host.id, time=self._clock.now()))
 

@@ -15,7 +15,14 @@ from serai.controller.jobs import CommandGateway, JobContext, StepDef, Workflow
 from serai.controller.locks import Locks, Request
 from serai.controller.store import JobRecord, Store
 from serai.lib.tasks import Tasks
-from serai.schema.errors import CancelledByUserError, ConflictError, ErrorInfo, SeraiError, from_info
+from serai.schema.errors import (
+    CancelledByUserError,
+    ConflictError,
+    ErrorInfo,
+    InterruptedByRestartError,
+    SeraiError,
+    from_info,
+)
 from serai.schema.job import Job, JobState, StepState
 
 log = logging.getLogger(__name__)
@@ -185,7 +192,12 @@ class Run:
                 return True
         elif step.repeatable:
             return False
-        raise SeraiError(f"the controller was restarted in step {step.name!r}, which cannot be repeated")
+        raise InterruptedByRestartError(
+            f"the controller was restarted in step {step.name!r}, which cannot be repeated",
+            field="step",
+            value=step.name,
+            remedy="What the job had done was undone. Ask for it again.",
+        )
 
     async def _run_step(self, index: int, step: StepDef) -> None:
         delay = RETRY_FIRST

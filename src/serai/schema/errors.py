@@ -123,6 +123,13 @@ class StaleError(SeraiError):
     status = 409
 
 
+class InterruptedByRestartError(SeraiError):
+    """The work was begun, and whoever did it was restarted in a place where it cannot be taken up."""
+
+    code = "interrupted"
+    status = 503
+
+
 class CancelledByUserError(SeraiError):
     """The job was cancelled on request and undone."""
 
@@ -151,6 +158,7 @@ TREE: dict[str, type[SeraiError]] = {
         UnsupportedError,
         UnavailableError,
         StaleError,
+        InterruptedByRestartError,
         CancelledByUserError,
         HostError,
     )

@@ -242,8 +242,13 @@ async def test_after_a_crash(
     await log.reached.wait()
     log.go_on.set() if marks.get("repeatable") else None
     await kit.restarted()
-    assert (await kit.ended(job)).state is state
+    ended = await kit.ended(job)
+    assert ended.state is state
     assert log.lines == lines
+    if ended.error is not None:
+        assert ended.error.code == "interrupted"
+        assert "restarted in step 'two'" in ended.error.message
+        assert ended.error.remedy
 
 
 async def test_a_crash_while_undoing_goes_on_undoing(kit: Kit, log: Log) -> None:
@@ -309,15 +314,57 @@ async def test_a_job_begins_at_once(kit: Kit) -> None:
     print(f"answer to first step: median {statistics.median(waits):.2f} ms, max {max(waits):.2f} ms")
 
 
-async def test_a_job_of_another_version_is_set_aside_and_says_so(kit: Kit, log: Log) -> None:
-    kit.define("k", log.step("one"), log.step("two", hold=True))
+async def test_a_job_of_another_version_is_undone_where_names_match_and_fails(kit: Kit, log: Log) -> None:
+    kit.define("k", log.step("one"), log.step("gone"), log.step("two", hold=True), log.step("three"))
     job = await kit.submit("k")
     await log.reached.wait()
-    kit.define("k", log.step("one"), log.step("other"))
+    kit.define("k", log.step("one"), log.step("other"), log.step("two"))
     await kit.restarted()
-    seen = await kit.seen(job, lambda now: "version" in now.waits_for)
-    assert seen.state is JobState.RUNNING
-    assert log.lines == ["one", "two"]
+    ended = await kit.ended(job)
+    assert ended.state is JobState.FAILED
+    assert ended.error is not None
+    assert ended.error.code == "interrupted"
+    assert "another version" in ended.error.message
+    assert "but for its steps gone" in ended.error.message
+    assert log.lines == ["one", "gone", "two", "-two", "-one"]
+    assert states(ended) == [StepState.UNDONE, StepState.DONE, StepState.UNDONE, StepState.SKIPPED]
+    # It holds nothing any more.
+    assert (await kit.ended(await kit.submit("k"))).state is JobState.DONE
+
+
+async def test_a_job_of_a_kind_that_is_no_more_fails(kit: Kit, log: Log) -> None:
+    kit.define("k", log.step("one", hold=True))
+    job = await kit.submit("k")
+    await log.reached.wait()
+    del kit.workflows["k"]
+    await kit.restarted()
+    assert (await kit.ended(job)).state is JobState.FAILED
+    assert log.lines == ["one"]
+
+
+async def test_a_job_of_another_version_past_its_point_of_no_return_is_not_undone(kit: Kit, log: Log) -> None:
+    kit.define("k", log.step("one"), log.step("two", point_of_no_return=True), log.step("three", hold=True))
+    job = await kit.submit("k")
+    await log.reached.wait()
+    kit.define("k", log.step("one"), log.step("two", point_of_no_return=True), log.step("other"))
+    await kit.restarted()
+    ended = await kit.ended(job)
+    assert ended.state is JobState.FAILED
+    assert ended.error is not None
+    assert "was not finished" in ended.error.message
+    assert log.lines == ["one", "two", "three"]
+
+
+async def test_an_undo_that_does_not_understand_another_versions_data_ends_all_the_same(kit: Kit, log: Log) -> None:
+    async def undo(ctx: JobContext) -> None:
+        raise KeyError("of the other version")
+
+    kit.define("k", log.step("one", hold=True))
+    job = await kit.submit("k")
+    await log.reached.wait()
+    kit.define("k", StepDef("one", log.step("one").run, undo=undo), log.step("two"))
+    await kit.restarted()
+    assert (await kit.ended(job)).state is JobState.FAILED
 
 
 async def test_a_result_outlives_a_crash(kit: Kit, log: Log) -> None:

@@ -257,6 +257,32 @@ async def test_a_host_that_does_not_hold_the_vm_is_asked_again(kit: Kit) -> None
     assert asked == [f"host.h1.vm.{vm}.command"] * 2
 
 
+@pytest.mark.parametrize("to", ["host", "vm"])
+async def test_what_a_restarted_agent_was_asked_is_asked_again_at_its_hello(kit: Kit, to: str) -> None:
+    """The answer of an agent that was killed never comes; the clock stands still here, so nothing else asks again."""
+    vm = await kit.vm("h1")
+    asked: list[str] = []
+    never = asyncio.Event()
+
+    async def answer(message: Message) -> bytes:
+        asked.append(Command.model_validate_json(message.payload).id)
+        if len(asked) == 1:
+            await never.wait()
+        return dump(Reply(state="done", result=json.loads(dump(kit.said(vm, state="paused"))) if to == "vm" else None))
+
+    subject = Subjects.vm_command("h1", vm) if to == "vm" else Subjects.host_command("h1")
+    await kit.bus.subscribe(subject, answer)
+    sending = asyncio.create_task(kit.signal(VmTarget(vm)) if to == "vm" else kit.send())
+    async with asyncio.timeout(5):
+        while not asked:
+            await asyncio.sleep(0.001)
+        await kit.host("h2")
+        await kit.host("h1")
+        await sending
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+
+
 async def test_a_hello_makes_the_host(kit: Kit) -> None:
     met: list[str] = []
     kit.hosts.on_online.append(lambda host: met.append(host.name))

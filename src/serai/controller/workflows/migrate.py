@@ -19,7 +19,7 @@ from serai.controller.workflows.shelf import ForPlacing
 from serai.core import launch as plan
 from serai.core.migration import agreed_capabilities, check_nothing_pending
 from serai.core.placement import choose_destination
-from serai.schema.errors import CancelledByUserError, ConflictError, HostError
+from serai.schema.errors import CancelledByUserError, ConflictError, HostError, InterruptedByRestartError
 from serai.schema.lease import Claim
 from serai.schema.messages import (
     Kind,
@@ -175,7 +175,16 @@ async def _moved(office: Office, ctx: JobContext) -> bool:
 
     Asking to abandon gets the verdict: either it is committed already, or it never will be.
     """
-    return (await _ask_to_abandon(ctx, "the controller was restarted in mid-migration")).claim is Claim.COMMITTED
+    verdict = await _ask_to_abandon(ctx, "the controller was restarted in mid-migration")
+    if verdict.claim is not Claim.COMMITTED:
+        source, to = ctx.data["source"], ctx.data["to"]
+        raise InterruptedByRestartError(
+            f"the controller was restarted in mid-migration: the VM stayed on {source}",
+            field="to",
+            value=to,
+            remedy=f"Move it again: serai vm migrate {ctx.target.partition('/')[2]} --to {to}",
+        )
+    return True
 
 
 async def _ask_to_abandon(ctx: JobContext, reason: str) -> Verdict:
