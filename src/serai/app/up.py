@@ -24,7 +24,7 @@ from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.schema.errors import HostError, NotFoundError
 from serai.schema.host import HostState
 from serai.schema.job import JobState
-from serai.schema.network import NetworkCreate, NetworkSpec
+from serai.schema.network import NetworkCreate, NetworkWish
 from serai.schema.resource import Frozen
 from serai.schema.volume import ExportKind, PoolCreate, PoolSpec
 
@@ -138,7 +138,7 @@ async def _furnish(config: UpConfig) -> None:
         try:
             await client.call("network.show", NETWORK)
         except NotFoundError:
-            spec = NetworkSpec(bridge=BRIDGE, subnet=SUBNET, gateway=IPv4Address(SUBNET[1]))
+            spec = NetworkWish(bridge=BRIDGE, subnet=SUBNET, gateway=IPv4Address(SUBNET[1]))
             await client.call("network.create", body=NetworkCreate(name=NETWORK, spec=spec))
         try:
             await client.call("pool.show", POOL)

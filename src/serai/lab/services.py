@@ -29,7 +29,7 @@ from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.schema.errors import HostError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.host import HostState
 from serai.schema.job import Job, JobState
-from serai.schema.network import NetworkCreate, NetworkSpec
+from serai.schema.network import NetworkCreate, NetworkWish
 from serai.schema.subjects import controller_permissions, host_permissions
 from serai.schema.volume import ExportKind, PoolCreate, PoolDriverName, PoolSpec
 
@@ -225,7 +225,7 @@ async def _defaults(client: Client, plan: Plan) -> None:
     """A pool on the first host that all hosts reach, and the network that the hosts' bridges are."""
     subnet = topology.LAN
     first, last = (IPv4Address(subnet[number]) for number in (topology.VM_FIRST, topology.VM_LAST))
-    spec = NetworkSpec(bridge=topology.HOST_BRIDGE, subnet=subnet, range_start=first, range_end=last)
+    spec = NetworkWish(bridge=topology.HOST_BRIDGE, subnet=subnet, range_start=first, range_end=last)
     await client.call("network.create", body=NetworkCreate(name=NETWORK, spec=spec))
     pool = PoolSpec(host=plan.hosts[0], driver=PoolDriverName.DIR, export=ExportKind.ISCSI)
     job: Job = await client.call("pool.create", body=PoolCreate(name=POOL, spec=pool))

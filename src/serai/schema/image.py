@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from serai.schema.resource import Frozen, Name, Resource
+from serai.schema.resource import Description, Frozen, Labels, Name, Resource
 
 
 class ImageKind(StrEnum):
@@ -79,5 +79,5 @@ class ImageCreate(Frozen):
     spec: ImageSpec
     host: Name | None = None
     """Where it is built or received; none: any online host."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    description: str = ""
+    labels: Labels = Field(default_factory=dict)
+    description: Description = ""

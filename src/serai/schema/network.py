@@ -2,11 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from serai.schema.resource import Frozen, Name, Resource
+from serai.schema.resource import Description, Frozen, Labels, Name, Resource
+
+NAMESERVERS_MAX = 8
+RESERVED_LINKS = ("all", "default", "lo", "bonding_masters")
+"""Names that mean something else under /proc/sys/net or /sys/class/net."""
+TAP = re.compile(r"sv[0-9a-f]{10}-[0-9]+")
+UNUSABLE = {
+    "0.0.0.0/8": "it means no address at all",
+    "127.0.0.0/8": "it is every machine's own loopback",
+    "169.254.0.0/16": "it is for addresses that machines choose themselves (link-local)",
+    "224.0.0.0/4": "it is for multicast",
+    "240.0.0.0/4": "it is reserved",
+}
+"""Where no VM can have an address."""
+
+
+def _written(value: Any) -> Any:
+    """Python reads a bare number as an address (5 is 0.0.0.5); who sends one means something else."""
+    if isinstance(value, int):
+        raise ValueError(f"{value} is a number, not an address; write it in quotes, like 10.77.0.1")
+    return value
+
+
+def _prefixed(value: Any) -> Any:
+    if isinstance(value, int) or (isinstance(value, str) and "/" not in value):
+        raise ValueError(f"{value} is no subnet; write it with its prefix length, like 10.77.0.0/24")
+    return value
+
+
+def _usable_subnet(subnet: IPv4Network) -> IPv4Network:
+    for text, why in UNUSABLE.items():
+        if subnet.overlaps(IPv4Network(text)):
+            raise ValueError(f"no VM can have an address in {text}: {why}; use a private subnet like 10.77.0.0/24")
+    return subnet
+
+
+def _usable_link(name: str) -> str:
+    if name in (".", "..") or name.startswith("-") or name in RESERVED_LINKS:
+        raise ValueError(f"no link can have the name {name}; choose one like br-lan")
+    if TAP.fullmatch(name):
+        raise ValueError(f"{name} is how the taps of VMs are named; choose one like br-lan")
+    return name
+
+
+Address = Annotated[IPv4Address, BeforeValidator(_written)]
+BridgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,15}$"), AfterValidator(_usable_link)]
 
 
 class NetworkSpec(Frozen):
@@ -14,10 +61,10 @@ class NetworkSpec(Frozen):
 
     bridge: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,15}$")
     subnet: IPv4Network
-    gateway: IPv4Address | None = None
-    nameservers: list[IPv4Address] = Field(default_factory=list)
-    range_start: IPv4Address | None = None
-    range_end: IPv4Address | None = None
+    gateway: Address | None = None
+    nameservers: list[Address] = Field(default_factory=list)
+    range_start: Address | None = None
+    range_end: Address | None = None
     mtu: int = Field(default=1500, ge=576, le=9000)
 
     @field_validator("gateway", "range_start", "range_end")
@@ -29,6 +76,26 @@ class NetworkSpec(Frozen):
         first = info.data.get("range_start")
         if info.field_name == "range_end" and address is not None and first is not None and first > address:
             raise ValueError(f"range_start {first} comes after range_end {address}; give the smaller one first")
+        return address
+
+
+class NetworkWish(NetworkSpec):
+    """A network as it is asked for: stricter than what is read from the store, where more may have been let in."""
+
+    bridge: BridgeName
+    subnet: Annotated[IPv4Network, BeforeValidator(_prefixed), AfterValidator(_usable_subnet)]
+    nameservers: list[Address] = Field(default_factory=list, max_length=NAMESERVERS_MAX)
+
+    @field_validator("gateway", "range_start", "range_end")
+    @classmethod
+    def _a_hosts(cls, address: IPv4Address | None, info: ValidationInfo) -> IPv4Address | None:
+        subnet = info.data.get("subnet")
+        if address is None or subnet is None or subnet.prefixlen >= 31:
+            return address
+        for what, other in (("network", subnet.network_address), ("broadcast", subnet.broadcast_address)):
+            if address == other:
+                first, last = subnet.network_address + 1, subnet.broadcast_address - 1
+                raise ValueError(f"{address} is the {what} address of subnet {subnet}; use one of {first} to {last}")
         return address
 
 
@@ -44,17 +111,19 @@ class Network(Resource[NetworkSpec, NetworkStatus]):
 
 class NetworkCreate(Frozen):
     name: Name
-    spec: NetworkSpec
-    labels: dict[str, str] = Field(default_factory=dict)
-    description: str = ""
+    spec: NetworkWish
+    labels: Labels = Field(default_factory=dict)
+    description: Description = ""
 
 
 class UplinkTake(Frozen):
     """`serai host network take`: put `bridge` on `uplink`; undone after `confirm_within` seconds unless confirmed."""
 
-    uplink: str = Field(pattern=r"^[A-Za-z0-9_.@-]{1,15}$")
-    bridge: str = Field(default="br-lan", pattern=r"^[A-Za-z0-9_.-]{1,15}$")
+    uplink: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,15}$"), AfterValidator(_usable_link)]
+    bridge: BridgeName = "br-lan"
     confirm_within: float = Field(default=60.0, ge=1.0, le=3600.0)
 
 
-__all__ = ["IPv4Interface", "Network", "NetworkCreate", "NetworkSpec", "NetworkStatus", "UplinkTake"]
+__all__ = [
+    "Address", "IPv4Interface", "Network", "NetworkCreate", "NetworkSpec", "NetworkStatus", "NetworkWish", "UplinkTake",
+]  # fmt: skip

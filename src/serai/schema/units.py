@@ -13,6 +13,8 @@ from pydantic import BeforeValidator
 
 LONGEST = 24
 """Digits of a number: more than any size needs, far fewer than what a float cannot hold."""
+SIZE_MAX = 1 << 60
+"""Bytes of a volume at most: more than any file system keeps in one file."""
 _NUMBER = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$")
 _SIZE = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _RATE = {"": 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 10**12}
@@ -24,7 +26,7 @@ def _split(text: str, what: str, example: str) -> tuple[float, str]:
     if found is None:
         raise ValueError(f"{text!r} is not a {what}; write it like {example}")
     if len(found[1]) > LONGEST:
-        raise ValueError(f"a {what} has at most {LONGEST} digits")
+        raise ValueError(f"a {what} has at most {LONGEST} digits; write it like {example}")
     return float(found[1]), found[2].lower()
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from ipaddress import IPv4Address
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from serai.schema.resource import Condition, Frozen, Id, Name, Resource
-from serai.schema.units import Size
+from serai.schema.network import Address
+from serai.schema.resource import Condition, Description, Frozen, Id, Labels, Name, Resource
+from serai.schema.units import SIZE_MAX, Size
 
 MEMORY_MIN = 32 << 20
+MEMORY_MAX = 16 << 40
+"""More than any machine has: a figure beyond it is a slip of the hand."""
+ORDER_MAX = 1_000_000
 DEVICES_MAX = 15
 """Disks, and VNICs, of one VM. An edit has the same bound as a creation: what is stored must be readable again."""
 CMDLINE_MAX = 2048
@@ -37,7 +40,7 @@ class DiskSpec(Frozen):
     """A new volume of `size` in `pool` (deleted with the VM unless `keep`), or an existing `volume`."""
 
     pool: Name | None = None
-    size: Size | None = Field(default=None, gt=0)
+    size: Size | None = Field(default=None, gt=0, le=SIZE_MAX)
     volume: Name | None = None
     keep: bool = False
 
@@ -47,7 +50,7 @@ class VnicSpec(Frozen):
 
     network: Name
     mac: str | None = Field(default=None, pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
-    ip: IPv4Address | None = None
+    ip: Address | None = None
 
 
 SshKey = Annotated[str, StringConstraints(max_length=16 << 10)]
@@ -61,14 +64,14 @@ class CloudInit(Frozen):
 class VmSpec(Frozen):
     image: Name | None = None
     machine: MachineKind = MachineKind.Q35
-    machine_type: str | None = None
+    machine_type: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")
     """The versioned type, pinned when the VM is created."""
     cpus: int = Field(default=1, ge=1, le=256)
     max_cpus: int | None = Field(default=None, ge=1, le=256)
     """The room for CPUs that are plugged in while it runs: chosen when it starts, if not given or less than `cpus`.
 
     It stays as it is after that, since both ends of a move must have the same."""
-    memory: Size = Field(default=512 << 20, ge=MEMORY_MIN)
+    memory: Size = Field(default=512 << 20, ge=MEMORY_MIN, le=MEMORY_MAX)
     disks: list[DiskSpec] = Field(default_factory=list, max_length=DEVICES_MAX)
     vnics: list[VnicSpec] = Field(default_factory=list, max_length=DEVICES_MAX)
     cloud_init: CloudInit = CloudInit()
@@ -80,7 +83,7 @@ class VmSpec(Frozen):
     restart: RestartPolicy = RestartPolicy.ON_FAILURE
     autostart: bool = True
     """Start again when the host has rebooted."""
-    autostart_order: int = 0
+    autostart_order: int = Field(default=0, ge=-ORDER_MAX, le=ORDER_MAX)
     template: bool = False
 
 
@@ -142,24 +145,24 @@ class Vm(Resource[VmSpec, VmStatus]):
 class VmCreate(Frozen):
     name: Name
     spec: VmSpec
-    labels: dict[str, str] = Field(default_factory=dict)
-    description: str = ""
+    labels: Labels = Field(default_factory=dict)
+    description: Description = ""
 
 
 class VmEdit(Frozen):
     """Only what is given changes. `rename` is a new name."""
 
     rename: Name | None = None
-    labels: dict[str, str] | None = None
-    description: str | None = None
+    labels: Labels | None = None
+    description: Description | None = None
     cpus: int | None = Field(default=None, ge=1, le=256)
-    memory: Size | None = Field(default=None, ge=MEMORY_MIN)
+    memory: Size | None = Field(default=None, ge=MEMORY_MIN, le=MEMORY_MAX)
     disks: list[DiskSpec] | None = Field(default=None, max_length=DEVICES_MAX)
     vnics: list[VnicSpec] | None = Field(default=None, max_length=DEVICES_MAX)
     cloud_init: CloudInit | None = None
     restart: RestartPolicy | None = None
     autostart: bool | None = None
-    autostart_order: int | None = None
+    autostart_order: int | None = Field(default=None, ge=-ORDER_MAX, le=ORDER_MAX)
     template: bool | None = None
 
 

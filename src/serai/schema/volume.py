@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from serai.schema.resource import Frozen, Id, Name, Resource
-from serai.schema.units import Size
+from serai.schema.resource import Description, Frozen, Id, Labels, Name, Resource
+from serai.schema.units import SIZE_MAX, Size
 
 
 class PoolDriverName(StrEnum):
@@ -47,13 +47,13 @@ class Pool(Resource[PoolSpec, PoolStatus]):
 class PoolCreate(Frozen):
     name: Name
     spec: PoolSpec
-    labels: dict[str, str] = Field(default_factory=dict)
-    description: str = ""
+    labels: Labels = Field(default_factory=dict)
+    description: Description = ""
 
 
 class VolumeSpec(Frozen):
     pool: Name
-    size: Size = Field(gt=0)
+    size: Size = Field(gt=0, le=SIZE_MAX)
     image: Name | None = None
     """The image whose content the volume starts with."""
 
@@ -79,16 +79,16 @@ class Volume(Resource[VolumeSpec, VolumeStatus]):
 class VolumeCreate(Frozen):
     name: Name
     spec: VolumeSpec
-    labels: dict[str, str] = Field(default_factory=dict)
-    description: str = ""
+    labels: Labels = Field(default_factory=dict)
+    description: Description = ""
 
 
 class VolumeEdit(Frozen):
     """Volumes only grow."""
 
-    size: Size | None = None
-    description: str | None = None
-    labels: dict[str, str] | None = None
+    size: Size | None = Field(default=None, gt=0, le=SIZE_MAX)
+    description: Description | None = None
+    labels: Labels | None = None
 
 
 __all__ = [

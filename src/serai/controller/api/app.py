@@ -20,7 +20,7 @@ from starlette.routing import Route
 from serai.controller.api import events, hosts, images, jobs, networks, pools, streams, vms, volumes
 from serai.controller.api.auth import PRINCIPAL, Auth, Guard
 from serai.controller.api.body import BodyGate
-from serai.controller.api.call import NUMBER_MAX, VERSION, Api, Call, Handler, refusal
+from serai.controller.api.call import NUMBER_MAX, VERSION, Api, Call, Handler, reason_of, refusal
 from serai.controller.api.checks import refuse_unprintable
 from serai.controller.api.invalid import explain
 from serai.schema.endpoints import ENDPOINTS, Endpoint
@@ -85,6 +85,7 @@ def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
     async def route(request: Request, **given: Any) -> Response:
         known = {key: given[key] for key in endpoint.query if given.get(key) is not None}
         _refuse_unknown(request, endpoint)
+        reason_of(request.headers)  # refused before anything is done, used once a job is written
         if given.get("body") is not None:
             refuse_unprintable(given["body"].model_dump())
         call = Call(

@@ -14,14 +14,17 @@ from pydantic import BaseModel
 
 from serai.controller.engine import Engine
 from serai.controller.store import RawPage, Store, Transaction
-from serai.schema.errors import SeraiError
+from serai.schema.errors import InvalidError, SeraiError
 from serai.schema.image import Image
 from serai.schema.job import Job
-from serai.schema.resource import Frozen
+from serai.schema.resource import Frozen, one_line
 from serai.schema.vm import Vm
 
 VERSION = metadata.version("serai")
 
+REASON = "x-serai-reason"
+REASON_MAX = 1024
+REASON_SHOWN = 80
 NUMBER_MAX = 2**63 - 1
 """The largest number that the store can compare with; what a caller sends as an event's or a job's number."""
 
@@ -88,7 +91,7 @@ class Call:
     @property
     def reason(self) -> str:
         """Why it is asked for, in the caller's own words: the header X-Serai-Reason."""
-        return self.headers.get("x-serai-reason", "")
+        return reason_of(self.headers)
 
     def need(self, model: type[BodyT]) -> BodyT:
         """The body as the model that the endpoint declares."""
@@ -112,6 +115,25 @@ class Call:
             requested_by=self.principal,
             reason=self.reason,
         )
+
+
+def reason_of(headers: Mapping[str, str]) -> str:
+    """One line of text from the header X-Serai-Reason, which is UTF-8. Raises InvalidError."""
+    raw = headers.get(REASON, "")
+    try:
+        text = one_line(raw.encode("latin-1").decode())
+    except ValueError as error:
+        wrong = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error).partition(";")[0]
+    else:
+        if len(text) <= REASON_MAX:
+            return text
+        wrong = f"it has {len(text)} characters"
+    raise InvalidError(
+        f"the reason cannot be kept: {wrong}",
+        field="X-Serai-Reason",
+        value=repr(raw[:REASON_SHOWN]),
+        remedy=f"Send one line of text in UTF-8, up to {REASON_MAX} characters.",
+    )
 
 
 Handler = Callable[[Api, Call], Awaitable[Response]]

@@ -8,10 +8,13 @@ from serai.controller.store import View
 from serai.schema.errors import CapacityError, ConflictError, InvalidError, UnavailableError
 from serai.schema.host import Host, HostState
 from serai.schema.image import Image, ImageState
+from serai.schema.resource import unsafe
 from serai.schema.units import format_size
 from serai.schema.volume import Pool
 
 SECTOR = 512
+ONE_LINE = "cmdline"
+"""The field where a new line would not be part of the text but end it."""
 
 
 def need_online(host: Host, field: str) -> None:
@@ -54,8 +57,11 @@ def need_room(pool: Pool, size: int, field: str) -> None:
 
 
 async def need_image(view: View, name: str, field: str) -> Image:
-    """An image that VMs can start from. Raises NotFoundError, ConflictError."""
+    """An image that VMs can start from, and that nobody deletes. Raises NotFoundError, ConflictError."""
     image = await view.images.find(name, field)
+    await refuse_while(
+        view, image.id, f"image {image.name} is being deleted", "image.delete", remedy="Use another image."
+    )
     if image.status.state is not ImageState.READY:
         reason = f": {image.status.reason}" if image.status.reason else ""
         raise ConflictError(
@@ -94,7 +100,10 @@ def refuse_unprintable(value: Any, field: str = "") -> None:
         for number, item in enumerate(value):
             refuse_unprintable(item, f"{field}[{number}]")
     elif isinstance(value, str):
-        strange = next((one for one in value if one == "\0" or "\ud800" <= one <= "\udfff"), None)
+        plain = field.rpartition(".")[2] == ONE_LINE
+        strange = next(
+            (one for one in value if one == "\0" or "\ud800" <= one <= "\udfff" or (plain and unsafe(one))), None
+        )
         if strange is not None:
             at = value.index(strange)
             raise InvalidError(

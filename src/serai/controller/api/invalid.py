@@ -9,6 +9,8 @@ from serai.schema.errors import InvalidError
 
 PLACES = ("body", "query", "path", "header")
 LONGEST = 120
+KEY = "[key]"
+"""How Pydantic ends the place of an object's key that is wrong itself."""
 SECRET = ("cloud_init", "user_data")
 """Fields whose value is not repeated: errors end up in logs and terminals, and these may hold passwords."""
 REMEDIES = {
@@ -77,6 +79,8 @@ def _as_sent(body: Any, location: tuple[str | int, ...], parsed: Any) -> Any:
 def path(location: Sequence[str | int]) -> str:
     """`spec.disks[0].size` from Pydantic's location."""
     parts = location[1:] if location and location[0] in PLACES else location
+    if parts and parts[-1] == KEY:
+        parts = parts[:-2]
     text = ""
     for part in parts:
         if isinstance(part, int):

@@ -9,7 +9,7 @@ from serai.controller.api.call import Api, Call, Handler, answer, nothing, page_
 from serai.core import ipam
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError
-from serai.schema.network import Network, NetworkCreate, NetworkStatus
+from serai.schema.network import Network, NetworkCreate, NetworkSpec, NetworkStatus
 
 
 async def list_(api: Api, call: Call) -> Response:
@@ -46,7 +46,7 @@ async def create(api: Api, call: Call) -> Response:
             labels=body.labels,
             description=body.description,
             created=tx.now,
-            spec=body.spec,
+            spec=NetworkSpec.model_validate(dict(body.spec)),
             status=NetworkStatus(addresses_total=ipam.total(body.spec)),
         )
         await tx.networks.insert(network)

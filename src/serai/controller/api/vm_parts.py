@@ -5,6 +5,7 @@ After this a disk has pool, size and volume, and a VNIC has MAC and address: not
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -19,9 +20,15 @@ from serai.lib.ids import new_id
 from serai.lib.redact import MASK
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.image import Image, ImageKind
+from serai.schema.network import Network
 from serai.schema.resource import Frozen
 from serai.schema.vm import DiskSpec, VnicSpec
 from serai.schema.volume import Volume, VolumeSpec, VolumeState, VolumeStatus
+
+ZERO = "00:00:00:00:00:00"
+NO_MAC = "it means no address at all"
+TAP_BYTE = 0xFE
+TAPS = "addresses with fe: are those of the hosts' taps, and the VNIC's own tap might have this one"
 
 
 @dataclass(frozen=True)
@@ -169,18 +176,23 @@ async def resolve_vnics(view: View, vm_id: str, wanted: Sequence[VnicSpec], *, f
     """Look the networks up, and choose MACs and addresses where none are given. Raises SeraiError."""
     found = Vnics([], [])
     used: dict[str, set[IPv4Address]] = {}
+    others: dict[str, dict[IPv4Address, str]] = {}
     macs: set[str] = {vnic.mac for vnic in wanted if vnic.mac is not None}
     asked = [vnic.mac for vnic in wanted if vnic.mac is not None]
     for index, vnic in enumerate(wanted):
         here = f"{field}[{index}]"
         network = await view.networks.find(vnic.network, f"{here}.network")
-        taken = used.setdefault(network.id, await view.networks.used(network.id, but_vm=vm_id))
+        if network.id not in used:
+            used[network.id] = await view.networks.used(network.id, but_vm=vm_id)
+            others[network.id] = await _others(view, network, vm_id)
+        taken = used[network.id] | set(others[network.id])
         if vnic.ip is not None:
+            _refuse_others(others[network.id], vnic.ip, f"{here}.ip")
             ip = ipam.check(network.spec, vnic.ip, taken, field=f"{here}.ip")
         else:
             later = {other.ip for other in wanted if other.ip is not None}
             ip = ipam.next_free(network.spec, taken | later, name=network.name, field=f"{here}.network")
-        taken.add(ip)
+        used[network.id].add(ip)
         mac = vnic.mac
         if mac is not None:
             await _check_mac(view, vm_id, mac, asked, f"{here}.mac")
@@ -192,9 +204,39 @@ async def resolve_vnics(view: View, vm_id: str, wanted: Sequence[VnicSpec], *, f
     return found
 
 
+async def _others(view: View, network: Network, vm_id: str) -> dict[IPv4Address, str]:
+    """Addresses on the network's wire that are not of its own VNICs, and whose they are."""
+    found: dict[IPv4Address, str] = {}
+    for host in await view.hosts.all():
+        own = host.status.facts.addresses if host.status.facts is not None else {}
+        for text in own.values():
+            with contextlib.suppress(ValueError):  # of another family, or a name
+                found[IPv4Address(text)] = f"host {host.name}"
+    # Several networks may share a bridge, each with its range; an address that is asked for may be out of that.
+    for other in await view.networks.all(view.networks.table.c.bridge == network.spec.bridge):
+        if other.id != network.id and other.spec.subnet.overlaps(network.spec.subnet):
+            used = await view.networks.used(other.id, but_vm=vm_id)
+            found.update(dict.fromkeys(used, f"a VM on network {other.name}"))
+            if other.spec.gateway not in (None, network.spec.gateway):
+                found[other.spec.gateway] = f"the gateway of network {other.name}"
+    return found
+
+
+def _refuse_others(others: dict[IPv4Address, str], wanted: IPv4Address, field: str) -> None:
+    if wanted in others:
+        raise ConflictError(
+            f"{others[wanted]} has the address",
+            field=field,
+            value=wanted,
+            remedy="Choose another, or none: a free one is chosen then.",
+        )
+
+
 async def _check_mac(view: View, vm_id: str, mac: str, asked: list[str], field: str) -> None:
-    if int(mac[:2], 16) & 1:
-        raise InvalidError("a multicast address", field=field, value=mac, remedy="Choose 52:54:00:…, or none.")
+    first = int(mac[:2], 16)
+    bad = "a multicast address" if first & 1 else NO_MAC if mac == ZERO else TAPS if first == TAP_BYTE else ""
+    if bad:
+        raise InvalidError(bad, field=field, value=mac, remedy="Choose 52:54:00:…, or none.")
     if asked.count(mac) > 1 or await view.networks.mac_taken(mac, but_vm=vm_id):
         raise ConflictError("the MAC is taken", field=field, value=mac, remedy="Choose another, or none.")
 
