@@ -59,6 +59,8 @@ class Features:
     sandbox: bool = True
     q35_options: frozenset[str] = frozenset({"vmport", "hpet", "sata", "smbus", "smm"})
     """Options of the q35 machine that this QEMU knows, of those that we turn off."""
+    tsc_khz: int | None = None
+    """What an emulated microvm's kernel is told of its time-stamp counter; see tsc.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def qemu_argv(
     if incoming:
         argv += ["-incoming", "defer"]
     argv += ["-chardev", f"socket,id=qmp,fd={handles.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
-    argv += _boot(launch, placing)
+    argv += _boot(launch, placing, features)
     argv += _ports(launch) + _channels(launch, placing, handles)
     for disk in sorted(launch.disks, key=lambda disk: disk.index):
         argv += _disk(launch, disk, handles)
@@ -131,13 +133,16 @@ def _board(launch: Launch, features: Features) -> list[str]:
     return [*board, "-smp", smp, "-m", f"size={launch.memory}B", "-rtc", "base=utc"]
 
 
-def _boot(launch: Launch, placing: Placing) -> list[str]:
+def _boot(launch: Launch, placing: Placing, features: Features) -> list[str]:
     if launch.boot is None:
         return ["-boot", "strict=on"]
     boot = ["-kernel", str(placing.kernel)]
     if placing.initrd is not None:
         boot += ["-initrd", str(placing.initrd)]
-    return [*boot, "-append", launch.boot.cmdline]
+    cmdline = launch.boot.cmdline
+    if features.tsc_khz is not None and "tsc_early_khz=" not in cmdline:
+        cmdline = f"{cmdline} tsc_early_khz={features.tsc_khz}".lstrip()
+    return [*boot, "-append", cmdline]
 
 
 def _ports(launch: Launch) -> list[str]:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 from serai.drivers.hypervisor import cgroup, record
@@ -21,6 +22,7 @@ from serai.drivers.hypervisor.identity import accel_groups, owner
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import Findings, find_out
 from serai.drivers.hypervisor.record import Runtime
+from serai.drivers.hypervisor.tsc import measure_khz
 from serai.lib.process import Child, spawn
 from serai.lib.rollback import Rollback
 from serai.schema.attach import IscsiDisk, Launch
@@ -43,6 +45,7 @@ class QemuHypervisor:
         self._state_dir = state_dir
         self._user = user
         self._findings: Findings | None = None
+        self._tsc_khz: int | None = None
 
     async def facts(self) -> HypervisorFacts:
         return (await self._find_out()).facts
@@ -57,12 +60,8 @@ class QemuHypervisor:
         present = record.read(placing.run_dir)
         if present is not None and record.find(present) is not None:
             raise ConflictError("QEMU of this VM runs on this host already", field="vm", value=launch.vm)
-        if launch.machine == MICROVM and launch.accel == "tcg" and not incoming:
-            # Seen with QEMU 10.0 and Linux 6.1: the timer's interrupt is lost with ACPI on, and without ACPI a guest
-            # finds its devices by its command line only, and cannot be powered off.
-            log.warning(
-                "VM %s: an emulated microvm may hang as it boots while its host is busy; q35 does not", launch.vm
-            )
+        if launch.machine == MICROVM and launch.accel == "tcg":
+            features = replace(features, tsc_khz=await self._counter_rate(launch.vm))
         async with Rollback() as undo:
             with contextlib.ExitStack() as ours:
                 handles = _open(launch, placing, ours)
@@ -83,6 +82,13 @@ class QemuHypervisor:
                     secret.unlink(missing_ok=True)
             undo.keep()
         return machine
+
+    async def _counter_rate(self, vm: str) -> int | None:
+        if self._tsc_khz is None:
+            self._tsc_khz = await asyncio.to_thread(measure_khz)
+        if self._tsc_khz is None:
+            log.warning("VM %s: an emulated microvm may hang as it boots on a busy host whose TSC cannot be read", vm)
+        return self._tsc_khz
 
     async def _answering(
         self, argv: list[str], child: Child, groups: tuple[Path, ...], launch: Launch, placing: Placing

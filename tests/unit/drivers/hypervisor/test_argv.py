@@ -123,6 +123,20 @@ def test_golden_microvm() -> None:
     assert not any("pcie.0" in argument or "pvpanic" in argument for argument in argv)
 
 
+def test_an_emulated_microvm_is_told_its_counter_rate() -> None:
+    placing = Placing(run_dir=Path("/run"), kernel=Path("/i/vmlinuz"))
+    told = Features(tsc_khz=2596142)
+
+    def cmdline(own: str) -> str:
+        boot = KernelBoot(image="00000000000d", cmdline=own)
+        argv = qemu_argv(launch(machine="microvm", boot=boot), placing, told, Handles(10, 11, 12))
+        return argv[argv.index("-append") + 1]
+
+    assert cmdline("quiet") == "quiet tsc_early_khz=2596142"
+    assert cmdline("") == "tsc_early_khz=2596142"
+    assert cmdline("tsc_early_khz=1 quiet") == "tsc_early_khz=1 quiet"
+
+
 def places(argv: list[str]) -> dict[str, str]:
     """Device id to bus and address."""
     found = {}
