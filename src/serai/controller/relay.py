@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from serai.controller.workflows.common import STREAM_PORT
+from serai.controller.workflows.copies import STREAM_PORT
 from serai.controller.workflows.shelf import Shelf, Uploads
 from serai.lib import stream
 from serai.lib.pki import TlsFiles

@@ -55,7 +55,7 @@ def wishes_in(files: list[str]) -> list[Document]:
 
     documents = []
     for name in files:
-        documents += documents_of(parse.read(name, "-f"), "standard input" if name == "-" else name)
+        documents += documents_of(parse.read(name, "-f", parse.DOCUMENT), "standard input" if name == "-" else name)
     if not documents:
         raise typer.BadParameter("there is no document in it", param_hint="-f")
     return in_order(documents)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from serai.app.cli.documents import Document
+from serai.lib.imageurl import masked_url
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.image import ImageCreate, ImageSource
 from serai.schema.units import format_size, parse_size
@@ -61,6 +62,9 @@ def plan(document: Document, current: dict[str, Any] | None) -> Change:
         return Change(document, [Call(f"{document.kind}.create", document.body)])
     wanted = document.wanted()
     spec, have = wanted.get("spec", {}), current["spec"]
+    if document.kind == "image" and spec.get("url") is not None:
+        # The API does not show a URL's credentials: those that are told here are not compared.
+        spec = {**spec, "url": masked_url(spec["url"])}
     changed = {name: value for name, value in spec.items() if not matches(value, have.get(name))}
     top = {name: wanted[name] for name in TOP if name in wanted and wanted[name] != current[name]}
     calls: list[Call] = []
@@ -155,11 +159,13 @@ def _lines(value: Any) -> list[str]:
 
 
 def _readable(value: Any, name: str = "") -> Any:
-    """Sizes as people write them, where that loses nothing."""
+    """Sizes as people write them, where that loses nothing; URLs without credentials, as the API shows them."""
     if isinstance(value, dict):
         return {key: _readable(inner, key) for key, inner in value.items()}
     if isinstance(value, list):
         return [_readable(inner) for inner in value]
+    if name == "url" and isinstance(value, str):
+        return masked_url(value)
     if name in SIZES and isinstance(value, int) and parse_size(format_size(value)) == value:
         return format_size(value)
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -19,6 +20,7 @@ from serai.app.cli.options import (
     noun,
 )
 from serai.app.cli.output import say, show
+from serai.app.cli.parse import check_regular
 from serai.app.cli.session import run
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 app = noun("What VMs start from: build or import.")
 
-SCHEMES = ("http://", "https://")
+SCHEME = "://"
+"""What makes a URL of a source; which schemes there are is for the check to say."""
 SUFFIXES = {".qcow2": "qcow2", ".raw": "raw", ".img": None}
 """A format that a file's name tells; `.img` may be either."""
 
@@ -88,14 +91,19 @@ def import_(
       serai image import https://images.example/disk.raw --sha256 9e02...
     """
     from serai.app.cli.invalid import build
+    from serai.lib.imageurl import check_sha256, check_url
     from serai.schema.image import ImageCreate
 
-    local = not source.startswith(SCHEMES)
-    stem, suffix = Path(source).stem, Path(source).suffix
+    local = SCHEME not in source
+    if not local:
+        check_url(source, "URL")
+    # A name never comes from a URL's query: there may be a token in it.
+    path = Path(source if local else urlsplit(source).path)
+    stem, suffix = path.stem, path.suffix
     spec = {
         "source": "upload" if local else "url",
         "url": None if local else source,
-        "sha256": sha256.lower(),
+        "sha256": check_sha256(sha256, "sha256"),
         "format": format_ or SUFFIXES.get(suffix),
     }
     body = build(ImageCreate, {"name": name or _plain_name(stem), "spec": spec, "host": host})
@@ -103,8 +111,7 @@ def import_(
         create(ctx, "image", body.name, body, wait=wait, output=output, done="imported")
         return
     file = Path(source).expanduser()
-    if not file.is_file():
-        raise typer.BadParameter(f"there is no file {source}", param_hint="FILE")
+    check_regular(file, source, "FILE")
     _import_file(ctx, file, body, wait=wait, output=output)
 
 

@@ -5,13 +5,19 @@ A wrong shape is a usage error (exit 2); a wrong value is for the models to refu
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import typer
 
 KEY_WORDS = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
 DISK = "POOL:SIZE[,keep] or volume=NAME"
+SMALL = 1 << 20
+"""Bytes: far more than user-data or keys have; documents get more."""
+DOCUMENT = 16 << 20
 VNIC = "NETWORK[,ip=ADDRESS][,mac=MAC]"
 
 
@@ -63,12 +69,42 @@ def ssh_key(text: str) -> list[str]:
     return keys
 
 
-def read(name: str, hint: str) -> str:
-    """A text file's content; `-` is standard input."""
+def read(name: str, hint: str, limit: int = SMALL) -> str:
+    """A text file's content, at most `limit` bytes; `-` is standard input."""
     if name == "-":
-        return sys.stdin.read()
+        return _text(sys.stdin.buffer.read(limit + 1), "standard input", hint, limit)
+    file = Path(name).expanduser()
     try:
-        return Path(name).expanduser().read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise typer.BadParameter(f"{name} cannot be read: {reason}", param_hint=hint) from error
+        with _open_regular(file, name, hint) as opened:
+            return _text(opened.read(limit + 1), name, hint, limit)
+    except OSError as error:
+        raise typer.BadParameter(f"{name} cannot be read: {error.strerror}", param_hint=hint) from error
+
+
+def _text(data: bytes, name: str, hint: str, limit: int) -> str:
+    if len(data) > limit:
+        raise typer.BadParameter(f"{name} is larger than {limit >> 10}K: is it the right file?", param_hint=hint)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{name} cannot be read: it is no UTF-8 text", param_hint=hint) from error
+
+
+def check_regular(file: Path, name: str, hint: str) -> None:
+    """Raises BadParameter unless `name` is a regular file that can be read."""
+    try:
+        _open_regular(file, name, hint).close()
+    except OSError as error:
+        what = f"there is no file {name}" if isinstance(error, FileNotFoundError) else None
+        raise typer.BadParameter(what or f"{name} cannot be read: {error.strerror}", param_hint=hint) from error
+
+
+def _open_regular(file: Path, name: str, hint: str) -> BinaryIO:
+    """Opened without waiting: a FIFO that nobody writes to would keep us for ever, a device may never end."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        kind = "a folder" if file.is_dir() else "a device or pipe"
+        advice = "" if hint == "FILE" else "; for what another program writes, use '-' (standard input)"
+        raise typer.BadParameter(f"{name} is {kind}, not a file{advice}", param_hint=hint)
+    return os.fdopen(descriptor, "rb")

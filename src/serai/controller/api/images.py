@@ -1,21 +1,29 @@
-"""Images. The content of one with source `upload` follows its creation: `PUT …/content`, see streams.py."""
+"""Images. The content of one with source `upload` follows its creation: `PUT …/content`, see streams.py.
+
+A URL may hold credentials. The image's spec, which everyone who may list images sees, gets the URL without them
+(`lib/imageurl.masked_url`). The whole URL is kept among the store's secrets (owner `image/<id>`, the database file is
+mode 0600), so that the job finds it again after a restart of the controller; job params hold no part of a spec. It goes
+to the host in the command, over mutual TLS, and a host journals answers, not commands. Once the content is on a host,
+or the image is given up, the secret is deleted.
+"""
 
 from __future__ import annotations
-
-import re
 
 from fastapi import Response
 
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
 from serai.controller.api.checks import need_online, refuse_while
+from serai.controller.store import Transaction
+from serai.controller.store.secrets import IMAGE_URL
 from serai.lib.ids import new_id
+from serai.lib.imageurl import check_sha256, check_url, hide_url, masked_url
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError
 from serai.schema.host import HostState
 from serai.schema.image import Image, ImageCreate, ImageSource, ImageSpec, ImageStatus
+from serai.schema.volume import VolumeState
 
 RECIPES = ("tiny", "debian")
 FORMATS = ("qcow2", "raw")
-SHA256 = re.compile(r"^[0-9a-f]{64}$")
 WANTED: dict[ImageSource, tuple[str, ...]] = {
     ImageSource.BUILD: ("recipe",),
     ImageSource.URL: ("url", "sha256"),
@@ -40,6 +48,10 @@ async def create(api: Api, call: Call) -> Response:
     """Write it down and let a host build, fetch or receive it."""
     body = call.need(ImageCreate)
     spec = check_spec(body.spec)
+    url = spec.url
+    if url is not None:
+        hide_url(url)
+        spec = spec.model_copy(update={"url": masked_url(url)})
     async with api.store.transaction() as tx:
         host = None
         if body.host is not None:
@@ -59,6 +71,8 @@ async def create(api: Api, call: Call) -> Response:
             status=ImageStatus(),
         )
         await tx.images.insert(image)
+        if url is not None and url != spec.url:
+            await tx.secrets.put(f"image/{image.id}", IMAGE_URL, url)
         await tx.emit("image.created", f"image/{image.name}", image.id, spec.source.value)
         return accepted(await call.submit(api, tx, image, {"host": host}))
 
@@ -75,6 +89,7 @@ async def delete(api: Api, call: Call) -> Response:
             "image.create",
             remedy="Wait for that job's end, or stop it: serai job cancel {job}.",
         )
+        await _refuse_while_copied(tx, image)
         users = await tx.vms.users_of_image(image.name)
         if users:
             raise ConflictError(
@@ -85,6 +100,18 @@ async def delete(api: Api, call: Call) -> Response:
                 remedy="Delete these VMs first.",
             )
         return accepted(await call.submit(api, tx, image))
+
+
+async def _refuse_while_copied(tx: Transaction, image: Image) -> None:
+    """Raises ConflictError while a volume is being made from the image: by its own job, or by a VM's."""
+    for volume in await tx.volumes.made_from(image.name):
+        if volume.status.state is VolumeState.CREATING:
+            raise ConflictError(
+                f"volume {volume.name} is being made from image {image.name}",
+                field="image",
+                value=image.name,
+                remedy="Wait until it is ready: serai volume list.",
+            )
 
 
 def check_spec(spec: ImageSpec) -> ImageSpec:
@@ -98,23 +125,21 @@ def check_spec(spec: ImageSpec) -> ImageSpec:
             )
         if field not in wanted and value:
             raise InvalidError(
-                f"source {spec.source} has no {field}", field=f"spec.{field}", value=value, remedy="Leave it out."
+                f"source {spec.source} has no {field}",
+                field=f"spec.{field}",
+                value=masked_url(value) if field == "url" else value,
+                remedy="Leave it out.",
             )
     if spec.recipe is not None and spec.recipe not in RECIPES:
         known = " or ".join(RECIPES)
         raise InvalidError("there is no such recipe", field="spec.recipe", value=spec.recipe, remedy=f"Use {known}.")
-    if spec.url is not None and not spec.url.startswith(("http://", "https://")):
-        raise InvalidError(
-            "only http and https are fetched", field="spec.url", value=spec.url, remedy="Upload the file instead."
-        )
-    if spec.sha256 is not None and SHA256.match(spec.sha256.lower()) is None:
-        raise InvalidError(
-            "not a SHA-256", field="spec.sha256", value=spec.sha256, remedy="Give 64 hexadecimal digits (sha256sum)."
-        )
+    if spec.url is not None:
+        check_url(spec.url)
+    sha256 = None if spec.sha256 is None else check_sha256(spec.sha256)
     if spec.format is not None and spec.format not in FORMATS:
         known = " or ".join(FORMATS)
         raise InvalidError("there is no such format", field="spec.format", value=spec.format, remedy=f"Use {known}.")
-    return spec if spec.sha256 is None else spec.model_copy(update={"sha256": spec.sha256.lower()})
+    return spec.model_copy(update={"sha256": sha256})
 
 
 HANDLERS: dict[str, Handler] = {

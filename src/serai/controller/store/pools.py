@@ -51,3 +51,7 @@ class Volumes(Resources[Volume]):
     async def in_pool(self, pool: str) -> list[Volume]:
         """The volumes of a pool (by name)."""
         return await self.all(self.table.c.pool == pool)
+
+    async def made_from(self, image: str) -> list[Volume]:
+        """The volumes that started with an image's content (by its name), or are about to."""
+        return await self.all(func.json_extract(self.table.c.spec, "$.image") == image)

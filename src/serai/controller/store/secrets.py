@@ -14,6 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serai.controller.store.tables import secrets, tickets, tokens
 from serai.schema.ticket import Ticket
 
+IMAGE_URL = "url"
+"""The name of the secret that an image's URL with credentials is; see `api/images.py`."""
+
 
 def digest(secret: str) -> str:
     """SHA-256 in hex. The secrets are 128 random bits, so no slow hash is called for."""

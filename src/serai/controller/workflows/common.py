@@ -7,30 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from serai.controller.jobs import JobContext, StepDef
+from serai.controller.workflows.copies import bring_image, with_copy
 from serai.controller.workflows.shelf import ForLaunch, Shelf
 from serai.core import launch as plan
 from serai.schema.attach import Launch
-from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
+from serai.schema.errors import ConflictError, NotFoundError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.image import Image, ImageKind
 from serai.schema.lease import Lease
 from serai.schema.messages import (
-    ImageFetch,
     Kind,
     Progress,
     VmRelease,
     VmStart,
     VolumeAdmit,
     VolumeAdmitted,
+    VolumeMake,
     VolumeRefuse,
 )
-from serai.schema.ticket import Purpose
 from serai.schema.vm import Vm, VmReport, VmState
-from serai.schema.volume import ExportKind
+from serai.schema.volume import ExportKind, Pool, Volume
 
-STREAM_PORT = 7443
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,45 +74,23 @@ async def image_of(office: Office, vm: Vm) -> Image | None:
     return await office.shelf.image(vm.spec.image) if vm.spec.image is not None else None
 
 
-async def bring_image(office: Office, ctx: JobContext, image: Image, host: str) -> None:
-    """A copy of the image is on `host`: taken over the data channel from a host that has one."""
-    if host in image.status.hosts:
-        return
-    current = await office.shelf.image(image.id)
-    manifest = current.status.manifest
-    if manifest is None:
-        raise ConflictError(f"image {image.name} is not ready", field="spec.image", value=image.name)
-    source, facts = await _image_source(office, current)
-    ticket = await office.shelf.issue_ticket(
-        Purpose.IMAGE_READ, resource=image.id, holder=f"host.{host}", server=f"host.{source}"
-    )
+async def make_volume(office: Office, ctx: JobContext, volume: Volume, pool: Pool, image: Image | None) -> None:
+    """Have the pool's host make a volume, empty or with an image's content."""
 
     def progress(step: Progress) -> None:
-        ctx.progress(step.fraction, f"image {image.name} to {host}")
+        ctx.progress(step.fraction, f"volume {volume.name}: {step.phase}")
 
-    body = ImageFetch(
-        image=image.id,
-        manifest=manifest,
-        address=facts.addresses["management"],
-        port=STREAM_PORT,
-        server=f"host.{source}",
-        ticket=ticket.id,
-    )
-    await ctx.command(Kind.IMAGE_FETCH, host, f"image/{image.id}", body, on_progress=progress, deadline=600.0)
-    await office.shelf.add_image_host(image.id, host)
+    body = VolumeMake(pool=pool.id, volume=volume.id, size=volume.spec.size, image=None if image is None else image.id)
 
+    async def send() -> None:
+        await ctx.command(
+            Kind.VOLUME_MAKE, pool.spec.host, f"volume/{volume.id}", body, on_progress=progress, deadline=600.0
+        )
 
-async def _image_source(office: Office, image: Image) -> tuple[str, HostFacts]:
-    for name in image.status.hosts:
-        found = await office.shelf.host(name)
-        if found.status.state is HostState.ONLINE and found.status.facts is not None:
-            return name, found.status.facts
-    raise UnavailableError(
-        f"no host that has image {image.name} is online",
-        field="spec.image",
-        value=image.name,
-        remedy=f"Start one of {', '.join(image.status.hosts) or 'them'}.",
-    )
+    if image is None:
+        await send()
+    else:
+        await with_copy(office.shelf, ctx, image, pool.spec.host, send)
 
 
 async def _admit(office: Office, ctx: JobContext, parts: ForLaunch, epoch: int) -> list[plan.DiskPlan]:
@@ -154,11 +133,19 @@ async def make_launch(office: Office, ctx: JobContext, parts: ForLaunch, epoch: 
     disks = await _admit(office, ctx, parts, epoch)
     manifest = image.status.manifest if image is not None else None
     if image is not None and manifest is not None and manifest.kind is ImageKind.KERNEL:
-        await bring_image(office, ctx, image, parts.host.name)
+        await bring_image(office.shelf, ctx, image, parts.host.name)
     found = plan.Parts(
         vm=vm, disks=disks, networks=parts.networks, image=image, image_id=image.id if image is not None else None
     )
     return plan.launch(found, epoch=epoch, accel=facts.accel, machine=machine, secret=office.secret)
+
+
+async def with_boot(office: Office, ctx: JobContext, parts: ForLaunch, send: Callable[[], Awaitable[T]]) -> T:
+    """What `send` answers: a command to the parts' host with a launch; what it boots from is replaced if damaged."""
+    image = parts.image
+    if image is None:
+        return await send()
+    return await with_copy(office.shelf, ctx, image, parts.host.name, send, had=True)
 
 
 async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
@@ -173,7 +160,7 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
         parts = replace(parts, vm=vm)
     body = await _start_command(office, ctx, parts, lease)
     try:
-        report = await _send_start(office, ctx, vm, lease, body)
+        report = await with_boot(office, ctx, parts, lambda: _send_start(office, ctx, vm, lease, body))
     except StaleError as error:
         if error.info.field != "epoch":
             raise
@@ -206,7 +193,8 @@ async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, bod
         await office.shelf.set_vm_status(vm.id, state=VmState.UNKNOWN, reason=error.info.message)
         raise
     except SeraiError as error:
-        over = isinstance(error, StaleError)  # refused before anything was begun
+        # Refused before anything was begun: the epoch is over there, or there is nothing sound to boot from.
+        over = isinstance(error, StaleError) or (isinstance(error, NotFoundError) and error.info.field == "image")
         state = VmState.STOPPED if over else VmState.CRASHED
         await office.shelf.set_vm_status(vm.id, state=state, reason=error.info.message)
         raise

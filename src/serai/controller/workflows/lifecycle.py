@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow
-from serai.controller.workflows.common import Office, addresses, bring_image, image_of, refuse, start_vm
+from serai.controller.workflows.common import Office, addresses, image_of, make_volume, refuse, start_vm
 from serai.controller.workflows.shelf import ForPlacing
 from serai.core.placement import Choice, place
 from serai.schema.errors import ConflictError, NotFoundError
 from serai.schema.image import ImageKind
-from serai.schema.messages import Kind, Progress, VmRelease, VmSignal, VmStopCommand, VolumeDrop, VolumeMake
+from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand, VolumeDrop
 from serai.schema.vm import VmState
 from serai.schema.volume import VolumeState
 
@@ -100,18 +100,8 @@ async def _volumes(office: Office, ctx: JobContext) -> None:
         if volume.status.state is VolumeState.READY:
             continue
         pool = await office.shelf.pool(volume.spec.pool)
-        from_image = None
-        if index == 0 and image is not None and manifest is not None and manifest.kind is ImageKind.DISK:
-            await bring_image(office, ctx, image, pool.spec.host)
-            from_image = image.id
-
-        def progress(step: Progress, name: str = volume.name) -> None:
-            ctx.progress(step.fraction, f"volume {name}: {step.phase}")
-
-        body = VolumeMake(pool=pool.id, volume=volume.id, size=volume.spec.size, image=from_image)
-        await ctx.command(
-            Kind.VOLUME_MAKE, pool.spec.host, f"volume/{volume.id}", body, on_progress=progress, deadline=600.0
-        )
+        starts = index == 0 and manifest is not None and manifest.kind is ImageKind.DISK
+        await make_volume(office, ctx, volume, pool, image if starts else None)
         await office.shelf.set_volume_status(
             volume.id, state=VolumeState.READY, size=volume.spec.size, vm=vm.name, reason=""
         )

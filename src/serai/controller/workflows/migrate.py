@@ -14,7 +14,7 @@ import contextlib
 from typing import Any
 
 from serai.controller.jobs import JobContext, StepDef, Workflow
-from serai.controller.workflows.common import Office, facts_of, make_launch, refuse
+from serai.controller.workflows.common import Office, facts_of, make_launch, refuse, with_boot
 from serai.controller.workflows.shelf import ForPlacing
 from serai.core import launch as plan
 from serai.core.migration import agreed_capabilities, check_nothing_pending
@@ -126,7 +126,9 @@ async def _prepare(office: Office, ctx: JobContext) -> None:
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,
     )
-    prepared: VmPrepared = await ctx.command(Kind.VM_PREPARE, to, f"vm/{vm.id}", body)
+    prepared: VmPrepared = await with_boot(
+        office, ctx, parts, lambda: ctx.command(Kind.VM_PREPARE, to, f"vm/{vm.id}", body)
+    )
     ctx.data["prepared"] = prepared.model_dump(mode="json")
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from serai.controller.jobs import JobContext, Workflow
-from serai.controller.workflows.common import Action, Office, bound, bring_image, facts_of
+from serai.controller.workflows import copies
+from serai.controller.workflows.common import Action, Office, bound, facts_of, make_volume
 from serai.schema.errors import UnavailableError
 from serai.schema.host import HostState
-from serai.schema.image import ImageKind, ImageManifest, ImageSource, ImageState
+from serai.schema.image import ImageKind, ImageSource, ImageState
 from serai.schema.messages import (
     ImageDrop,
-    ImageMake,
     Kind,
     PoolClose,
     PoolOpen,
-    Progress,
     UplinkConfirm,
     UplinkTakeCommand,
     UplinkTaken,
     VolumeDrop,
     VolumeGrow,
-    VolumeMake,
 )
 from serai.schema.volume import PoolStatus, VolumeState
 
@@ -103,19 +101,8 @@ async def _confirm(office: Office, ctx: JobContext) -> None:
 async def _make_volume(office: Office, ctx: JobContext) -> None:
     volume = await office.shelf.volume(ctx.params["id"])
     pool = await office.shelf.pool(volume.spec.pool)
-    image = None
-    if volume.spec.image is not None:
-        found = await office.shelf.image(volume.spec.image)
-        await bring_image(office, ctx, found, pool.spec.host)
-        image = found.id
-
-    def progress(step: Progress) -> None:
-        ctx.progress(step.fraction, step.phase)
-
-    body = VolumeMake(pool=pool.id, volume=volume.id, size=volume.spec.size, image=image)
-    await ctx.command(
-        Kind.VOLUME_MAKE, pool.spec.host, f"volume/{volume.id}", body, on_progress=progress, deadline=600.0
-    )
+    image = None if volume.spec.image is None else await office.shelf.image(volume.spec.image)
+    await make_volume(office, ctx, volume, pool, image)
     await office.shelf.set_volume_status(volume.id, state=VolumeState.READY, size=volume.spec.size, reason="")
     ctx.result = {"size": volume.spec.size}
 
@@ -137,19 +124,12 @@ async def _make_image(office: Office, ctx: JobContext) -> None:
     ctx.data["host"] = host
     await ctx.save()
 
-    def progress(step: Progress) -> None:
-        ctx.progress(step.fraction, step.phase)
-
     if image.spec.source is ImageSource.UPLOAD:
         manifest = await office.shelf.wait_upload(ctx, image.id, host)
     else:
-        body = ImageMake(image=image.id, name=image.name, spec=image.spec)
-        manifest = await ctx.command(
-            Kind.IMAGE_MAKE, host, f"image/{image.id}", body, on_progress=progress, deadline=3600.0
-        )
-    if not isinstance(manifest, ImageManifest):
-        raise TypeError("an image's maker answers with its manifest")
+        manifest = await copies.make(office.shelf, ctx, image, host)
     await office.shelf.set_image_status(image.id, state=ImageState.READY, hosts=[host], manifest=manifest, reason="")
+    await office.shelf.forget_image_url(image.id)
     ctx.result = {"host": host, "manifest": manifest.model_dump(mode="json")}
 
 
@@ -165,7 +145,7 @@ async def _spread_image(office: Office, ctx: JobContext) -> None:
     for host in await office.shelf.hosts():
         if host.status.state is HostState.ONLINE:
             try:
-                await bring_image(office, ctx, image, host.name)
+                await copies.bring_image(office.shelf, ctx, image, host.name)
             except UnavailableError as error:
                 ctx.progress(None, f"{host.name} gets it later: {error.info.message}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from serai.controller import capacity, reports
 from serai.controller.jobs import JobContext
+from serai.controller.store.secrets import IMAGE_URL
 from serai.controller.store.store import Store, Transaction, View
 from serai.core.migration import PENDING
 from serai.core.placement import Choice
@@ -301,10 +302,29 @@ class Shelf:
             if host not in found.status.hosts:
                 await write.images.update_status(image, hosts=[*found.status.hosts, host])
 
+    async def drop_image_host(self, image: str, host: str, reason: str) -> None:
+        """One host has no copy any more, for that reason."""
+        async with self._store.transaction() as write:
+            found = await write.images.get(image)
+            left = [name for name in found.status.hosts if name != host]
+            await write.images.update_status(image, hosts=left)
+            await write.emit("image.damaged", f"image/{found.name}", image, f"{host}: {reason}")
+
+    async def image_url(self, image: str) -> str | None:
+        """The URL with its credentials, if it has some: see `api/images.py`."""
+        async with self._store.read() as view:
+            return await view.secrets.get(f"image/{image}", IMAGE_URL)
+
+    async def forget_image_url(self, image: str) -> None:
+        """The content is here: nobody needs the credentials any more."""
+        async with self._store.transaction() as write:
+            await write.secrets.drop(f"image/{image}")
+
     async def delete_image(self, image: str) -> None:
         async with self._store.transaction() as write:
             name = (await write.images.get(image)).name
             await write.images.delete(image)
+            await write.secrets.drop(f"image/{image}")
             await write.emit("image.deleted", f"image/{name}", image)
 
     async def wait_upload(self, ctx: JobContext, image: str, host: str) -> ImageManifest:

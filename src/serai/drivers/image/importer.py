@@ -14,12 +14,13 @@ import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 import httpx
 
 from serai.drivers.image.base import Progress, write_manifest
+from serai.lib.imageurl import check_url, hide_url, masked_url
 from serai.lib.process import ProcessError, run
+from serai.lib.redact import redact
 from serai.schema.errors import CapacityError, HostError, InvalidError, NotFoundError, UnavailableError
 from serai.schema.image import ImageKind, ImageManifest
 
@@ -47,44 +48,48 @@ async def from_url(
 
     Raises InvalidError (checksum, format), UnavailableError, CapacityError.
     """
-    _check_url(url, sha256)
-    timeout = httpx.Timeout(30.0)
+    _check(url, sha256)
+    hide_url(url)
+    shown = masked_url(url)
     try:
         async with (
-            httpx.AsyncClient(follow_redirects=True, timeout=timeout) as client,
+            httpx.AsyncClient(
+                follow_redirects=True, timeout=httpx.Timeout(30.0), event_hooks={"request": [_hide_request]}
+            ) as client,
             client.stream("GET", url) as response,
         ):
             if response.status_code == httpx.codes.NOT_FOUND:
                 raise NotFoundError(
-                    "there is nothing at this URL", field="spec.url", value=url, remedy="Look at the address again."
+                    "there is nothing at this URL", field="spec.url", value=shown, remedy="Look at the address again."
                 )
             if response.is_error:
                 raise UnavailableError(
                     f"the server answered {response.status_code}",
                     field="spec.url",
-                    value=url,
+                    value=shown,
                     remedy="Try again later, or look at the address again.",
                 )
-            _check_url(str(response.url), sha256)  # a redirect may have led from https to http
+            _check(str(response.url), sha256)  # a redirect may have led from https to http
             total = int(response.headers.get("content-length", 0))
             return await from_stream(response.aiter_bytes(CHUNK), total, sha256, name, folder, progress, wanted)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        # Without the cause, which holds the request and with it the credentials.
         raise UnavailableError(
-            f"the download failed: {error}", field="spec.url", value=url, remedy="Try again."
-        ) from error
+            f"the download failed: {redact(str(error)) or type(error).__name__}",
+            field="spec.url",
+            value=shown,
+            remedy="Try again.",
+        ) from None
 
 
-def _check_url(url: str, sha256: str | None) -> None:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise InvalidError(
-            "an image's URL is http or https", field="spec.url", value=url, remedy="Import a file by its path."
-        )
-    if parts.scheme == "http" and sha256 is None:
+async def _hide_request(request: httpx.Request) -> None:
+    """Redirects lead to URLs with tokens of their own, and the HTTP library logs each request."""
+    hide_url(str(request.url))
+
+
+def _check(url: str, sha256: str | None) -> None:
+    check_url(url)
+    if url.lower().startswith("http:") and sha256 is None:
         raise InvalidError(
             "an image over plain http needs a checksum", field="spec.sha256", remedy="Give --sha256, or use https."
         )
