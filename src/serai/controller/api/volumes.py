@@ -86,7 +86,8 @@ async def edit(api: Api, call: Call) -> Response:
         changed = volume.model_copy(update={**update, "generation": volume.generation + ("spec" in update)})
         await tx.volumes.replace(changed)
         await tx.emit("volume.changed", f"volume/{volume.name}", volume.id, "changed: " + ", ".join(update))
-        return accepted(await call.submit(api, tx, changed))
+        vm = None if body.size is None or volume.status.vm is None else await tx.vms.seek(volume.status.vm)
+        return accepted(await call.submit(api, tx, changed, None if vm is None else {"vm": vm.id}))
 
 
 async def delete(api: Api, call: Call) -> Response:

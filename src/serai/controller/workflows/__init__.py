@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serai.controller.jobs import Workflow
-from serai.controller.workflows import edit, lifecycle, migrate, resources
+from serai.controller.workflows import edit, growth, lifecycle, migrate, resources
 from serai.controller.workflows.common import Office
 
 
@@ -14,5 +14,6 @@ def workflows(office: Office) -> dict[str, Workflow]:
         migrate.workflow(office),
         *edit.workflows(office),
         *resources.workflows(office),
+        *growth.workflows(office),
     ]
     return {row.kind: row for row in rows}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow
 from serai.controller.workflows.common import Office, make_launch
 from serai.core.migration import PENDING
@@ -47,13 +49,19 @@ async def _make_new_volumes(office: Office, ctx: JobContext) -> None:
 
 
 async def _apply(office: Office, ctx: JobContext) -> None:
-    """Send the new launch to the VM's agent, and show what waits for a restart."""
-    vm = await office.shelf.vm(ctx.params["id"])
+    ctx.result = await apply_live(office, ctx, ctx.params["id"])
+
+
+async def apply_live(office: Office, ctx: JobContext, vm_id: str) -> dict[str, Any]:
+    """Send the VM's new launch to its agent, and show what waits for a restart. Returns what was applied, and what not.
+
+    A VM that is down is not told: it starts with all of it.
+    """
+    vm = await office.shelf.vm(vm_id)
     if vm.status.state not in (VmState.RUNNING, VmState.PAUSED) or vm.status.host is None:
         await office.shelf.set_vm_conditions(vm.id, PENDING, [])
         await office.shelf.release_removed_disks(vm.id)
-        ctx.result = {"applied": [], "pending": [], "note": "the VM is not running: all applies when it starts"}
-        return
+        return {"applied": [], "pending": [], "note": "the VM is not running: all applies when it starts"}
     parts = await office.shelf.for_launch(vm.id)
     launch = await make_launch(office, ctx, parts, parts.lease.epoch)
     body = VmConfigure(
@@ -72,7 +80,7 @@ async def _apply(office: Office, ctx: JobContext) -> None:
     if not pending:
         # What is pending may be a disk that QEMU still has open: then it is the VM's until the next start.
         await office.shelf.release_removed_disks(vm.id)
-    ctx.result = {"applied": answer.applied, "pending": answer.pending}
+    return {"applied": answer.applied, "pending": answer.pending}
 
 
 async def _copy(office: Office, ctx: JobContext) -> None:
