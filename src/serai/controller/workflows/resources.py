@@ -17,7 +17,6 @@ from serai.schema.messages import (
     UplinkTakeCommand,
     UplinkTaken,
     VolumeDrop,
-    VolumeGrow,
 )
 from serai.schema.volume import PoolStatus, VolumeState
 
@@ -35,7 +34,6 @@ def workflows(office: Office) -> list[Workflow]:
         one("pool.delete", "close", _pool_close),
         one("volume.create", "make", _make_volume, _volume_delete),
         one("volume.delete", "delete", _volume_delete),
-        one("volume.edit", "grow", _volume_edit),
         Workflow(
             "image.create",
             (bound(office, "make", _make_image, _image_delete), bound(office, "spread", _spread_image)),
@@ -64,16 +62,6 @@ async def _volume_delete(office: Office, ctx: JobContext) -> None:
     body = VolumeDrop(pool=pool.id, volume=volume.id)
     await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
     await office.shelf.delete_volume(volume.id)
-
-
-async def _volume_edit(office: Office, ctx: JobContext) -> None:
-    volume = await office.shelf.volume(ctx.params["id"])
-    if volume.spec.size > volume.status.size:
-        pool = await office.shelf.pool(volume.spec.pool)
-        body = VolumeGrow(pool=pool.id, volume=volume.id, size=volume.spec.size)
-        await ctx.command(Kind.VOLUME_GROW, pool.spec.host, f"volume/{volume.id}", body)
-        await office.shelf.set_volume_status(volume.id, size=volume.spec.size)
-    ctx.result = {"size": volume.spec.size}
 
 
 async def _image_delete(office: Office, ctx: JobContext) -> None:
