@@ -141,9 +141,7 @@ class HostParts:
             vms = Vms(kit)
             boot = machine_boot_id()
             rebooted = (journal.get("machine", "boot") or {}).get("id") not in (None, boot)
-            await vms.take_over(rebooted=rebooted)
-            # Only now: an agent that dies before has not done yet what a reboot asks for.
-            journal.append("machine", "boot", {"id": boot})
+            vms.take_over(rebooted=rebooted)
             await agent.join(vms, Executor(vms, storage, images, HostUplinks(network, taker)))
             stack.push_async_callback(agent.leave)
             handlers = {
@@ -157,6 +155,9 @@ class HostParts:
             await stack.enter_async_context(server)
             check = Reconciler("storage", storage.check, period=CHECK_PERIOD, clock=self._clock)
             self._tasks.start(check.run(), "storage-check")
+            await vms.taken_over()
+            # Only now: an agent that dies before has not done yet what a reboot asks for.
+            journal.append("machine", "boot", {"id": boot})
             tidy = Reconciler("journal", functools.partial(_tidy, journal, vms), period=TIDY_PERIOD, clock=self._clock)
             self._tasks.start(tidy.run(), "journal-tidy")
             ready.set()

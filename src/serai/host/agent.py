@@ -3,6 +3,9 @@
 A command is carried out once per id: its answer is journaled, a repeat gets the same answer, and a repeat while it runs
 joins it. One that takes longer than `HOLD` is answered `running`; the asker asks again. A generation older than the
 newest that was carried out for the same key is refused.
+
+It joins the bus before it has adopted the VMs that it finds. What is asked of one of them waits until that one was
+tried; a full report, which would be taken to say that it is not here, until all were.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from serai.lib.clock import Clock
 from serai.lib.tasks import Tasks
 from serai.schema.errors import ErrorInfo, InvalidError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import HostFacts
+from serai.schema.lease import Claim
 from serai.schema.messages import (
     HOLD,
     Command,
@@ -29,6 +33,7 @@ from serai.schema.messages import (
     HostReport,
     Progress,
     Reply,
+    Verdict,
     VerdictAsk,
     dump,
 )
@@ -41,6 +46,9 @@ HELLO_PERIOD = 0.5
 """Seconds between two hellos to a controller that does not answer yet: host and controller may boot together."""
 REPORT_PERIOD = 5.0
 """Seconds between two full reports; the controller calls a host silent after three of them."""
+ADOPTION_PATIENCE = 10.0
+"""Seconds after the start that the first full report waits for VMs whose QEMU does not answer: below the silence after
+which the controller calls the host offline."""
 VERDICT_HOLD = 1.0
 """Seconds that a question for a verdict is kept open. Short: one that dies with this agent is asked again only after
 its asker's own timeout, and a VM stands still for as long."""
@@ -72,11 +80,13 @@ class HostAgent:
         self._vms: Vms | None = None
         self._executor: Executor | None = None
         self._welcomed = False
+        self._joined = clock.monotonic()
 
     async def join(self, vms: Vms, executor: Executor) -> None:
         """Take commands from now on, say hello, and report every few seconds and after each reconnect."""
         self._vms = vms
         self._executor = executor
+        self._joined = self._clock.monotonic()
         self._subscriptions = [
             await self._bus.subscribe(Subjects.host_command(self._name), self._on_command),
             await self._bus.subscribe(Subjects.vm_command(self._name, "*"), self._on_vm_command),
@@ -112,7 +122,12 @@ class HostAgent:
             except Exception:
                 # A host whose reports end is taken for dead; one that cannot be made now may be in a few seconds.
                 log.exception("the report of this host failed")
-            await self._clock.sleep(REPORT_PERIOD if self._welcomed else HELLO_PERIOD)
+            await self._clock.sleep(REPORT_PERIOD if self._welcomed and self._is_whole() else HELLO_PERIOD)
+
+    def _is_whole(self) -> bool:
+        """A full report would tell of all VMs, or of those of which nothing can be said in reasonable time."""
+        late = self._clock.monotonic() > self._joined + ADOPTION_PATIENCE
+        return self._vms is not None and (late or not self._vms.adopting)
 
     async def _hello_and_report(self) -> None:
         try:
@@ -121,7 +136,8 @@ class HostAgent:
                     Subjects.hello(self._name), dump(Hello(host=self._name, facts=self._facts)), timeout=5.0
                 )
                 self._welcomed = True
-            await self.report_all()
+            if self._is_whole():
+                await self.report_all()
         except UnavailableError as error:
             self._welcomed = False
             log.debug("the controller does not answer: %s", error)
@@ -151,6 +167,8 @@ class HostAgent:
     async def _on_vm_command(self, message: Message) -> bytes | None:
         """Carried out only while this host holds the VM's lease, whatever the controller knows of it."""
         vm = Subjects.vm_of(message.subject)
+        if self._vms is not None:
+            await self._vms.adopted(vm)
         if not self._holds(vm):
             # Not for good: a VM that has just left, or whose QEMU does not answer yet. The asker knows when to give up.
             raise UnavailableError(f"{self._name} does not hold the lease of VM {vm}", field="vm", value=vm)
@@ -193,8 +211,11 @@ class HostAgent:
         return reply
 
     async def _execute(self, command: Command) -> Reply:
-        if self._executor is None:
+        if self._executor is None or self._vms is None:
             raise UnavailableError("the host agent is still starting")
+        noun, _, of = command.key.partition("/")
+        if noun == "vm":
+            await self._vms.adopted(of)
         newest = self._records.generation(command.key)
         if command.generation and command.generation < newest:
             raise StaleError(
@@ -220,5 +241,8 @@ class HostAgent:
         if self._vms is None:
             raise UnavailableError("the host agent is still starting")
         ask = VerdictAsk.model_validate_json(message.payload)
+        if not await self._vms.adopted(ask.vm, timeout=VERDICT_HOLD):
+            # The journal alone would do to turn it down; but its state may be here.
+            return dump(Verdict(claim=Claim.OFFERED))
         source = Subjects.asker_of(message.subject)
         return dump(await self._vms.moves.verdict(ask, source, hold=VERDICT_HOLD))

@@ -14,7 +14,7 @@ from serai.drivers.hypervisor.base import Machine, MachineEvent
 from serai.host.kit import Kit
 from serai.host.records import Incoming
 from serai.schema.attach import VnicAttachment
-from serai.schema.errors import HostError
+from serai.schema.errors import HostError, SeraiError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import Verdict
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 JOURNAL_RETRY = 0.5
 """Seconds between two tries to write the commit to a journal that takes nothing (no space)."""
 
+LAST_WORDS = 2.0
+"""Seconds that a QEMU which failed may take to say why."""
 GUEST_FIRST = 0.15
 """Seconds that the guest gets before book-keeping begins at both ends and at the controller. It comes with cold caches
 (with TCG: all code to translate again) to hosts that may be small; what it cannot do now, its clients see as outage."""
@@ -66,7 +68,7 @@ class IncomingMove:
             if status == "completed":
                 self._kit.tasks.start(self.loaded(machine, event.at), f"commit-{self._vm}-{self.move.offer_id}")
             elif status == "failed":
-                self.turn_down(DestinationEvent.QEMU_FAILED, "the destination's QEMU could not load the state")
+                self._kit.tasks.start(self.failed(machine))
 
         self._forget = machine.subscribe(on_event)
 
@@ -98,6 +100,17 @@ class IncomingMove:
                 log.error("vm %s: after the commit: %s", self._vm, result, exc_info=result)
         await self._kit.clock.sleep(GUEST_FIRST)
         self._finish(Claim.COMMITTED)
+
+    async def failed(self, machine: Machine) -> None:
+        """QEMU gave the loading up: turn the offer down, in its own words if it has any."""
+        reason = "the destination's QEMU could not load the state"
+        try:
+            async with asyncio.timeout(LAST_WORDS):
+                words = (await machine.migration_stats()).error
+        except (SeraiError, TimeoutError) as error:
+            log.info("vm %s: QEMU does not say why it failed: %s", self._vm, error)
+            words = ""
+        self.turn_down(DestinationEvent.QEMU_FAILED, f"{reason}: {words}" if words else reason)
 
     async def _commit(self) -> bool:
         """Whether it is this call that committed. Source and destination stand still until the journal takes it."""

@@ -175,6 +175,7 @@ class Moves:
             log.info("vm %s: the offer was turned down: %s", agent.vm, reason)
             del self._agents[agent.vm]
             await agent.forget()
+            self._kit.records.prune_leases(agent.vm)
 
     async def _turn_down(self, agent: VmAgent, move: Incoming, reason: str) -> None:
         incoming = self._incoming.get(agent.vm)
@@ -195,13 +196,16 @@ class Moves:
         incoming = self._incoming.get(ask.vm)
         if incoming is not None and incoming.move.offer_id == ask.offer_id:
             return incoming.turn_down(DestinationEvent.TURN_DOWN, reason)
-        claim = self._kit.records.claim(ask.vm, ask.epoch)
-        newest = max((row.epoch for row in self._kit.records.leases(ask.vm)), default=0)
+        rows = {row.epoch: row for row in self._kit.records.leases(ask.vm)}
+        claim = rows[ask.epoch].claim if ask.epoch in rows else None
+        newest = max(rows, default=0)
         if claim in (Claim.COMMITTED, Claim.HELD, Claim.RELEASED) or (claim is None and newest > ask.epoch):
             # Released here means that it was committed here and has moved on since. An epoch that is not known where a
             # later one is was decided so long ago that its record is pruned; a source that asks only now must not run.
             return Verdict(claim=Claim.COMMITTED)
-        if claim is not Claim.ABANDONED:
+        if claim is Claim.ABANDONED:
+            reason = rows[ask.epoch].reason or reason
+        else:
             self._kit.records.put_claim(
                 LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id, reason=reason)
             )
@@ -361,5 +365,5 @@ class Moves:
             if status == "completed":
                 await incoming.loaded(machine, self._kit.clock.monotonic())
             elif status == "failed":
-                incoming.turn_down(DestinationEvent.QEMU_FAILED, "the destination's QEMU could not load the state")
+                await incoming.failed(machine)
             return

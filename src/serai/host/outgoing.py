@@ -40,6 +40,8 @@ RESUME_PHASE: dict[str, SourcePhase] = {
 }
 """Where a restarted agent finds itself, by what QEMU says. In the first three it cancels: nobody watched."""
 
+ENDINGS = {SourceEvent.QEMU_FAILED: "failed", SourceEvent.QEMU_CANCELLED: "was cancelled by somebody else"}
+
 PHASE_NAMES = {
     SourcePhase.SETUP: "setup",
     SourcePhase.PRECOPY: "precopy",
@@ -63,6 +65,8 @@ class OutgoingMove:
         self._entered: dict[SourcePhase, float] = {}
         self._reason = ""
         self._ended_reason: str | None = None
+        self._failure = ""
+        """How QEMU's migration ended, unless well: in words, with the phase in which it did."""
         self._asking: asyncio.Task[None] | None = None
         self._machine: Machine | None = None
         self._whole = False
@@ -206,6 +210,8 @@ class OutgoingMove:
         except ConflictError:
             log.info("vm %s: %s does not count in phase %s", self._vm, event, self._phase)
             return
+        if phase.ended and event in ENDINGS:
+            self._failure = f"QEMU's migration {ENDINGS[event]} in its phase {PHASE_NAMES[self._phase]}"
         self._enter(phase, at)
         for act in acts:
             try:
@@ -246,7 +252,7 @@ class OutgoingMove:
             log.warning("vm %s: port %s: %s", self._vm, tap, error)
 
     async def _ask(self) -> None:
-        question = VerdictAsk(vm=self._vm, epoch=self.move.epoch, offer_id=self.move.offer_id)
+        question = self._question()
         while True:
             try:
                 verdict = await self._kit.ask_verdict(self.move.destination, question)
@@ -266,6 +272,19 @@ class OutgoingMove:
                 self._push(SourceEvent.ABANDONED)
                 return
 
+    async def _why(self, error: str) -> str:
+        """What is known of a migration that failed here: the phase, QEMU's own words, and the destination's."""
+        here = f"{self._failure or 'the migration ended'}: {error or 'QEMU here gives no reason'}"
+        try:
+            verdict = await self._kit.ask_verdict(self.move.destination, self._question())
+        except (SeraiError, ValidationError) as silent:
+            log.info("vm %s: %s does not say what it knows: %s", self._vm, self.move.destination, silent)
+            return f"{here}; {self.move.destination} could not be asked what it knows of it"
+        return f"{here}; on {self.move.destination}: {verdict.reason or 'no reason is known either'}"
+
+    def _question(self) -> VerdictAsk:
+        return VerdictAsk(vm=self._vm, epoch=self.move.epoch, offer_id=self.move.offer_id)
+
     async def _summary(self) -> VmMigrated:
         committed = self._phase is SourcePhase.DONE
         ended = self._kit.clock.monotonic()
@@ -274,8 +293,8 @@ class OutgoingMove:
         except SeraiError as error:
             log.info("vm %s: QEMU's statistics of the move are gone: %s", self._vm, error)
             stats = None
-        if stats is not None and not committed:
-            self._reason = self._reason or stats.error
+        if not committed and not self._reason:
+            self._reason = await self._why(stats.error if stats is not None else "")
         marks = [(phase, at) for phase, at in self._entered.items() if phase in PHASE_NAMES]
         phases = {}
         for index, (phase, at) in enumerate(marks):
@@ -286,7 +305,7 @@ class OutgoingMove:
         return VmMigrated(
             committed=committed,
             resumed=None if ago is None else self._kit.clock.now() - ago,
-            reason="" if committed else self._reason or "QEMU ended the migration without a reason",
+            reason="" if committed else self._reason,
             total_s=round(self._entered.get(self._phase, ended) - self._entered[SourcePhase.SETUP], 6)
             if self._whole
             else None,

@@ -12,6 +12,11 @@ from serai.schema.messages import PoolOpen, Reply, dump
 from serai.schema.resource import Frozen, Name
 from serai.schema.vm import RestartPolicy, VmState
 
+CLAIMS_KEPT = 8
+"""Claims that are kept of one VM at the least."""
+GONE_KEPT = 256
+"""VMs whose final claims are kept after they left, or were deleted."""
+FINAL = (Claim.ABANDONED, Claim.RELEASED)
 COMMANDS_KEPT = 500
 """Answers kept for repeats of a command id; the controller repeats within minutes, not thousands of commands."""
 
@@ -98,11 +103,29 @@ class Records:
         return rules.may_run(self.leases(vm))
 
     def prune_leases(self, vm: str) -> None:
-        """Forget final claims below the newest one: no command can name them any more."""
-        rows = self.leases(vm)
-        for row in rows[:-8]:
-            if row.claim in (Claim.ABANDONED, Claim.RELEASED):
-                self._journal.append("lease", f"{vm}/{row.epoch}", None)
+        """Forget final claims far below the newest one, and those of VMs that left long ago: no command names them."""
+        for row in self.leases(vm)[:-CLAIMS_KEPT]:
+            if row.claim in FINAL:
+                self._forget_claim(row)
+        rows: dict[str, list[LeaseRecord]] = {}
+        for row in self.leases():
+            rows.setdefault(row.vm, []).append(row)
+        present = self._journal.all("vm")
+        gone = [name for name in self._oldest_first() if name not in present]
+        over = [name for name in gone if all(row.claim in FINAL for row in rows[name])][:-GONE_KEPT]
+        for name in over:
+            for row in rows[name]:
+                self._forget_claim(row)
+            if self.generation(f"vm/{name}"):
+                self._journal.append("generation", f"vm/{name}", None)
+
+    def _oldest_first(self) -> list[str]:
+        """The VMs of all claims, those first of which nothing was written for the longest time."""
+        newest_last = reversed(dict.fromkeys(key.partition("/")[0] for key in reversed(self._journal.all("lease"))))
+        return list(newest_last)
+
+    def _forget_claim(self, row: LeaseRecord) -> None:
+        self._journal.append("lease", f"{row.vm}/{row.epoch}", None)
 
     # --- pools ---
 

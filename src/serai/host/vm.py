@@ -276,6 +276,15 @@ class VmAgent(KnownVm):
                 log.error("vm %s is to run here, and does not yet: %s", self.vm, error)
                 await self._kit.clock.sleep(KEEP_RETRY)
 
+    async def look_for_guest_agent(self) -> None:
+        """After adoption: whether the guest's agent has its channel open; later changes come as events."""
+        if self.machine is None or self._gone.is_set():
+            return
+        found = await self.machine.guest_agent_open()
+        if found is not self.guest_agent:
+            self.guest_agent = found
+            self.report()
+
     @property
     def gone(self) -> asyncio.Event:
         """Set while no QEMU of this VM is on this host."""

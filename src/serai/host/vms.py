@@ -7,6 +7,7 @@ nobody watched (a crash), unless the machine itself was rebooted, when autostart
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ class Vms:
         self._kit = kit
         self.agents: dict[str, VmAgent] = {}
         self._silent: set[str] = set()
-        """VMs whose QEMU is there and has not answered yet."""
+        """VMs whose QEMU may be there and has not answered yet."""
+        self._adopting: dict[str, asyncio.Task[None]] = {}
+        """By VM: the first try to adopt it."""
+        self._taking: asyncio.Task[None] | None = None
         self.moves = Moves(kit, self.agents)
 
     def agent(self, vm: str) -> VmAgent:
@@ -70,12 +74,46 @@ class Vms:
 
     # --- start of the agent ---
 
-    async def take_over(self, *, rebooted: bool) -> None:
-        """Adopt what runs, settle what ended meanwhile, take up moves, and autostart after a reboot."""
-        records = self._kit.records.vms()
-        await asyncio.gather(*(self._adopt(record, rebooted=rebooted) for record in records.values()))
+    def take_over(self, *, rebooted: bool) -> None:
+        """Begin to adopt what runs, settle what ended meanwhile, take up moves, and autostart after a reboot.
+
+        Each VM is adopted by itself: one whose QEMU does not answer keeps nobody waiting but who asks for it.
+        """
+        for vm, record in self._kit.records.vms().items():
+            self._silent.add(vm)
+            task = self._adopting[vm] = self._kit.tasks.start(self._adopt_first(record, rebooted=rebooted))
+            task.add_done_callback(functools.partial(self._tried, vm))
+        self._taking = self._kit.tasks.start(self._take_over(list(self._adopting.values()), rebooted=rebooted))
+
+    def _tried(self, vm: str, _: asyncio.Task[None]) -> None:
+        del self._adopting[vm]
+
+    async def _take_over(self, adopting: list[asyncio.Task[None]], *, rebooted: bool) -> None:
+        await asyncio.gather(*adopting)
         if rebooted:
             await self._autostart()
+
+    async def taken_over(self) -> None:
+        """Return once all that `take_over` began was tried; raises what went wrong with it as a whole."""
+        if self._taking is not None:
+            await asyncio.shield(self._taking)
+
+    @property
+    def adopting(self) -> bool:
+        """Of some VM it is not known yet whether it is here."""
+        return bool(self._adopting)
+
+    async def adopted(self, vm: str, timeout: float | None = None) -> bool:
+        """Wait for the first try to adopt this VM; whether it is over within `timeout` seconds."""
+        task = self._adopting.get(vm)
+        if task is not None:
+            await asyncio.wait({task}, timeout=timeout)
+        return vm not in self._adopting
+
+    async def _adopt_first(self, record: VmRecord, *, rebooted: bool) -> None:
+        await self._adopt(record, rebooted=rebooted)
+        if record.launch.vm in self._silent:
+            self._kit.tasks.start(self._adopt_later(record.launch.vm))
 
     async def _adopt(self, record: VmRecord, *, rebooted: bool) -> None:
         """One VM; whatever is wrong with it keeps neither the others nor the agent from working."""
@@ -84,14 +122,12 @@ class Vms:
             machine = await self._kit.hypervisor.adopt(vm, self._kit.paths.vm_run(vm))
         except SeraiError as error:
             log.error("vm %s: QEMU is there but does not answer: %s", record.launch.name, error)
-            if vm not in self._silent:
-                self._silent.add(vm)
-                self._kit.tasks.start(self._adopt_later(vm))
             return
         self._silent.discard(vm)
         agent = self.agents[vm] = VmAgent(self._kit, record, machine)
         try:
             await self._settle(agent, rebooted=rebooted)
+            await agent.look_for_guest_agent()
         except SeraiError as error:
             log.error("vm %s could not be taken over as it should: %s", record.launch.name, error)
 
@@ -140,7 +176,8 @@ class Vms:
                 continue
             try:
                 async with agent.lock:
-                    await agent.run_again("started after its host's reboot")
+                    if agent.gone.is_set() and agent.record.wanted:  # nobody else was quicker
+                        await agent.run_again("started after its host's reboot")
             except SeraiError as error:
                 log.error("vm %s could not be started after the reboot: %s", agent.record.launch.name, error)
                 agent.restart_soon("its host was rebooted")
@@ -192,6 +229,7 @@ class Vms:
             self._kit.records.put_claim(
                 LeaseRecord(vm=body.vm, epoch=body.epoch, claim=Claim.RELEASED, reason=body.reason)
             )
+        self._kit.records.prune_leases(body.vm)
 
     async def configure(self, body: VmConfigure) -> VmConfigured:
         """Bring a running VM to `body.launch` as far as it goes live; keep the launch for the next start."""

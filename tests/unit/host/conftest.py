@@ -18,7 +18,7 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from serai.drivers.hypervisor.base import RunState
-from serai.drivers.hypervisor.fake import FakeHypervisor, FakeProcess, FakeWorld
+from serai.drivers.hypervisor.fake import FakeHypervisor, FakeMachine, FakeProcess, FakeWorld
 from serai.drivers.image.store import ImageStore
 from serai.drivers.network.base import Tap
 from serai.drivers.network.fake import FakeNetwork
@@ -143,8 +143,8 @@ class Host:
         self.up = False
         self._ending: asyncio.Task[None] | None = None
 
-    async def start(self, *, rebooted: bool = False) -> None:
-        """A new agent, from the journal."""
+    async def start(self, *, rebooted: bool = False, wait: bool = True) -> None:
+        """A new agent, from the journal; with `wait`, until it has taken over what it found."""
         self.journal = CrashingJournal.open(self.paths.journal)
         self.records = Records(self.journal)
         self.tasks = Tasks(self.name)
@@ -183,10 +183,12 @@ class Host:
         )
         self.vms = Vms(self.kit)
         self.up = True
-        await self.vms.take_over(rebooted=rebooted)
+        self.vms.take_over(rebooted=rebooted)
         host_images = HostImages(store=images, builders={}, tls=None, cache=self.paths.state)
         uplinks = HostUplinks(self.network, UplinkTaker(self.paths.state))
         await self.agent.join(self.vms, Executor(self.vms, storage, host_images, uplinks))
+        if wait:
+            await self.vms.taken_over()
 
     async def _ask_verdict(self, host: str, ask: VerdictAsk) -> Verdict:
         if self.cut:
@@ -223,6 +225,18 @@ class Host:
         """kill -9 of the agent, and a new one."""
         await self.kill()
         await self.start(rebooted=rebooted)
+
+    def hold_adoption(self, vm: str) -> asyncio.Event:
+        """From now on the VM's QEMU is adopted only once the event is set, as if it was stopped until then."""
+        answers, adopt = asyncio.Event(), self.hypervisor.adopt
+
+        async def later(found: str, run_dir: Path) -> FakeMachine | None:
+            if found == vm:
+                await answers.wait()
+            return await adopt(found, run_dir)
+
+        self.hypervisor.adopt = later  # type: ignore[assignment,method-assign] # a QEMU that is stopped
+        return answers
 
     async def power_cycle(self) -> None:
         """The machine itself restarts: its QEMUs are gone."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from serai.host.records import CLAIMS_KEPT, COMMANDS_KEPT
 from serai.lib.ids import new_id
 from serai.schema.errors import SeraiError, UnauthorizedError, UnavailableError
 from serai.schema.lease import Claim
@@ -169,6 +170,23 @@ async def test_a_vm_moves_there_and_back_and_there(trip: Trip) -> None:
         hosts.reverse()
 
 
+async def test_many_moves_leave_no_more_in_the_journals_than_a_few(trip: Trip) -> None:
+    hosts = [trip.source, trip.destination]
+    for number in range(3 * CLAIMS_KEPT):
+        trip.ground.world.fail_at = "device" if number % 8 == 0 else None
+        again = Trip(trip.ground, hosts[0], hosts[1], epoch=2 + number, offer=f"offer{number}")
+        again.begin()
+        await again.over()
+        assert again.committed == (number % 8 != 0)
+        if again.committed:
+            hosts.reverse()
+    for host in hosts:
+        assert len(host.records.leases()) <= CLAIMS_KEPT + 1
+        assert len(host.journal.all("command")) <= COMMANDS_KEPT
+        assert len(host.journal.all("generation")) <= 1
+    assert [host.records.may_run(VM) is not None for host in hosts] == [True, False]
+
+
 async def test_a_vm_that_left_is_spoken_for_by_its_new_host_alone(trip: Trip) -> None:
     moving = asyncio.create_task(trip._move(RestartPolicy.NEVER))
     await trip.ground.until(moving.done)
@@ -223,7 +241,21 @@ async def test_qemus_migration_fails(trip: Trip, phase: str) -> None:
     trip.check()
     assert not trip.committed
     assert trip.source.running
-    assert "made to fail" in trip.reason
+    last = {"active": "setup", "pre-switchover": "precopy", "device": "switch", "completed": "switch"}[phase]
+    assert f"QEMU's migration failed in its phase {last}: made to fail before {phase}" in trip.reason
+    assert "h2" in trip.reason
+
+
+async def test_a_failure_is_told_in_the_destinations_words_too(trip: Trip) -> None:
+    await held(trip, "device")
+    process = trip.destination.process()
+    process.mark("failed", error="load of device failed")
+    await trip.ground.turn()
+    trip.ground.world.fail_at = "device"
+    trip.ground.world.release("device")
+    await trip.over()
+    trip.check()
+    assert "on h2: the destination's QEMU could not load the state: load of device failed" in trip.reason
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -261,6 +293,33 @@ async def test_the_destinations_qemu_is_killed(trip: Trip, phase: str) -> None:
     trip.check()
     assert not trip.committed
     assert trip.source.running
+    assert "signal 9" in trip.reason
+
+
+async def test_a_failure_that_the_destination_cannot_be_asked_of_says_so(trip: Trip) -> None:
+    trip.ground.world.fail_at = "device"
+    trip.source.cut = True
+    trip.begin()
+    await trip.over()
+    trip.check()
+    assert "h2 could not be asked" in trip.reason
+
+
+async def test_an_offer_whose_qemu_is_being_adopted_is_not_turned_down(trip: Trip) -> None:
+    await held(trip, "completed")
+    await trip.destination.kill()
+    answers = trip.destination.hold_adoption(VM)
+    await trip.destination.start(wait=False)
+    trip.ground.world.release("completed")
+    await trip.ground.until(lambda: (found := trip.source.records.vm(VM)) and found.outgoing and found.outgoing.sent)
+    ask = VerdictAsk(vm=VM, epoch=2, offer_id="offer")
+    answer = await trip.ground.bus.request(Subjects.verdict("h2", "h1"), dump(ask), 5.0)
+    assert Verdict.model_validate_json(answer).claim is Claim.OFFERED
+    answers.set()
+    await trip.over()
+    trip.check()
+    assert trip.committed
+    assert trip.destination.running
 
 
 @pytest.mark.parametrize("restart", [RestartPolicy.NEVER, RestartPolicy.ON_FAILURE])

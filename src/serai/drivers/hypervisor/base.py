@@ -245,6 +245,10 @@ class Machine(Protocol):
 
     async def detach_vnic(self, index: int) -> None: ...
 
+    async def guest_agent_open(self) -> bool:
+        """An agent in the guest has opened its channel. Later changes come as VSERPORT_CHANGE events."""
+        ...
+
     async def guest(self, execute: str, arguments: Mapping[str, Any], timeout: float) -> Any:
         """Ask the guest agent. UnavailableError if there is none in the guest, or it does not answer in time."""
         ...

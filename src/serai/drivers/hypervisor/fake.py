@@ -423,6 +423,9 @@ class FakeMachine:
 
     # --- the guest ---
 
+    async def guest_agent_open(self) -> bool:
+        return (await self._answer("query-chardev")).guest_answers is not None
+
     async def guest(self, execute: str, arguments: Mapping[str, Any], timeout: float) -> Any:
         del arguments, timeout
         answers = (await self._answer("query-chardev")).guest_answers

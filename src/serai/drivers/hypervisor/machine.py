@@ -274,9 +274,12 @@ class QemuMachine:
 
     # --- the guest ---
 
-    async def guest(self, execute: str, arguments: Mapping[str, Any], timeout: float) -> Any:
+    async def guest_agent_open(self) -> bool:
         devices = await self._qmp.execute("query-chardev")
-        if not any(device["label"] == "qga" and device["frontend-open"] for device in devices):
+        return any(device["label"] == "qga" and device["frontend-open"] for device in devices)
+
+    async def guest(self, execute: str, arguments: Mapping[str, Any], timeout: float) -> Any:
+        if not await self.guest_agent_open():
             raise UnavailableError(
                 f"no guest agent runs in VM {self.vm}",
                 remedy="Install and start qemu-guest-agent in the guest; a guest that still boots has none yet.",
