@@ -8,6 +8,7 @@ from fastapi import Response
 
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
 from serai.controller.api.checks import need_image, need_pool, need_room, refuse_while
+from serai.controller.store import Transaction
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.image import Image, ImageKind
@@ -102,10 +103,18 @@ async def delete(api: Api, call: Call) -> Response:
                 f"VM {volume.status.vm} has volume {volume.name}",
                 field="volume",
                 value=volume.name,
-                remedy=f"Take the disk from it first: serai vm edit {volume.status.vm} --remove-disk.",
+                remedy=await _way_out_of(tx, volume.status.vm, volume.name),
             )
         await need_pool(tx, volume.spec.pool, "pool")
         return accepted(await call.submit(api, tx, volume))
+
+
+async def _way_out_of(tx: Transaction, vm: str, volume: str) -> str:
+    """What frees a volume of a VM's: one that is in its spec no more is still open in a QEMU that runs."""
+    found = await tx.vms.seek(vm)
+    if found is None or volume in [disk.volume for disk in found.spec.disks]:
+        return f"Take the disk from it first: serai vm edit {vm} --remove-disk."
+    return f"It is free once the VM has restarted: serai vm stop {vm}, then serai vm start {vm}."
 
 
 def check_holds(image: Image, size: int, size_field: str, image_field: str) -> None:
