@@ -50,11 +50,18 @@ async def from_url(
     """
     _check(url, sha256)
     hide_url(url)
+
+    async def look(request: httpx.Request) -> None:
+        # Redirects lead anywhere: from https to http, to no URL at all, or to one with a token of its own, and the
+        # HTTP library logs each request.
+        _check(str(request.url), sha256)
+        hide_url(str(request.url))
+
     shown = masked_url(url)
     try:
         async with (
             httpx.AsyncClient(
-                follow_redirects=True, timeout=httpx.Timeout(30.0), event_hooks={"request": [_hide_request]}
+                follow_redirects=True, timeout=httpx.Timeout(30.0), event_hooks={"request": [look]}
             ) as client,
             client.stream("GET", url) as response,
         ):
@@ -69,7 +76,6 @@ async def from_url(
                     value=shown,
                     remedy="Try again later, or look at the address again.",
                 )
-            _check(str(response.url), sha256)  # a redirect may have led from https to http
             total = int(response.headers.get("content-length", 0))
             return await from_stream(response.aiter_bytes(CHUNK), total, sha256, name, folder, progress, wanted)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -80,11 +86,6 @@ async def from_url(
             value=shown,
             remedy="Try again.",
         ) from None
-
-
-async def _hide_request(request: httpx.Request) -> None:
-    """Redirects lead to URLs with tokens of their own, and the HTTP library logs each request."""
-    hide_url(str(request.url))
 
 
 def _check(url: str, sha256: str | None) -> None:
