@@ -171,7 +171,10 @@ class Hosts:
                 subject, who = Subjects.vm_command(host, target.vm), f"the agent of VM {target.vm} on {host}"
             self._progress[command.id] = (host, listener)
             try:
-                reply = Reply.model_validate_json(await self._request(host, subject, payload))
+                answer = await self._request(host, subject, payload)
+                if answer is None:
+                    continue
+                reply = Reply.model_validate_json(answer)
             except UnavailableError as error:
                 silent = self._clock.monotonic() - answered
                 if silent >= deadline:
@@ -192,20 +195,18 @@ class Hosts:
                 waits("")
             pause, answered = PAUSE_FIRST, self._clock.monotonic()
 
-    async def _request(self, host: str, subject: str, payload: bytes) -> bytes:
-        """The answer of the agent that the host has by then."""
-        while True:
-            hello = self._hellos.setdefault(host, asyncio.Event())
-            asking = asyncio.ensure_future(self._bus.request(subject, payload, timeout=ASK))
-            greeted = asyncio.ensure_future(hello.wait())
-            try:
-                await asyncio.wait({asking, greeted}, return_when=asyncio.FIRST_COMPLETED)
-                if asking.done():
-                    return asking.result()
-            finally:
-                asking.cancel()
-                greeted.cancel()
-                await asyncio.gather(asking, greeted, return_exceptions=True)
+    async def _request(self, host: str, subject: str, payload: bytes) -> bytes | None:
+        """The answer; None if the host said hello before it came: then it is to be asked again."""
+        hello = self._hellos.setdefault(host, asyncio.Event())
+        asking = asyncio.ensure_future(self._bus.request(subject, payload, timeout=ASK))
+        greeted = asyncio.ensure_future(hello.wait())
+        try:
+            await asyncio.wait({asking, greeted}, return_when=asyncio.FIRST_COMPLETED)
+            return asking.result() if asking.done() else None
+        finally:
+            asking.cancel()
+            greeted.cancel()
+            await asyncio.gather(asking, greeted, return_exceptions=True)
 
     async def _holder(self, target: VmTarget, kind: str) -> tuple[str, VmTarget]:
         """The host that holds the VM's lease, and the target bound to it. Raises ConflictError if it is another now."""
