@@ -2,11 +2,15 @@
 
 - start: from the API request `vm.start` of a stopped VM until its vCPUs run (the host's own word, by the lab's one
   clock), beside the same command line started by hand (from before its spawn until QEMU answered `cont`), in turn.
-- job: from a job's creation to the start of its first step, by the job's own times.
-- list: `GET /v1/vms?limit=100` over loopback, connection kept, from a controller that has 1,000 VMs stored.
-- rest: processor time and memory of a host agent that has 20 running VMs, beside their QEMUs, over a minute.
+- job: from a job's creation to the start of its first step, by the job's own times; beside it one durable transaction
+  of the bare database.
+- list: `GET /v1/vms?limit=100` over loopback, connection kept, from a controller that has 1,000 VMs stored; beside it
+  the bare query of the same rows.
+- rest: processor time and memory of a host agent that has 20 running VMs, each with a disk in a pool of that same host,
+  over a minute; children that it started and waited for count as its own. Beside it their QEMUs and the iSCSI target.
 
-Results go to bench/results/control.json; parts that were not asked for keep their last figures there.
+Results go to bench/results/control.json, each part with its date and machine; parts that were not asked for keep their
+last figures there.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import contextlib
 import json
 import os
 import secrets
+import sqlite3
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -27,7 +32,7 @@ import httpx
 
 from bench import demo
 from bench.demo import bare_pair, build_image, done, tiny_vm
-from bench.stats import RESULTS, machine, median_difference, summary, write
+from bench.stats import RESULTS, machine, median_difference, run, summary, write
 from serai.app.controller import ControllerConfig, running, standard_extras
 from serai.client import context as contexts
 from serai.client.http import Client
@@ -36,10 +41,12 @@ from serai.lab.down import down
 from serai.lab.state import LabFolder
 from serai.lab.up import up
 from serai.lab.workload import Guest
+from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
 from serai.schema.errors import NotFoundError
-from serai.schema.vm import Vm, VmCreate, VmSpec, VmState, VmStatus, VmStop, VnicSpec
+from serai.schema.vm import DiskSpec, Vm, VmCreate, VmSpec, VmState, VmStatus, VmStop, VnicSpec
+from serai.schema.volume import PoolCreate, PoolSpec
 
 LAB = "control"
 PARTS = ("start", "job", "list", "rest")
@@ -88,7 +95,23 @@ async def job(client: Client, count: int) -> dict[str, Any]:
             waits.append((ended.steps[0].started - ended.created).total_seconds() * 1000)
     finally:
         await done(client, await client.call("vm.delete", "web2", query={"force": True}))
-    return {"submitted_to_first_step_ms": summary(waits), "raw": waits}
+    with tempfile.TemporaryDirectory(prefix="serai-bench-") as place:
+        bare = bare_transactions(Path(place), count)
+    return {"submitted_to_first_step_ms": summary(waits), "bare_transaction_ms": summary(bare), "raw": waits}
+
+
+def bare_transactions(folder: Path, count: int) -> list[float]:
+    """Milliseconds that SQLite itself takes for a durable transaction of one row."""
+    times = []
+    with contextlib.closing(sqlite3.connect(folder / "bare.db", isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, body TEXT)")
+        for number in range(count):
+            began = time.perf_counter()
+            database.execute("INSERT INTO jobs VALUES (?, ?)", (str(number), "x" * 1000))
+            times.append((time.perf_counter() - began) * 1000)
+    return times
 
 
 def stored_vm(number: int) -> Vm:
@@ -118,7 +141,7 @@ async def list_(count: int) -> dict[str, Any]:
         config = ControllerConfig(
             state=folder, listen="127.0.0.1:0", socket=folder / "api.sock", token_file=folder / "token"
         )
-        times = []
+        times, bare = [], []
         async with running(config, MemBus(), standard_extras(None)) as parts:
             token = config.token_file.read_text(encoding="utf-8").strip()
             headers = {"Authorization": f"Bearer {token}"}
@@ -129,13 +152,36 @@ async def list_(count: int) -> dict[str, Any]:
                     times.append((time.perf_counter() - began) * 1000)
                     if len(answer.raise_for_status().json()["items"]) != PAGE:
                         raise RuntimeError("not a whole page")
-    return {"first_page_ms": summary(times[1:]), "first_request_ms": round(times[0], 3), "stored": STORED, "page": PAGE}
+        with contextlib.closing(sqlite3.connect(folder / "serai.db")) as database:
+            for _ in range(count):
+                began = time.perf_counter()
+                if len(database.execute(f"SELECT * FROM vms ORDER BY name LIMIT {PAGE}").fetchall()) != PAGE:
+                    raise RuntimeError("not a whole page")
+                bare.append((time.perf_counter() - began) * 1000)
+    return {
+        "first_page_ms": summary(times[1:]),
+        "bare_query_ms": summary(bare),
+        "first_request_ms": round(times[0], 3),
+        "stored": STORED,
+        "page": PAGE,
+        "raw": times[1:],
+    }
 
 
 def spent(pid: int) -> float:
-    """Processor seconds of a process, all threads."""
+    """Processor seconds of a process, all threads, and of those of its children that it has waited for."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def named(netns: str, name: str) -> list[int]:
+    """The processes of a program in a namespace."""
+    found = []
+    for pid in namespace.processes_in(netns):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text(encoding="ascii").startswith(name):
+                found.append(pid)
+    return found
 
 
 def memory(pid: int) -> dict[str, float]:
@@ -146,37 +192,48 @@ def memory(pid: int) -> dict[str, float]:
 
 
 async def rest(client: Client, vms: int, seconds: float) -> dict[str, Any]:
-    """The agent of h2, which has nothing but these VMs: no pool, no image but its own copy."""
+    """The agent of h2 with these VMs, and with the pool that their disks are in."""
     names = [f"rest{number}-{secrets.token_hex(2)}" for number in range(vms)]
-    spec = VmSpec(image="tiny", cpus=1, memory=REST_MEMORY, vnics=[VnicSpec(network="lan")], host="h2")
+    pool = f"rest-{secrets.token_hex(2)}"
+    await done(client, await client.call("pool.create", body=PoolCreate(name=pool, spec=PoolSpec(host="h2"))))
+    disk = DiskSpec(pool=pool, size=32 << 20)
+    spec = VmSpec(image="tiny", cpus=1, memory=REST_MEMORY, disks=[disk], vnics=[VnicSpec(network="lan")], host="h2")
     try:
         for name in names:
             await done(client, await client.call("vm.create", body=VmCreate(name=name, spec=spec)))
             # One by one: twenty emulated guests that boot at once keep each other from getting anywhere.
             vm: Vm = await client.call("vm.show", name)
             await Guest(LAB, str(vm.spec.vnics[0].ip)).up(timeout=300)
-        pids = {row.role: row.pid for row in LabFolder.of(LAB).load().processes}
-        agent, controller = pids["agent h2"], pids["controller ctl"]
-        await asyncio.sleep(10)  # what the starts left to do is over
-        before, began = (spent(agent), spent(controller)), time.monotonic()
-        await asyncio.sleep(seconds)
-        took = time.monotonic() - began
-        used = [
-            round((after - then) / took * 100, 3)
-            for after, then in zip((spent(agent), spent(controller)), before, strict=True)
-        ]
-        return {
-            "vms": vms,
-            "seconds": round(took, 1),
-            "agent_percent_of_a_core": used[0],
-            "agent_memory": memory(agent),
-            "controller_percent_of_a_core": used[1],
-            "controller_memory": memory(controller),
-        }
+        return {"vms": vms, **await watched(seconds)}
     finally:
         for name in names:
             with contextlib.suppress(NotFoundError):
                 await client.wait_job((await client.call("vm.delete", name, query={"force": True})).id)
+        await client.wait_job((await client.call("pool.delete", pool)).id)
+
+
+async def watched(seconds: float) -> dict[str, Any]:
+    """What runs for h2's VMs, over a while in which nobody asks anything."""
+    state = LabFolder.of(LAB).load()
+    pids = {row.role: row.pid for row in state.processes}
+    netns = state.plan.netns("h2")
+    groups = {
+        "agent": [pids["agent h2"]],
+        "controller": [pids["controller ctl"]],
+        "qemus": named(netns, "qemu-system"),
+        "iscsi_target": named(netns, "tgtd"),
+    }
+    await asyncio.sleep(10)  # what the starts left to do is over
+    before, began = {name: sum(map(spent, group)) for name, group in groups.items()}, time.monotonic()
+    await asyncio.sleep(seconds)
+    took = time.monotonic() - began
+    used = {name: (sum(map(spent, group)) - before[name]) / took * 100 for name, group in groups.items()}
+    return {
+        "seconds": round(took, 1),
+        **{f"{name}_percent_of_a_core": round(value, 3) for name, value in used.items()},
+        "agent_memory": memory(pids["agent h2"]),
+        "controller_memory": memory(pids["controller ctl"]),
+    }
 
 
 async def in_lab(what: set[str], quick: bool) -> dict[str, Any]:
@@ -192,13 +249,13 @@ async def in_lab(what: set[str], quick: bool) -> dict[str, Any]:
             facts = hosts[0].status.facts
             if facts is None:
                 raise RuntimeError("h1 has no facts")
-            found["machine"] = machine(qemu=facts.qemu_version, accel=facts.accel)
+            on = {"machine": machine(qemu=facts.qemu_version, accel=facts.accel)}
             if "start" in what:
-                found["start"] = await start(client, 3 if quick else 20)
+                found["start"] = on | await start(client, 3 if quick else 20)
             if "job" in what:
-                found["job"] = await job(client, 6 if quick else 60)
+                found["job"] = on | await job(client, 6 if quick else 60)
             if "rest" in what:
-                found["rest"] = await rest(client, 3 if quick else AT_REST, 5.0 if quick else 60.0)
+                found["rest"] = on | await rest(client, 3 if quick else AT_REST, 5.0 if quick else 60.0)
     finally:
         await down(LAB)
     return found
@@ -215,15 +272,16 @@ def main() -> None:
         parser.error(f"there is no part {', '.join(sorted(what - set(PARTS)))}: say {', '.join(PARTS)}")
     found: dict[str, Any] = {}
     if "list" in what:
-        found["list"] = asyncio.run(list_(5 if options.quick else 100))
+        found["list"] = {"machine": machine()} | run(list_(5 if options.quick else 100))
     if what - {"list"}:
-        found |= asyncio.run(in_lab(what, options.quick))
+        found |= run(in_lab(what, options.quick))
     print(json.dumps({name: {k: v for k, v in part.items() if k != "raw"} for name, part in found.items()}, indent=1))
     if not options.quick:
         file = RESULTS / "control.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        known.pop("date", None)
-        print(write("control", {**known, **found}))
+        today = datetime.now(UTC).date().isoformat()
+        kept = {name: part for name, part in known.items() if name in PARTS}
+        print(write("control", kept | {name: {"date": today} | part for name, part in found.items()}))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 from bench import demo
 from bench.demo import LAB, bare_pair, build_image, done, migrate, tiny_vm
 from bench.raw_qmp import Bare
-from bench.stats import machine, median_difference, summary, write
+from bench.stats import machine, median_difference, run, summary, write
 from serai.client import context as contexts
 from serai.client.http import Client
 from serai.lab.down import down
@@ -107,8 +108,8 @@ async def bench(pairs: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and write bench/results/migration.json."""
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 30
-    result = asyncio.run(bench(pairs))
-    path = write("migration", result)
+    result = run(bench(pairs))
+    path = write("migration", {"date": datetime.now(UTC).date().isoformat()} | result)
     for name in ("outage_ms", "whole_s"):
         print(
             name,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
 import random
+import signal
 import statistics
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import sys
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,24 @@ def machine(**more: Any) -> dict[str, Any]:
     }
 
 
+def run(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Carry a measurement out. SIGTERM ends it as Ctrl-C does: what it has brought up it takes down again."""
+
+    async def stoppable() -> dict[str, Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(stoppable())
+    except asyncio.CancelledError:
+        sys.exit("ended on request; nothing was written")
+
+
 def write(name: str, content: dict[str, Any]) -> Path:
     """Write one result file."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(
-        json.dumps({"date": datetime.now(UTC).date().isoformat(), **content}, indent=1) + "\n", encoding="utf-8"
-    )
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
