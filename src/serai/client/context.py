@@ -101,7 +101,12 @@ def load(file: Path | None = None) -> Contexts:
     try:
         return Contexts.model_validate(yaml.safe_load(text) or {})
     except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidError(f"the context file is no YAML: {error}", field="file", value=file) from error
+        raise InvalidError(
+            f"the context file is no YAML: {' '.join(str(error).split())}",
+            field="file",
+            value=file,
+            remedy="Correct the file, or delete it and begin anew with: serai context set.",
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidError(

@@ -94,7 +94,7 @@ class EventStream:
             await self._accept(response)
             yield None
             opening = True
-            async for message in sse.messages(response.aiter_lines()):
+            async for message in sse.messages(sse.lines(response.aiter_bytes())):
                 event = self._take(message)
                 # The server opens with a comment, which says no more than its headers did.
                 if event is not None or (message.data is None and not opening):

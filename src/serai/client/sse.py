@@ -49,6 +49,19 @@ class Parser:
         return Message("\n".join(data), self._id, event) if data else None
 
 
+async def lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """The lines of a stream, without their ends; what follows the last end is dropped.
+
+    Only a line feed (and a carriage return before it) ends a line here, while Python, and httpx with it, splits at
+    U+2028 and at U+0085 too: those may be within a text, and a message would come out torn.
+    """
+    rest = b""
+    async for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.removesuffix(b"\r").decode(errors="replace")
+
+
 async def messages(lines: AsyncIterator[str]) -> AsyncIterator[Message]:
     """All messages of a stream of lines; an unfinished one at the end is dropped, as the standard demands."""
     parser = Parser()

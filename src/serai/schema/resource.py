@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from datetime import datetime
 from typing import Annotated, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from serai.schema.text import one_line
 
 
 class Frozen(BaseModel):
@@ -24,26 +25,6 @@ LABELS_MAX = 64
 LABEL_MAX = 255
 """Characters of a label's key, and of its value."""
 DESCRIPTION_MAX = 4096
-
-BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the direction of what follows them: a terminal shows other text than there is."""
-
-
-def unsafe(character: str) -> bool:
-    """Whether a terminal acts on a character instead of showing it: controls, line separators, turns of direction."""
-    return unicodedata.category(character) in ("Cc", "Zl", "Zp") or character in BIDI
-
-
-def one_line(text: str) -> str:
-    """The text, if it is one line of characters that show as what they are. Raises ValueError."""
-    strange = next((one for one in text if unsafe(one)), None)
-    if strange is not None:
-        raise ValueError(
-            f"the text has a control character, U+{ord(strange):04X} at {text.index(strange)}; "
-            "leave it out and write one line"
-        )
-    return text
-
 
 LabelText = Annotated[str, StringConstraints(max_length=LABEL_MAX), AfterValidator(one_line)]
 Labels = Annotated[dict[LabelText, LabelText], Field(max_length=LABELS_MAX)]

@@ -1,6 +1,8 @@
 """Server-sent events, line by line."""
 
-from serai.client.sse import Message, Parser
+from collections.abc import AsyncIterator
+
+from serai.client.sse import Message, Parser, lines, messages
 
 
 def read(text: str) -> list[Message]:
@@ -22,3 +24,14 @@ def test_comments_are_signs_of_life() -> None:
 
 def test_an_unfinished_message_is_dropped() -> None:
     assert read("data: half") == []
+
+
+async def test_only_a_line_feed_ends_a_line() -> None:
+    """JSON leaves U+2028 and U+0085 in a text as they are, and bytes come in any pieces."""
+    data = '{"message":"a\u2028b\x85c\x0bd ü"}'
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for byte in f"id: 1\r\ndata: {data}\r\n\r\ndata: half".encode():
+            yield bytes([byte])
+
+    assert [message async for message in messages(lines(chunks()))] == [Message(data, "1")]

@@ -10,6 +10,7 @@ import typer
 from serai.app.cli.options import Output
 from serai.app.cli.output import note, say, show, show_list
 from serai.app.cli.session import run
+from serai.schema.text import visible
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -95,7 +96,7 @@ def create(
     else:
         show(kind, item, output)
     for condition in getattr(item.status, "conditions", []) if item is not None else []:
-        note(f"{condition.type}: {condition.message}")
+        note(visible(f"{condition.type}: {condition.message}"))
 
 
 def created_note(kind: str, item: Any) -> str:

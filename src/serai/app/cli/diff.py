@@ -38,6 +38,6 @@ def diff(ctx: typer.Context, file: FilesOption) -> None:
     for text in texts:
         for line in text.splitlines():
             colour = COLOURS.get(line[:1]) if sys.stdout.isatty() else None
-            say(typer.style(line, fg=colour) if colour else line)
+            say(line, colour=colour)
     if texts:
         raise typer.Exit(1)

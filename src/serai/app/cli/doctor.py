@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 from typing import TYPE_CHECKING
 
 import typer
 
 from serai.app.cli.options import Output, OutputOption
-from serai.app.cli.output import note, plain, say, show_list
+from serai.app.cli.output import note, plain, say, show_list, to_json
 
 if TYPE_CHECKING:
     from serai.schema.host import Ability
@@ -41,7 +40,7 @@ def doctor(output: OutputOption = Output.TABLE) -> None:
     found = asyncio.run(examine())
     abilities = [ability for _, group in found for ability in group]
     if output is Output.JSON:
-        say(json.dumps([plain(ability) for ability in abilities], indent=2, ensure_ascii=False))
+        say(to_json([plain(ability) for ability in abilities]))
     elif output in (Output.TABLE, Output.WIDE):
         for room, group in found:
             say(f"{room}:")

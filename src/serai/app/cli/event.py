@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +9,9 @@ import typer
 
 from serai.app.cli.action import listing
 from serai.app.cli.options import LimitOption, Output, OutputOption, noun
-from serai.app.cli.output import plain, say
+from serai.app.cli.output import plain, say, to_json
 from serai.app.cli.session import run
+from serai.schema.text import visible
 
 if TYPE_CHECKING:
     from serai.client.http import Client
@@ -63,8 +63,8 @@ def watch(
 def _line(event: Any, output: Output) -> str:
     if output in (Output.JSON, Output.YAML):
         # One document a line: YAML reads JSON, and a stream has no end that could close a list.
-        return json.dumps(plain(event), ensure_ascii=False)
+        return to_json(plain(event), indent=None)
     if output is Output.NAME:
         return str(event.seq)
     moment = event.time.astimezone().strftime("%H:%M:%S")
-    return f"{event.seq:>6}  {moment}  {event.kind:<14} {event.resource:<20} {event.message}".rstrip()
+    return visible(f"{event.seq:>6}  {moment}  {event.kind:<14} {event.resource:<20} {event.message}".rstrip())

@@ -15,7 +15,25 @@ if TYPE_CHECKING:
     ModelT = TypeVar("ModelT", bound=BaseModel)
 
 SIZES = ("memory", "size")
+USAGE = "wrong usage"
+"""The note on an error about what is no value at all, as `--memory lots`: such a command line exits with 2."""
 LONGEST = 80
+REMEDIES = {
+    "string_type": "Give text.",
+    "int_type": "Give a whole number.",
+    "int_parsing": "Give a whole number, such as 2.",
+    "int_from_float": "Give a whole number, such as 2.",
+    "float_type": "Give a number.",
+    "float_parsing": "Give a number, such as 1.5.",
+    "bool_type": "Give true or false.",
+    "bool_parsing": "Give true or false.",
+    "list_type": "Give a list.",
+    "dict_type": "Give fields and their values.",
+    "model_type": "Give fields and their values.",
+    "string_too_long": "Give at most {max_length} characters.",
+    "too_long": "Give at most {max_length}.",
+}
+"""What to do about a finding of Pydantic's that says itself what is wrong."""
 ADDRESSES = {
     "ip_v4_network": ("this is no IPv4 network", "Write it like 10.77.0.0/24, with zeros behind the prefix."),
     "ip_v4_address": ("this is no IPv4 address", "Write it like 10.77.0.1."),
@@ -29,7 +47,11 @@ def build(model: type[ModelT], data: Mapping[str, Any]) -> ModelT:
     try:
         return model.model_validate(_given(data))
     except ValidationError as error:
-        raise describe(error, model, data) from None
+        refusal = describe(error, model, data)
+        first = worst(error)
+        if first["type"] == "value_error" and first["loc"] and first["loc"][-1] in SIZES:
+            refusal.add_note(USAGE)
+        raise refusal from None
 
 
 def _given(data: Any) -> Any:
@@ -72,7 +94,8 @@ def _at(data: Any, loc: tuple[str | int, ...]) -> Any:
 def path_of(loc: tuple[str | int, ...]) -> str:
     """`spec.disks[0].size` from pydantic's location."""
     text = ""
-    for part in loc:
+    # Pydantic ends the place of a key that is wrong itself with "[key]".
+    for part in loc[:-2] if loc and loc[-1] == "[key]" else loc:
         text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
     return text
 
@@ -81,8 +104,7 @@ def _words(first: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None
     kind, context = first["type"], first.get("ctx", {})
     last = str(first["loc"][-1]) if first["loc"] else ""
     if kind == "extra_forbidden":
-        near = get_close_matches(last, _fields(model, first["loc"]), 1)
-        return f"there is no field '{last}'", f"Did you mean '{near[0]}'?" if near else "Remove it."
+        return f"there is no field '{last}'", _instead(last, first["loc"], model)
     if kind == "missing":
         return f"'{last}' is missing", f"Give {last}."
     if kind == "string_pattern_mismatch" and "a-z0-9-" in str(context.get("pattern")):
@@ -96,7 +118,20 @@ def _words(first: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None
     if kind == "enum":
         return f"'{last}' cannot be that", f"Use {context.get('expected')}."
     message, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
-    return message, f"{remedy[0].upper()}{remedy[1:]}." if remedy else None
+    if remedy:
+        return message, f"{remedy[0].upper()}{remedy[1:]}."
+    known = REMEDIES.get(kind)
+    return message, known.format(**context) if known else f"Correct {path_of(first['loc'])}."
+
+
+def _instead(last: str, loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    """What to do with a field that is not where it was put: it may be another's place, or misspelt."""
+    if len(loc) > 1 and last in model.model_fields:
+        return f"It stands beside '{loc[0]}', not in it: move it there."
+    if len(loc) == 1 and last in _fields(model, ("spec", last)):
+        return "It belongs into 'spec': move it there."
+    near = get_close_matches(last, _fields(model, loc), 1)
+    return f"Did you mean '{near[0]}'?" if near else "Remove it."
 
 
 def _limit(kind: str, last: str, context: Mapping[str, Any]) -> tuple[str, str]:

@@ -54,6 +54,8 @@ def up(
         note(f"interrupted: lab {name} was taken away again")
         raise typer.Exit(code)
     say(f"lab {name} is up: {hosts} host{'s' if hosts > 1 else ''}")
+    if not bare:
+        _tell_context(name)
 
 
 @app.command()
@@ -171,6 +173,21 @@ def probe(
     else:
         for line in report.lines():
             say(line)
+
+
+def _tell_context(name: str) -> None:
+    """Say that all commands speak to the lab now, and how to speak to what they spoke to before."""
+    from serai.client import context as contexts
+    from serai.lab.state import LabFolder
+
+    before = LabFolder.of(name).load().previous_context
+    now = contexts.load().current
+    if now != name:
+        say(f"to speak to it: serai --context {name} COMMAND")
+        return
+    others = before is not None and before != name
+    back = f"back to {before}: serai context use {before}" if others else "to another one: serai context use NAME"
+    say(f"context {name} is current now: all commands speak to this lab ({back})")
 
 
 async def _unless_ended(work: Coroutine[Any, Any, object]) -> int:

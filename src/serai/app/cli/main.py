@@ -130,12 +130,14 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except Exception as error:
         # Imported here, since help has no use for what the error tree brings along.
+        from serai.app.cli.invalid import USAGE
         from serai.schema.errors import SeraiError
+        from serai.schema.text import visible
 
         if not isinstance(error, SeraiError):
             raise
-        sys.stderr.write(f"serai: {error}\n")
-        raise SystemExit(1) from None
+        sys.stderr.write(f"serai: {visible(str(error))}\n")
+        raise SystemExit(2 if USAGE in getattr(error, "__notes__", ()) else 1) from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Results on standard output, in the form that `-o` asked for; everything else goes to standard error.
 
-On a terminal tables are coloured and fit its width; elsewhere they are plain and never cut.
+On a terminal tables are coloured and fit its width; elsewhere they are plain and never cut. What others named or wrote
+is shown, never obeyed: control characters come out as their escapes (schema/text.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from serai.app.cli.options import Output
+from serai.schema.text import json_safe, unsafe, visible
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -24,16 +28,22 @@ COLOURS = {
 }  # fmt: skip
 
 
-def say(text: str) -> None:
-    """A line of result."""
-    sys.stdout.write(text + "\n")
+def say(text: str, *, colour: str | None = None) -> None:
+    """A line of result, or several."""
+    text = visible(text, keep="\n")
+    sys.stdout.write((typer.style(text, fg=colour) if colour else text) + "\n")
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
     """A line for whoever watches."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(visible(text, keep="\n") + "\n")
     sys.stderr.flush()
+
+
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """JSON that people can read in any script, and that no terminal acts on."""
+    return json_safe(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def plain(item: BaseModel) -> Any:
@@ -53,7 +63,7 @@ def name_of(item: Any) -> str:
 def show_list(kind: str, items: Sequence[BaseModel], output: Output) -> None:
     """Print a list of one kind."""
     if output is Output.JSON:
-        say(json.dumps([plain(item) for item in items], indent=2, ensure_ascii=False))
+        say(to_json([plain(item) for item in items]))
     elif output is Output.YAML:
         say(_yaml([plain(item) for item in items]))
     elif output is Output.NAME:
@@ -66,7 +76,7 @@ def show_list(kind: str, items: Sequence[BaseModel], output: Output) -> None:
 def show(kind: str, item: BaseModel, output: Output) -> None:
     """Print one resource."""
     if output is Output.JSON:
-        say(json.dumps(plain(item), indent=2, ensure_ascii=False))
+        say(to_json(plain(item)))
     elif output is Output.YAML:
         say(_yaml([plain(item)]))
     elif output is Output.NAME:
@@ -78,7 +88,11 @@ def show(kind: str, item: BaseModel, output: Output) -> None:
 def _yaml(documents: list[Any]) -> str:
     import yaml
 
-    return str(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True)).rstrip("\n")
+    text = str(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True))
+    if any(unsafe(one) for one in text if one != "\n"):
+        # PyYAML escapes control characters by itself, but takes turns of direction for text.
+        text = str(yaml.safe_dump_all(documents, sort_keys=False))
+    return text.rstrip("\n")
 
 
 def _table(kind: str, items: Sequence[BaseModel], *, wide: bool) -> None:
@@ -92,7 +106,7 @@ def _table(kind: str, items: Sequence[BaseModel], *, wide: bool) -> None:
     for column in columns:
         table.add_column(column.title, overflow="fold")
     for item in items:
-        cells = [column.text(item) for column in columns]
+        cells = [visible(column.text(item)) for column in columns]
         table.add_row(*(Text(cell, style=COLOURS.get(cell.split(" ")[0], "")) for cell in cells))
     draw(table)
 
@@ -107,7 +121,7 @@ def _details(kind: str, item: BaseModel) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for title, text in rows(kind, item):
-        table.add_row(title, Text(text, style=COLOURS.get(text.split(" ")[0], "")))
+        table.add_row(Text(visible(title)), Text(visible(text), style=COLOURS.get(text.split(" ")[0], "")))
     draw(table)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import typer
 
 from serai.app.cli.output import COLOURS, note
+from serai.schema.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -57,7 +58,8 @@ class Lines:
         if self._seen.get(what) == state or (state == quiet and what not in self._seen):
             return
         self._seen[what] = state
-        note(f"[{time.monotonic() - self._begin:6.2f}s] {what}: {state}" + (f" ({detail})" if detail else ""))
+        text = f"[{time.monotonic() - self._begin:6.2f}s] {what}: {state}" + (f" ({detail})" if detail else "")
+        note(visible(text))
 
     def pause(self) -> None:
         """Nothing is drawn in between."""
@@ -107,13 +109,17 @@ class Live:
         table = Table(box=None, pad_edge=False, show_header=False)
         for step in job.steps:
             style = {"running": "bold cyan", "pending": "dim"}.get(step.state, COLOURS.get(step.state, ""))
-            table.add_row(Text(SYMBOLS[step.state], style), Text(step.name, style), took(step), Text(step.detail))
-        head = Text(f"{job.kind} {job.target}: {job.state}", COLOURS.get(job.state, ""))
+            table.add_row(
+                Text(SYMBOLS[step.state], style), Text(step.name, style), took(step), Text(visible(step.detail))
+            )
+        head = Text(visible(f"{job.kind} {job.target}: {job.state}"), COLOURS.get(job.state, ""))
         if job.progress is not None and not job.state.ended:
             filled = round(job.progress * 30)
             head.append(f"  [{'█' * filled}{' ' * (30 - filled)}] {job.progress:.0%}")
         remarks = [
-            Text(text, "yellow") for text in (job.waits_for and f"waits for {job.waits_for}", job.message) if text
+            Text(visible(text), "yellow")
+            for text in (job.waits_for and f"waits for {job.waits_for}", job.message)
+            if text
         ]
         return Group(head, table, *remarks)
 

@@ -11,6 +11,7 @@ from serai.app.cli.action import act, report, started
 from serai.app.cli.options import LabelOption, Output, OutputOption, VmArgument, WaitOption
 from serai.app.cli.output import note
 from serai.app.cli.session import run
+from serai.schema.text import visible
 
 if TYPE_CHECKING:
     from serai.client.http import Client
@@ -83,7 +84,7 @@ def edit(
     job, after = run(ctx, change)
     report(job, output, lambda _: f"vm {after.name} changed", name=vm)
     for condition in after.status.conditions if wait else []:
-        note(f"{condition.type}: {condition.message}")
+        note(visible(f"{condition.type}: {condition.message}"))
 
 
 def _lists(now: Any, lists: dict[str, tuple[list[dict[str, object]], list[int]]]) -> dict[str, Any]:

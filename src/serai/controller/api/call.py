@@ -17,7 +17,8 @@ from serai.controller.store import RawPage, Store, Transaction
 from serai.schema.errors import InvalidError, SeraiError
 from serai.schema.image import Image
 from serai.schema.job import Job
-from serai.schema.resource import Frozen, one_line
+from serai.schema.resource import Frozen
+from serai.schema.text import one_line
 from serai.schema.vm import Vm
 
 VERSION = metadata.version("serai")

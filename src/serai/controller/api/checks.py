@@ -8,7 +8,7 @@ from serai.controller.store import View
 from serai.schema.errors import CapacityError, ConflictError, InvalidError, UnavailableError
 from serai.schema.host import Host, HostState
 from serai.schema.image import Image, ImageState
-from serai.schema.resource import unsafe
+from serai.schema.text import unsafe
 from serai.schema.units import format_size
 from serai.schema.volume import Pool
 

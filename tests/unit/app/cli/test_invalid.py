@@ -95,3 +95,36 @@ def test_every_refusal_of_a_network_has_a_remedy(changes: dict[str, str], field:
 def test_a_size_in_words_has_a_remedy() -> None:
     info = refusal({"memory": "much"})
     assert (info.message, info.remedy) == ("'much' is not a size", "Write it like 512M, 4G or 1.5T.")
+
+
+def test_a_field_in_another_ones_place_is_sent_there() -> None:
+    assert refusal({"description": "d"}).remedy == "It stands beside 'spec', not in it: move it there."
+    assert refusal({"labels": {}}).remedy == "It stands beside 'spec', not in it: move it there."
+    with pytest.raises(InvalidError) as caught:
+        build(VmCreate, {"name": "v", "spec": {}, "memory": "1G"})
+    assert caught.value.info.remedy == "It belongs into 'spec': move it there."
+
+
+@pytest.mark.parametrize(
+    ("spec", "remedy"),
+    [
+        ({"cpus": "two"}, "Give a whole number, such as 2."),
+        ({"cpus": 1.5}, "Give a whole number, such as 2."),
+        ({"autostart": "perhaps"}, "Give true or false."),
+        ({"disks": "d"}, "Give a list."),
+        ({"cloud_init": "x"}, "Give fields and their values."),
+        ({"cmdline": 5}, "Give text."),
+        ({"cmdline": "x" * 3000}, "Give at most 2048 characters."),
+        ({"disks": [{}] * 16}, "Give at most 15."),
+        ({"memory": "90000T"}, "Use at most 16T."),
+    ],
+)
+def test_every_refusal_of_a_vm_has_a_remedy(spec: dict[str, Any], remedy: str) -> None:
+    assert refusal(spec).remedy == remedy
+
+
+def test_a_bad_label_is_named() -> None:
+    for labels, field in (({"a": "\x1b"}, "labels.a"), ({"\x1b": "a"}, "labels")):
+        with pytest.raises(InvalidError) as caught:
+            build(VmCreate, {"name": "v", "spec": {}, "labels": labels})
+        assert (caught.value.info.field, caught.value.info.remedy) == (field, "Leave it out and write one line.")

@@ -245,3 +245,26 @@ def test_ssh_goes_the_contexts_way_and_remembers_keys_by_id(api: FakeApi, tmp_pa
     assert ssh_argv(vm, "", [], Context(socket=tmp_path), tmp_path)[0] == "ssh"
     with pytest.raises(UnavailableError, match="no known address"):
         ssh_argv(Vm.model_validate(api.add("vm", "web2", {})), "", [], Context(socket=tmp_path), tmp_path)
+
+
+def test_what_is_no_size_or_time_is_wrong_usage(api: FakeApi, serai: Serai) -> None:
+    """Exit 2, as for any command line that means nothing; the value and what to write instead are named."""
+    api.add("vm", "v", {"image": "tiny"}, {"state": "stopped"})
+    for argv in (
+        ("vm", "create", "v", "--image", "tiny", "--memory", "lots"),
+        ("vm", "create", "v", "--image", "tiny", "--memory", "1X"),
+        ("vm", "create", "v", "--image", "tiny", "--memory", ""),
+        ("vm", "create", "v", "--image", "tiny", "--disk", "shared0:lots"),
+        ("vm", "edit", "v", "--memory", "lots"),
+        ("volume", "create", "v", "--pool", "shared0", "--size", "lots"),
+        ("volume", "resize", "v", "lots"),
+        ("vm", "stop", "v", "--timeout", "soon"),
+    ):
+        ran = serai(*argv)
+        assert ran.code == 2, (argv, ran)
+        # A usage error may be broken over lines.
+        told = " ".join(ran.err.replace("│", " ").split())
+        assert repr(argv[-1].removeprefix("shared0:")) in told
+        assert "rite it like" in told or "se K, M, G or T" in told, told
+    # A size that is one, but too small, is refused as any other value.
+    assert serai("vm", "create", "v", "--image", "tiny", "--memory", "1M").code == 1
