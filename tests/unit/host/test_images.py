@@ -169,7 +169,10 @@ async def test_damage_that_no_stat_shows_is_found_when_it_is_served(
 async def test_what_a_vm_boots_from_is_checked(hosts: Hosts) -> None:
     image, _ = await hosts.add()
     images = hosts.images["h1"]
-    launch = Launch.model_construct(vm=new_id(), boot=None)
+    launch = Launch(
+        vm=new_id(), name="web1", generation=1, machine="microvm", accel="tcg", cpus=1, max_cpus=1, memory=64 << 20,
+        uuid="00000000-0000-0000-0000-000000000001",
+    )  # fmt: skip
     await images.check_boot(launch)
     launch = launch.model_copy(update={"boot": KernelBoot(image=image, kernel="disk.raw")})
     await images.check_boot(launch)

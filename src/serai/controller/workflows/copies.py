@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from serai.controller.jobs import JobContext
-from serai.lib.imageurl import masked_url
+from serai.lib.redact import MASK
 from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.host import HostState
 from serai.schema.image import Image, ImageManifest, ImageSource, ImageState
@@ -134,7 +134,7 @@ async def make(shelf: Shelf, ctx: JobContext, image: Image, host: str) -> ImageM
 
 async def _make_anew(shelf: Shelf, ctx: JobContext, image: Image, old: ImageManifest, host: str) -> None:
     url = image.spec.url
-    if image.spec.source is ImageSource.UPLOAD or (url is not None and url != masked_url(url)):
+    if image.spec.source is ImageSource.UPLOAD or (url is not None and MASK in url):
         reason = "no host has a sound copy of it any more"
         await shelf.set_image_status(image.id, state=ImageState.FAILED, hosts=[], reason=reason)
         sums = ", ".join(f"{row.name} (sha256 {row.sha256})" for row in old.files)
