@@ -6,7 +6,7 @@ A client of the API needs no way to the hosts: bytes come over the API and go on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from serai.controller.workflows.copies import STREAM_PORT
 from serai.controller.workflows.shelf import Shelf, Uploads
@@ -24,8 +24,9 @@ IDENTITY = "controller"
 class Console:
     """The writing end of a console as the API wants it: `write` queues, `drain` sends."""
 
-    def __init__(self, writer: stream.Writer) -> None:
+    def __init__(self, writer: stream.Writer, on_close: Callable[[], None]) -> None:
         self._writer = writer
+        self._on_close = on_close
         self._queued: list[bytes] = []
         self._closing: asyncio.Task[None] | None = None
 
@@ -41,6 +42,7 @@ class Console:
 
     def close(self) -> None:
         """Hang up."""
+        self._on_close()
         self._closing = asyncio.ensure_future(self._writer.close())
 
 
@@ -51,6 +53,8 @@ class Relay:
         self._shelf = shelf
         self._uploads = uploads
         self._tls = tls
+        self._joined: set[str] = set()
+        """VMs whose console somebody has: QEMU takes one at a time, and would let a second one wait without a word."""
 
     async def _open(
         self, host: str, purpose: Purpose, resource: str, params: dict[str, str] | None = None
@@ -66,7 +70,10 @@ class Relay:
         return await stream.open_stream(facts.addresses["management"], STREAM_PORT, self._tls, ticket.id, server=server)
 
     async def open_console(self, vm: Vm) -> tuple[stream.Reader, Console]:
-        """A VM's serial console, on whatever host it is. Raises ConflictError for a VM that is not running."""
+        """A VM's serial console, on whatever host it is.
+
+        Raises ConflictError for a VM that is not running, and where somebody has its console already.
+        """
         if vm.status.host is None or vm.status.pid is None:
             raise ConflictError(
                 f"VM {vm.name} is {vm.status.state}: it has no console now",
@@ -74,8 +81,20 @@ class Relay:
                 value=vm.status.state,
                 remedy=f"Start it: serai vm start {vm.name}.",
             )
-        reader, writer = await self._open(vm.status.host, Purpose.CONSOLE, vm.id)
-        return reader, Console(writer)
+        if vm.id in self._joined:
+            raise ConflictError(
+                f"somebody has the console of VM {vm.name} already",
+                field="vm",
+                value=vm.name,
+                remedy="Wait until they have left it (Ctrl-]): it is for one at a time.",
+            )
+        self._joined.add(vm.id)
+        try:
+            reader, writer = await self._open(vm.status.host, Purpose.CONSOLE, vm.id)
+        except BaseException:
+            self._joined.discard(vm.id)
+            raise
+        return reader, Console(writer, lambda: self._joined.discard(vm.id))
 
     async def receive_upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
         """Pass an image's content on to the host that its job chose; returns once that host has checked it."""

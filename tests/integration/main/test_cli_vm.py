@@ -192,6 +192,7 @@ async def test_a_console_joins_the_guests_shell_and_leaves_it_as_it_was(lab: Lab
         await shell.terminal.until("begun")
         shell.terminal.type(CTRL_C)
         assert await shell.ask("hostname") == "left"
+        refused(await serai("vm", "console", vm.name), "vm", vm.name, "it is for one at a time")
     assert f"Left the console of {vm.name}." in shell.terminal.seen
     # It moves under an open console's feet, and is found where it has gone.
     await lab.done(await lab.migrate(vm.name, "h2"))
