@@ -74,6 +74,9 @@ class IncomingMove:
 
     async def loaded(self, machine: Machine, since: float) -> None:
         """All state is here: the commit point, then run."""
+        if not machine.alive:
+            # It ended before its agent got to hear of it. The source has the VM still, and its end turns this down.
+            return
         if not await self._commit():
             return
         journal_s = self._kit.clock.monotonic() - since

@@ -67,6 +67,7 @@ async def test_vnics_beyond_the_ports_need_a_restart(bench: Bench) -> None:
 async def test_no_guest_agent(bench: Bench) -> None:
     machine = await started(bench)
     await machine.cont()
+    assert not await machine.guest_agent_open()
     with pytest.raises(UnavailableError):
         await machine.guest("guest-ping", {}, timeout=1)
     await machine.kill()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from serai.drivers.hypervisor.base import MachineEvent
 from serai.host.records import CLAIMS_KEPT, COMMANDS_KEPT
 from serai.lib.ids import new_id
 from serai.schema.errors import SeraiError, UnauthorizedError, UnavailableError
@@ -320,6 +321,24 @@ async def test_an_offer_whose_qemu_is_being_adopted_is_not_turned_down(trip: Tri
     trip.check()
     assert trip.committed
     assert trip.destination.running
+
+
+async def test_a_qemu_that_ended_before_its_agent_heard_that_it_has_all_is_not_committed(trip: Trip) -> None:
+    await held(trip, "completed")
+    process = trip.destination.process()
+    assert process.machine is not None
+
+    def on_event(event: MachineEvent) -> None:
+        if event.data.get("status") == "completed":
+            process.end(by_signal=9)
+
+    process.machine.subscribe(on_event)
+    trip.ground.world.release("completed")
+    await trip.over()
+    trip.check()
+    assert not trip.committed
+    assert trip.source.running
+    assert "signal 9" in trip.reason
 
 
 @pytest.mark.parametrize("restart", [RestartPolicy.NEVER, RestartPolicy.ON_FAILURE])

@@ -171,6 +171,11 @@ class Machine(Protocol):
         """What QEMU runs with now, live changes included. The other end of a migration must be started from this."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Its process has not ended, as far as the kernel says this moment; takes microseconds."""
+        ...
+
     async def run_state(self) -> RunState: ...
 
     def subscribe(self, handler: Callable[[MachineEvent], None]) -> Callable[[], None]:

@@ -226,6 +226,10 @@ class FakeMachine:
     def launch(self) -> Launch:
         return self.process.launch
 
+    @property
+    def alive(self) -> bool:
+        return self.process.alive
+
     def deliver(self, event: MachineEvent) -> None:
         """Call the subscribers."""
         for handler in tuple(self._handlers):

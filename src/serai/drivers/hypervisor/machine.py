@@ -63,6 +63,10 @@ class QemuMachine:
         return self._runtime.launch
 
     @property
+    def alive(self) -> bool:
+        return self._process.alive
+
+    @property
     def run_dir(self) -> Path:
         """The folder of its sockets."""
         return self._run_dir

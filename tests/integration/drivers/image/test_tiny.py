@@ -147,6 +147,7 @@ async def answers_as_an_agent(machine: QemuMachine) -> None:
                 break
             except UnavailableError:
                 await asyncio.sleep(0.1)
+    assert await machine.guest_agent_open()
     assert await machine.guest("guest-sync", {"id": 4711}, timeout=10) == 4711
     assert (await machine.guest("guest-get-osinfo", {}, timeout=10))["id"] == "serai-tiny"
     assert (await machine.guest("guest-info", {}, timeout=10))["version"] == "serai-tiny"
