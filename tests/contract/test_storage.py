@@ -421,3 +421,9 @@ async def test_an_empty_pool_is_taken_away_and_can_come_again(pool: PoolDriver) 
     await pool.remove()
     await pool.open()
     assert await sizes(pool) == {}
+
+
+async def test_a_pool_knows_its_place(pool: PoolDriver) -> None:
+    before = await pool.places()
+    assert before
+    assert await pool.places() == before

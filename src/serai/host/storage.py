@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -44,6 +45,7 @@ class HostStorage:
         self._open_driver = open_driver
         self._image_disk = image_disk
         self._pools: dict[str, PoolDriver] = {}
+        self._opening = asyncio.Lock()
 
     async def start(self) -> None:
         """Open the pools of the journal again, and the target with what it exported."""
@@ -101,9 +103,26 @@ class HostStorage:
             )
         if body.export is ExportKind.ISCSI:
             await self._target().start()
-        await self._open(body)
-        self._records.put_pool(body)
+        async with self._opening:
+            await self._refuse_shared(body)
+            await self._open(body)
+            self._records.put_pool(body)
         return (await self.statuses())[body.pool]
+
+    async def _refuse_shared(self, body: PoolOpen) -> None:
+        """Refuse a second pool in a pool's place; only here can be seen where links and mounts lead."""
+        mine = await self._open_driver(body).places()
+        for other in self._records.pools().values():
+            if other.pool == body.pool:
+                continue
+            driver = self._pools.get(other.pool) or self._open_driver(other)
+            if mine & await driver.places():
+                raise ConflictError(
+                    f"pool {other.pool} is in this folder already, under the path {other.path or 'of the agent'}",
+                    field="spec.path",
+                    value=body.path,
+                    remedy="Choose another folder.",
+                )
 
     async def close_pool(self, body: PoolClose) -> None:
         """Forget a pool that is empty. The agent's own folder goes with it; one that was given stays."""

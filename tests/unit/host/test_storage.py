@@ -14,7 +14,7 @@ from serai.drivers.storage.directory import DirectoryPool
 from serai.host.journal import Journal
 from serai.host.records import Records
 from serai.host.storage import HostStorage
-from serai.schema.errors import HostError, NotFoundError
+from serai.schema.errors import ConflictError, HostError, NotFoundError
 from serai.schema.messages import PoolClose, PoolOpen, VolumeDrop, VolumeMake
 from serai.schema.volume import ExportKind, PoolDriverName
 
@@ -87,4 +87,50 @@ async def test_only_the_agents_own_folder_goes_with_its_pool(tmp_path: Path) -> 
     await host.close_pool(PoolClose(pool=TWO))
     assert (tmp_path / TWO / "notes").exists()
     assert await host.statuses() == {}
+    journal.close()
+
+
+async def test_a_folder_is_one_pools_whatever_way_leads_there(tmp_path: Path) -> None:
+    """Links and `..` are resolved where they are; the first pool may even be one whose folder is lost."""
+    journal = Journal.open(tmp_path / "journal")
+    host = storage(Records(journal))
+
+    def wish(pool: str, path: Path | str) -> PoolOpen:
+        return PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=str(path), export=ExportKind.NONE)
+
+    (tmp_path / "srv").mkdir()
+    await host.open_pool(wish(ONE, tmp_path / "srv/pool"))
+    (tmp_path / "link").symlink_to(tmp_path / "srv/pool")
+    (tmp_path / "parent").symlink_to(tmp_path / "srv")
+    ways: list[Path | str] = [
+        tmp_path / "link",
+        tmp_path / "parent/pool",
+        f"{tmp_path}/srv/../srv/pool",
+        tmp_path / "srv/pool",
+    ]
+    for path in ways:
+        with pytest.raises(ConflictError, match=f"pool {ONE} is in this folder already") as caught:
+            await host.open_pool(wish(TWO, path))
+        assert (caught.value.info.field, caught.value.info.value) == ("spec.path", str(path))
+        assert caught.value.info.remedy
+    shutil.rmtree(tmp_path / "srv/pool")
+    with pytest.raises(ConflictError):
+        await host.open_pool(wish(TWO, tmp_path / "link"))
+    # Beside it is another place, and the same pool may be told again.
+    await host.open_pool(wish(TWO, tmp_path / "parent/other"))
+    await host.open_pool(wish(TWO, tmp_path / "parent/other"))
+    assert set(await host.statuses()) == {ONE, TWO}
+    journal.close()
+
+
+async def test_two_pools_asked_for_at_once_are_not_made_in_one_folder(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    host = storage(Records(journal))
+    (tmp_path / "link").symlink_to(tmp_path / "pool")
+    wishes = [
+        PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=str(tmp_path / name), export=ExportKind.NONE)
+        for pool, name in ((ONE, "pool"), (TWO, "link"))
+    ]
+    ended = await asyncio.gather(*(host.open_pool(wish) for wish in wishes), return_exceptions=True)
+    assert sorted(isinstance(one, ConflictError) for one in ended) == [False, True]
     journal.close()

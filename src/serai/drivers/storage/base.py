@@ -102,6 +102,13 @@ class PoolDriver(Protocol):
         """
         ...
 
+    async def places(self) -> frozenset[str]:
+        """Names of where the pool is, however its path is written: pools that share one would share their volumes.
+
+        It need not be open, nor there.
+        """
+        ...
+
     async def remove(self) -> None:
         """Take an empty pool's own place away; what is not the pool's stays. Safe to repeat."""
         ...

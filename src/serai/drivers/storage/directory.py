@@ -93,12 +93,7 @@ class DirectoryPool:
         except ValueError as error:  # a null character
             raise InvalidError("not a path", field="path", value=repr(self._root), remedy="Correct it.") from error
         except OSError as error:
-            raise HostError(
-                f"the pool's directory cannot be used: {error.strerror}",
-                field="path",
-                value=self._root,
-                remedy="Give the path of a directory on a writable file system.",
-            ) from error
+            raise self._unusable(error) from error
 
     def _refuse_others(self) -> None:
         """Refuse a folder that others use: the pool's rights would shut them out of it (of `/etc`, of `/home`)."""
@@ -114,9 +109,34 @@ class DirectoryPool:
                 remedy="Give a folder that is empty, or not there yet.",
             )
 
+    def _unusable(self, error: OSError) -> HostError:
+        return HostError(
+            f"the pool's directory cannot be used: {error.strerror}",
+            field="path",
+            value=self._root,
+            remedy="Give the path of a directory on a writable file system.",
+        )
+
     def _check_mark(self) -> None:
         if not (self._root / _MARK).exists():
             raise self._lost(FileNotFoundError(errno.ENOENT, "it is not there, or is not the pool's"))
+
+    async def places(self) -> frozenset[str]:
+        """The path without symbolic links and `..`, and what a bind mount has in common: device and inode."""
+        return await asyncio.to_thread(self._places)
+
+    def _places(self) -> frozenset[str]:
+        try:
+            found = {os.path.realpath(self._root)}
+            inode = self._root.stat()
+            found.add(f"{inode.st_dev}:{inode.st_ino}")
+        except FileNotFoundError:
+            return frozenset(found)  # yet to be made, or its file system is not mounted
+        except ValueError as error:  # a null character
+            raise InvalidError("not a path", field="path", value=repr(self._root), remedy="Correct it.") from error
+        except OSError as error:
+            raise self._unusable(error) from error
+        return frozenset(found)
 
     async def remove(self) -> None:
         """Delete the mark and the directory; one that holds anything else, volumes above all, stays as it is."""

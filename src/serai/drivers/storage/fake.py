@@ -50,6 +50,10 @@ class FakePool:
     async def open(self, *, make: bool = True) -> None:
         """Nothing to make ready."""
 
+    async def places(self) -> frozenset[str]:
+        """Its own memory."""
+        return frozenset({str(id(self))})
+
     async def remove(self) -> None:
         """Nothing to take away."""
 
