@@ -46,7 +46,7 @@ def _usable_subnet(subnet: IPv4Network) -> IPv4Network:
 
 def _usable_link(name: str) -> str:
     if name in (".", "..") or name.startswith("-") or name in RESERVED_LINKS:
-        raise ValueError(f"no link can have the name {name}; choose one like br-lan")
+        raise ValueError("no link can have this name; choose one like br-lan")
     if TAP.fullmatch(name):
         raise ValueError(f"{name} is how the taps of VMs are named; choose one like br-lan")
     return name
