@@ -57,9 +57,14 @@ class Serai:
         return ran
 
 
+NO_SIZE = ("is not a size", "has no unit")
+"""What is no value at all is wrong usage, though it is told as other refusals are."""
+
+
 def refused(ran: Ran, field: str, value: str, remedy: str) -> None:
     """One sentence on standard error, with the field, its value and what to do; nothing on standard output."""
-    assert (ran.code, ran.out) == (1, ""), (ran.out, ran.err)
+    code = 2 if any(words in ran.err for words in NO_SIZE) else 1
+    assert (ran.code, ran.out) == (code, ""), (ran.out, ran.err)
     last = ran.err.splitlines()[-1]
     assert last.startswith("serai: "), ran.err
     assert f"({field}: {value})" in last, last
