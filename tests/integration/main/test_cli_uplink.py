@@ -153,7 +153,7 @@ async def test_what_cannot_be_taken(serai: Serai, uplink: Uplink) -> None:
     ran = await serai(*words, "up0", "--host", HOST)
     refused(ran, "bridge", "br-lan", "Choose another.")
     ran = await serai(*words, "lo", "--host", HOST, "--bridge", BRIDGE)
-    refused(ran, "uplink", "lo", "'ether'")
+    refused(ran, "uplink", "lo", "Choose one like")
     assert await uplink.addresses("up0") == [HERE]
     refused(await serai(*words, "up0", "--host", "h9"), "host", "h9", "serai host list")
     refused(await serai("host", "network", "confirm", "--host", "h1"), "host", "h1", "serai host network take")
