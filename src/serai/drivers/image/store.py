@@ -76,9 +76,10 @@ class ImageStore:
                 wrong = f"{MANIFEST} cannot be read"
             if wrong is not None:
                 raise self._drop_damaged(image, wrong)
-            now = seal.signature(folder, manifest)
-            if now is not None:
-                self._known[image] = (manifest, now)
+            # What the stamp says, not what a new look would: the files may have changed since the comparison.
+            stamp = seal.stamped(folder)
+            if stamp is not None:
+                self._known[image] = (manifest, stamp)
             return manifest
 
     async def _mend(self, folder: Path, manifest: ImageManifest) -> str | None:
