@@ -7,6 +7,7 @@ own end comes in through `_watch`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -24,6 +25,8 @@ from serai.schema.vm import VmReport, VmState
 log = logging.getLogger(__name__)
 
 KEEP_RETRY = 1.0
+PRESS_AGAIN = 5.0
+"""Seconds between two presses of the power button of a guest that is to shut down."""
 ALIVE = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.MIGRATING, VmState.STOPPING})
 
 
@@ -216,10 +219,14 @@ class VmAgent(KnownVm):
 
     async def _ask_guest(self, machine: Machine, was_paused: bool, timeout: float) -> None:
         try:
-            if was_paused:
-                await machine.cont()
-            await machine.powerdown()
-            await asyncio.wait_for(self._gone.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                if was_paused:
+                    await machine.cont()
+                while not self._gone.is_set():
+                    # A guest that still boots does not hear it: the button is pressed again and again.
+                    await machine.powerdown()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._gone.wait(), PRESS_AGAIN)
         except TimeoutError:
             log.info("vm %s did not shut down within %g s: ending it by force", self.record.launch.name, timeout)
         except SeraiError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from serai.drivers.hypervisor.base import Placing, RunState
@@ -91,6 +93,18 @@ async def test_a_guest_that_ignores_the_button_is_ended_by_force(ground: Ground,
     assert (stopped.state, stopped.reason) == (VmState.STOPPED, "stopped by force")
     await ground.until(lambda: True)
     assert not h1.processes()
+
+
+async def test_a_guest_that_still_boots_is_asked_again(
+    ground: Ground, h1: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serai.host.vm.PRESS_AGAIN", 0.01)
+    await ground.run_vm("h1")
+    process = h1.process()
+    process.ignores_powerdown = True
+    asyncio.get_running_loop().call_later(0.05, setattr, process, "ignores_powerdown", False)
+    stopped = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, timeout=30.0))
+    assert (stopped.state, stopped.reason) == (VmState.STOPPED, "shut down as asked")
 
 
 @pytest.mark.parametrize(
