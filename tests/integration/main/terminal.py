@@ -111,7 +111,7 @@ class Shell:
         await self.terminal.__aenter__()
         try:
             await self.terminal.until(f"Console of {self._vm}. Leave it with Ctrl-\\]")
-            await self._prompt()
+            await self.prompt()
         except BaseException:
             await self.terminal.__aexit__()
             raise
@@ -124,8 +124,8 @@ class Shell:
         finally:
             await self.terminal.__aexit__()
 
-    async def _prompt(self) -> None:
-        """Press Enter until the shell shows its prompt: what is typed before the terminal is the console's is lost."""
+    async def prompt(self) -> None:
+        """Press Enter until the shell shows its prompt: what is typed before it reads again may be lost."""
         deadline = time.monotonic() + PATIENCE
         while "# " not in self.terminal.fresh:
             assert time.monotonic() < deadline, self.terminal.seen

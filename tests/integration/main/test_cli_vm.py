@@ -191,6 +191,7 @@ async def test_a_console_joins_the_guests_shell_and_leaves_it_as_it_was(lab: Lab
         shell.terminal.type('echo be"gun"; sleep 1000\n')
         await shell.terminal.until("begun")
         shell.terminal.type(CTRL_C)
+        await shell.prompt()
         assert await shell.ask("hostname") == "left"
         refused(await serai("vm", "console", vm.name), "vm", vm.name, "it is for one at a time")
     assert f"Left the console of {vm.name}." in shell.terminal.seen
