@@ -79,38 +79,19 @@ class HostParts:
     async def run(self, ready: asyncio.Event) -> None:
         """Start all, say so by `ready`, and work."""
         config, paths = self._config, self.paths
-        for folder in (paths.state, paths.run):
-            folder.mkdir(parents=True, exist_ok=True)
-            os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user passes through to its own folders
+        tls = TlsFiles.in_folder(config.pki)
+        self._make_folders(tls)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._tasks.close)
             journal = Journal.open(paths.journal)
             stack.callback(journal.close)
             records = Records(journal)
-            tls = TlsFiles.in_folder(config.pki)
-            paths.pki.mkdir(parents=True, exist_ok=True)
-            os.chmod(paths.pki, 0o711)  # noqa: S103 - QEMU's user passes through to its own certificates
-            write_qemu_folder(tls, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
             hypervisor = registry.hypervisor(paths)
             network = registry.network()
             await network.start()
             stack.push_async_callback(network.close)
-            store = ImageStore(paths.images)
-            store.open()
-            images = HostImages(
-                store=store,
-                builders={name: make() for name, make in registry.IMAGE_BUILDERS.items()},
-                tls=tls,
-                cache=config.image_cache,
-            )
-            storage_address = config.addresses["storage"]
-            storage = HostStorage(
-                records=records,
-                exporter=registry.exporter(paths, storage_address),
-                portal=f"{storage_address}:3260",
-                open_driver=lambda pool: registry.POOL_DRIVERS[pool.driver](pool, paths),
-                image_disk=store.checked_disk,
-            )
+            images = self._images(tls)
+            storage = self._storage(records, images.store)
             await storage.start()
             agent = HostAgent(
                 name=config.name,
@@ -132,7 +113,7 @@ class HostParts:
                 report=agent.publish_report,
                 ask_verdict=self._ask_verdict,
                 disk_path=storage.disk_path,
-                image_file=store.checked_file,
+                image_file=images.store.checked_file,
                 migration_address=config.addresses["migration"],
                 tls_hostname=config.name,
             )
@@ -144,24 +125,51 @@ class HostParts:
             vms.take_over(rebooted=rebooted)
             await agent.join(vms, Executor(vms, storage, images, HostUplinks(network, taker)))
             stack.push_async_callback(agent.leave)
-            handlers = {
-                str(Purpose.IMAGE_READ): images.serve_read,
-                str(Purpose.IMAGE_WRITE): images.serve_write,
-                str(Purpose.CONSOLE): Consoles(paths).serve,
-            }
-            server = StreamServer(
-                tls, (config.addresses["management"], STREAM_PORT), self._redeem, handlers, clock=self._clock
-            )
-            await stack.enter_async_context(server)
-            check = Reconciler("storage", storage.check, period=CHECK_PERIOD, clock=self._clock)
-            self._tasks.start(check.run(), "storage-check")
+            await stack.enter_async_context(self._streams(tls, images))
             await vms.taken_over()
             # Only now: an agent that dies before has not done yet what a reboot asks for.
             journal.append("machine", "boot", {"id": boot})
-            tidy = Reconciler("journal", functools.partial(_tidy, journal, vms), period=TIDY_PERIOD, clock=self._clock)
-            self._tasks.start(tidy.run(), "journal-tidy")
+            self._look_after(storage, journal, vms)
             ready.set()
             await asyncio.Event().wait()
+
+    def _make_folders(self, tls: TlsFiles) -> None:
+        paths = self.paths
+        for folder in (paths.state, paths.run, paths.pki):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user passes through to its own folders and certificates
+        write_qemu_folder(tls, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
+
+    def _images(self, tls: TlsFiles) -> HostImages:
+        store = ImageStore(self.paths.images)
+        store.open()
+        builders = {name: make() for name, make in registry.IMAGE_BUILDERS.items()}
+        return HostImages(store=store, builders=builders, tls=tls, cache=self._config.image_cache)
+
+    def _storage(self, records: Records, store: ImageStore) -> HostStorage:
+        address = self._config.addresses["storage"]
+        return HostStorage(
+            records=records,
+            exporter=registry.exporter(self.paths, address),
+            portal=f"{address}:3260",
+            open_driver=lambda pool: registry.POOL_DRIVERS[pool.driver](pool, self.paths),
+            image_disk=store.checked_disk,
+        )
+
+    def _streams(self, tls: TlsFiles, images: HostImages) -> StreamServer:
+        handlers = {
+            str(Purpose.IMAGE_READ): images.serve_read,
+            str(Purpose.IMAGE_WRITE): images.serve_write,
+            str(Purpose.CONSOLE): Consoles(self.paths).serve,
+        }
+        address = (self._config.addresses["management"], STREAM_PORT)
+        return StreamServer(tls, address, self._redeem, handlers, clock=self._clock)
+
+    def _look_after(self, storage: HostStorage, journal: Journal, vms: Vms) -> None:
+        check = Reconciler("storage", storage.check, period=CHECK_PERIOD, clock=self._clock)
+        self._tasks.start(check.run(), "storage-check")
+        tidy = Reconciler("journal", functools.partial(_tidy, journal, vms), period=TIDY_PERIOD, clock=self._clock)
+        self._tasks.start(tidy.run(), "journal-tidy")
 
     def _facts(self, facts: HypervisorFacts) -> HostFacts:
         return HostFacts(

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from serai.client.context import ENV_FILE
 from serai.lab.down import down
@@ -145,11 +146,8 @@ async def in_lab(document: Path) -> list[Outcome]:
         try:
             return await _run(document, Path(folder))
         finally:
-            os.environ[ENV_PARENT] = f"{folder}/lab"
-            try:
+            with mock.patch.dict(os.environ, {ENV_PARENT: f"{folder}/lab"}):
                 await down(LAB)
-            finally:
-                del os.environ[ENV_PARENT]
 
 
 async def _run(document: Path, folder: Path) -> list[Outcome]:

@@ -25,7 +25,8 @@ class LabWorld:
     def __init__(self, parent: Path) -> None:
         self.parent = parent
         self.names: list[str] = []
-        self._inodes: set[tuple[int, int]] = set()
+        self._held: dict[tuple[int, int], int] = {}
+        self._mounts: set[tuple[int, int]] = set()
 
     def name(self) -> str:
         """A name for a new lab."""
@@ -35,11 +36,21 @@ class LabWorld:
     def remember(self) -> None:
         """Note the namespaces of the labs, to look for their processes when the names are gone."""
         for name in self.names:
-            paths = [namespace.netns_path(space) for space in namespace.names(f"serai-{name}-")]
+            for space in namespace.names(f"serai-{name}-"):
+                path = namespace.netns_path(space)
+                key = (path.stat().st_dev, path.stat().st_ino)
+                if key not in self._held:
+                    # Held open, or another lab's namespace may get the number of a deleted one.
+                    self._held[key] = os.open(path, os.O_RDONLY)
             folder = LabFolder.of(name)
             pins = [found.target for found in mount.mounts(folder.path) if found.kind == "nsfs"]
-            paths += [pin for pin in pins if pin != folder.outside]
-            self._inodes |= {(path.stat().st_dev, path.stat().st_ino) for path in paths}
+            self._mounts |= {(pin.stat().st_dev, pin.stat().st_ino) for pin in pins if pin != folder.outside}
+
+    def forget(self) -> None:
+        """Let go of what `remember` holds."""
+        for number in self._held.values():
+            os.close(number)
+        self._held.clear()
 
     def left(self) -> dict[str, list[str]]:
         """All that there is of the labs on the machine; each list is empty when nothing is left."""
@@ -55,15 +66,18 @@ class LabWorld:
 
     def _processes(self) -> list[str]:
         found = []
+        outside = Path("/proc/self/ns/net").stat()
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
             try:
-                spaces = [(entry / "ns" / kind).stat() for kind in ("net", "mnt")]
+                net, mnt = ((entry / "ns" / kind).stat() for kind in ("net", "mnt"))
                 line = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            inside = any((space.st_dev, space.st_ino) in self._inodes for space in spaces)
+            # A mount namespace cannot be held: its mounts would stay. It counts where the network tells no other lab.
+            inside = (net.st_dev, net.st_ino) in self._held
+            inside |= net.st_ino == outside.st_ino and (mnt.st_dev, mnt.st_ino) in self._mounts
             if inside or (str(self.parent).encode() in line and int(entry.name) != os.getpid()):
                 found.append(f"{entry.name} {line!r}")
         return found
@@ -104,4 +118,5 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LabWorld]:
             await down(name)
         assert made.left() == NOTHING
     finally:
+        made.forget()
         shutil.rmtree(parent)

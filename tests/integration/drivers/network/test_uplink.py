@@ -45,14 +45,17 @@ class Ground:
         found = [row for at in json.loads(shown.stdout or b"[]") for row in at["addr_info"] if row["scope"] != "link"]
         for family in ("-4", "-6"):
             routes = json.loads((await run([*enter, "ip", family, "-json", "route", "show", "table", "all"])).stdout)
-            found += [row for row in routes if row.get("dev") == link and not row["dst"].startswith(("fe80", "ff00"))]
+            found += [
+                row
+                for row in routes
+                # The kernel makes a local route of each address, and for IPv6 in its own time.
+                if row.get("dev") == link and row.get("type") != "local" and not row["dst"].startswith(("fe80", "ff00"))
+            ]
         passing = {"valid_life_time", "preferred_life_time", "expires", "nodad", "flags"}
-        local = {"type": "local"}.items()
         return sorted(
             {
                 json.dumps({key: value for key, value in row.items() if key not in passing}, sort_keys=True)
                 for row in found
-                if not (local <= row.items() and row["dst"].startswith("fe80"))
             }
         )
 
