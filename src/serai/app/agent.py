@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from serai.drivers.hypervisor.base import HypervisorFacts
@@ -126,10 +126,12 @@ class HostParts:
             await agent.join(vms, Executor(vms, storage, images, HostUplinks(network, taker)))
             stack.push_async_callback(agent.leave)
             await stack.enter_async_context(self._streams(tls, images))
+            # Before VMs are waited for: a target that died since is what they may be waiting for.
+            self._repeat("storage-check", storage.check, CHECK_PERIOD)
             await vms.taken_over()
             # Only now: an agent that dies before has not done yet what a reboot asks for.
             journal.append("machine", "boot", {"id": boot})
-            self._look_after(storage, journal, vms)
+            self._repeat("journal-tidy", functools.partial(_tidy, journal, vms), TIDY_PERIOD)
             ready.set()
             await asyncio.Event().wait()
 
@@ -165,11 +167,8 @@ class HostParts:
         address = (self._config.addresses["management"], STREAM_PORT)
         return StreamServer(tls, address, self._redeem, handlers, clock=self._clock)
 
-    def _look_after(self, storage: HostStorage, journal: Journal, vms: Vms) -> None:
-        check = Reconciler("storage", storage.check, period=CHECK_PERIOD, clock=self._clock)
-        self._tasks.start(check.run(), "storage-check")
-        tidy = Reconciler("journal", functools.partial(_tidy, journal, vms), period=TIDY_PERIOD, clock=self._clock)
-        self._tasks.start(tidy.run(), "journal-tidy")
+    def _repeat(self, name: str, work: Callable[[], Awaitable[None]], period: float) -> None:
+        self._tasks.start(Reconciler(name, work, period=period, clock=self._clock).run(), name)
 
     def _facts(self, facts: HypervisorFacts) -> HostFacts:
         return HostFacts(

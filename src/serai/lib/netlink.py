@@ -314,7 +314,11 @@ class PortSwitch:
         self._netlink.close()
 
     def set_port(self, name: str, *, forwarding: bool) -> None:
-        """Open or close a bridge port; closing forgets what was learned behind it."""
+        """Open or close a bridge port; closing forgets what was learned behind it.
+
+        A tap has no operational state of its own and can be opened as soon as it is up. A veth can only be opened
+        when the kernel has noted its carrier, up to a second after both ends are up; until then this is a HostError.
+        """
         state = struct.pack("=HHB3x", 5, IFLA_BRPORT_STATE, STATE_FORWARDING if forwarding else STATE_DISABLED)
         flush = b"" if forwarding else struct.pack("=HH", 4, IFLA_BRPORT_FLUSH)
         nested = struct.pack("=HH", 4 + len(state + flush), IFLA_PROTINFO | NLA_F_NESTED) + state + flush

@@ -66,7 +66,7 @@ class LabWorld:
 
     def _processes(self) -> list[str]:
         found = []
-        outside = Path("/proc/self/ns/net").stat()
+        named = {path.stat().st_ino for path in map(namespace.netns_path, namespace.names("serai-")) if path.exists()}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -75,9 +75,10 @@ class LabWorld:
                 line = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            # A mount namespace cannot be held: its mounts would stay. It counts where the network tells no other lab.
+            # A mount namespace cannot be held, as its mounts would stay. Its number does not count in another lab,
+            # whose network namespace still has a name.
             inside = (net.st_dev, net.st_ino) in self._held
-            inside |= net.st_ino == outside.st_ino and (mnt.st_dev, mnt.st_ino) in self._mounts
+            inside |= (mnt.st_dev, mnt.st_ino) in self._mounts and net.st_ino not in named
             if inside or (str(self.parent).encode() in line and int(entry.name) != os.getpid()):
                 found.append(f"{entry.name} {line!r}")
         return found

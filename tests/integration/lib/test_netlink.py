@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
+from serai.drivers.network.links import open_tap
 from serai.lib import namespace, netlink
 from serai.lib.ids import new_id
 from serai.lib.netlink import Address, Route
@@ -87,9 +89,8 @@ async def test_a_link_moves_to_another_namespace_by_name_or_process(space: str) 
 async def test_a_bridge_is_told_what_is_behind_a_port(space: str) -> None:
     def work() -> None:
         netlink.add_bridge("br0", mac="02:00:00:00:00:01")
+        taps = [open_tap(name) for name in ("a", "b")]
         for name in ("a", "b"):
-            netlink.add_veth(name, f"{name}-peer")
-            netlink.set_link_sync(f"{name}-peer", up=True)
             netlink.set_link_sync(name, master="br0", up=True)
         netlink.set_link_sync("br0", up=True)
         switch = netlink.PortSwitch()
@@ -110,6 +111,8 @@ async def test_a_bridge_is_told_what_is_behind_a_port(space: str) -> None:
                 switch.set_port("lo", forwarding=True)
         finally:
             switch.close()
+            for tap in taps:
+                os.close(tap)
 
     await namespace.in_netns(space, work)
 

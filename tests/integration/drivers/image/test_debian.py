@@ -18,7 +18,7 @@ from serai.drivers.image.seed import write_seed
 from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.process import ProcessError, run
-from serai.schema.attach import Disk, FileDisk, Launch
+from serai.schema.attach import Disk, FileDisk, Launch, Seed
 from serai.schema.errors import UnavailableError
 from serai.schema.image import ImageKind
 from serai.schema.network import Network, NetworkSpec, NetworkStatus
@@ -48,6 +48,24 @@ def wanted(public_key: str) -> tuple[Vm, Network]:
     return (
         Vm(name="web1", id=new_id(), generation=1, created=now, spec=spec, status=VmStatus()),
         Network(name="lan", id=new_id(), generation=1, created=now, spec=network, status=NetworkStatus()),
+    )
+
+
+async def launched(ground: Ground, vm: Vm, disk: Disk, documents: Seed) -> Launch:
+    """What QEMU is started with."""
+    return Launch(
+        vm=vm.id,
+        name=vm.name,
+        generation=1,
+        machine=await ground.q35(),
+        accel="tcg",
+        cpus=2,
+        max_cpus=2,
+        memory=GIB,
+        uuid=str(uuid.uuid4()),
+        disks=[disk],
+        vnics=[VNIC],
+        seed=documents,
     )
 
 
@@ -95,20 +113,7 @@ async def test_a_debian_guest(ground: Ground) -> None:
     await run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image / "disk.qcow2"), str(file)])
     await run(["qemu-img", "resize", "-q", "-f", "raw", str(file), str(4 * GIB)])
     disk = Disk(index=0, name="root", size=4 * GIB, source=FileDisk(pool=new_id(), volume=new_id()), serial="root")
-    launch = Launch(
-        vm=vm.id,
-        name=vm.name,
-        generation=1,
-        machine=await ground.q35(),
-        accel="tcg",
-        cpus=2,
-        max_cpus=2,
-        memory=GIB,
-        uuid=str(uuid.uuid4()),
-        disks=[disk],
-        vnics=[VNIC],
-        seed=documents,
-    )
+    launch = await launched(ground, vm, disk, documents)
     machine = await ground.start(launch, disks={0: file}, seed=ground.folder / "seed.iso")
     await logged_in(ground)
 

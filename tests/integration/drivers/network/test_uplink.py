@@ -48,8 +48,10 @@ class Ground:
             found += [
                 row
                 for row in routes
-                # The kernel makes a local route of each address, and for IPv6 in its own time.
-                if row.get("dev") == link and row.get("type") != "local" and not row["dst"].startswith(("fe80", "ff00"))
+                if row.get("dev") == link
+                and not row["dst"].startswith(("fe80", "ff00"))
+                # Of each IPv6 address, which is seen above, the kernel makes a local route in its own time.
+                and not (family == "-6" and row.get("type") == "local" and row["protocol"] == "kernel")
             ]
         passing = {"valid_life_time", "preferred_life_time", "expires", "nodad", "flags"}
         return sorted(
