@@ -35,6 +35,8 @@ from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmCreate, VmMigrate, Vm
 from .invariant import Watch
 
 PATIENCE = 60.0
+LINK_RATE = 10**9
+"""Of each link of the lab, in bit/s."""
 
 
 class Lab:
@@ -180,7 +182,7 @@ def lab_name() -> Iterator[str]:
 
 
 async def _up(name: str) -> None:
-    await up(name, 3, link_rate=10**9)
+    await up(name, 3, link_rate=LINK_RATE)
     async with Client(contexts.resolve(name)[1]) as client:
         spec = ImageSpec(source=ImageSource.BUILD, recipe="tiny")
         job = await client.call("image.create", body=ImageCreate(name="tiny", spec=spec, host="h1"))

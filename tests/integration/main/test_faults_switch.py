@@ -3,7 +3,8 @@
 Both phases last milliseconds, so they are held, without luck. The source's agent is frozen in pre-copy: QEMU gets to
 `pre-switchover`, with the VM stopped, and waits there for the agent's word. Then the destination's QEMU is frozen and
 the agent goes on. Whether the last state fits into the sockets' buffers now decides: if not, the source stays in its
-phase `switch`; if so, QEMU has sent all, and the source stays in `sent`, as its journal says.
+phase `switch`; if so, QEMU has sent all, and the source stays in `sent`, as its journal says. The link is too slow for
+any pre-copy to end until the source's agent is frozen, however late this process gets to it.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from typing import Any
 import pytest
 
 from serai.lab.state import LabFolder
-from serai.lib import namespace, process
+from serai.lib import namespace, netlink, process
 from serai.schema.job import Job, JobState
 from serai.schema.vm import Vm, VmState
 
-from .conftest import PATIENCE, Lab
+from .conftest import LINK_RATE, PATIENCE, Lab
 from .invariant import vcpu_ticks
 
 HOT: dict[str, Any] = {"cmdline": "serai.mem=100:1"}
 """Dirties 1 MB all along, as fast as it goes: so much of it, at the least most of it, is in the last state."""
 LITTLE = "4096 65536 131072"
 """Limits of a TCP socket's buffer, in bytes (least, first, most): no last state of HOT fits."""
+SLOW = 2_000_000
+"""The source's rate in bit/s until its agent is frozen: pre-copy would take a minute and more."""
 MUCH = "4096 33554432 33554432"
 STOPPED_FOR = 0.5
 """Seconds without a tick of processor time after which a guest that is always busy is taken to be stopped."""
@@ -92,11 +95,12 @@ class Stand:
     async def begin(self) -> None:
         """Go as far as the source's QEMU goes without its agent, and freeze the destination's QEMU then."""
         agent = self.lab.record("agent h1").pid
-        self.job = await self.lab.migrate(self.vm.name, "h2")
-        await until(lambda: self.outgoing() is not None, "the source's agent to start the move")
-        before = received(self.destination)
-        await until(lambda: received(self.destination) > before + (1 << 20), "the state's first bytes")
-        self.freeze(agent)
+        async with slow_link(self.lab, "h1"):
+            self.job = await self.lab.migrate(self.vm.name, "h2")
+            await until(lambda: self.outgoing() is not None, "the source's agent to start the move")
+            before = received(self.destination)
+            await until(lambda: received(self.destination) > before + (1 << 18), "the state's first bytes")
+            self.freeze(agent)
         await self._stopped()
         self.freeze(self.destination)
         self.thaw(agent)
@@ -219,6 +223,17 @@ async def buffers(lab: Lab, limits: str) -> AsyncIterator[None]:
         yield
     finally:
         await put(before)
+
+
+@contextlib.asynccontextmanager
+async def slow_link(lab: Lab, host: str) -> AsyncIterator[None]:
+    """What a host sends on its migration link goes at the rate SLOW meanwhile."""
+    netns = LabFolder.of(lab.name).load().plan.netns(host)
+    await namespace.in_netns(netns, lambda: netlink.shape("eth1", SLOW))
+    try:
+        yield
+    finally:
+        await namespace.in_netns(netns, lambda: netlink.shape("eth1", LINK_RATE))
 
 
 @contextlib.asynccontextmanager
