@@ -35,6 +35,7 @@ from serai.schema.job import Job, JobState
 from serai.schema.vm import CloudInit, DiskSpec, Vm, VmCreate, VmMigrate, VmSpec, VnicSpec
 
 LAB = "demo"
+SERAI = str(Path(sys.executable).with_name("serai"))
 LINK_RATE = 10**9
 GUEST_MEMORY = 128 << 20
 BARE_ADDRESS = "10.77.0.251"
@@ -235,10 +236,7 @@ async def debian_job(client: Client, report: Report) -> None:
     address = str(vm.spec.vnics[0].ip)
 
     async def ssh(command: str) -> str:
-        state = LabFolder.of(LAB).load()
-        options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=3"]
-        inside = enter.prefix(LabFolder.of(LAB), state, "probe")
-        argv = [*inside, "ssh", "-q", "-i", str(key), *options, f"debian@{address}", command]
+        argv = [SERAI, "--context", LAB, "vm", "ssh", "-i", str(key), "debian@deb1", "--", command]
         return (await run(argv, timeout=30)).text.strip()
 
     deadline = time.monotonic() + 180

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
 import pytest
 
 from serai.lab.state import LabFolder
 from serai.schema.vm import VmState
+from serai.schema.volume import VolumeEdit
 
 from .cli import Serai
 from .conftest import Lab
@@ -59,3 +65,36 @@ async def test_one_that_was_paused_stays_paused(lab: Lab, serai: Serai) -> None:
     await serai.well("vm", "stop", vm.name, "--force")
     ran = await serai.well("volume", "resize", volume, "48M", "-o", "json")
     assert ran.json["result"]["note"].startswith("the VM is not running")
+
+
+@contextlib.contextmanager
+def frozen(lab: Lab, role: str) -> Iterator[None]:
+    pid = lab.record(role).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_controller_killed_in_mid_growth_lets_the_vm_go_on_when_it_is_back(lab: Lab, serai: Serai) -> None:
+    vm = await lab.create(host="h2")
+    guest = lab.guest(vm)
+    boot = await guest.boot_id()
+    await guest.write_disk()
+    volume = (await serai("volume", "list", "--vm", vm.name, "-o", "name")).out.strip().removeprefix("volume/")
+    assert vm.spec.disks[0].pool == "shared0"
+    # The pool's own agent does not answer: the VM stands still on the other host, and the volume has not grown.
+    with frozen(lab, "agent h1"):
+        job = await lab.client.call("volume.edit", volume, body=VolumeEdit(size=48 * MIB))
+        await lab.until(vm.name, lambda now: now.status.state is VmState.PAUSED)
+        lab.kill("controller ctl")
+    await lab.restart("controller ctl")
+    await lab.online("h1", "h2", "h3")
+    ended = await lab.done(job)
+    assert ended.result is not None
+    assert ended.result["applied"] == ["disk 0 grown"]
+    assert (await lab.vm(vm.name)).status.state is VmState.RUNNING
+    count = await guest.stop_disk()
+    assert (count.errors, count.verified > 0) == (0, True)
+    assert await guest.boot_id() == boot

@@ -27,6 +27,9 @@ ESCAPE = b"\x1d"
 CHUNK = 4096
 
 SshTarget = Annotated[str, typer.Argument(metavar="[USER@]VM", help="The VM.", autocompletion=complete.vms)]
+SshIdentity = Annotated[
+    str | None, typer.Option("--identity", "-i", metavar="FILE", help="The private key; else what ssh finds itself.")
+]
 SshCommand = Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND", help="What to run there.")]
 
 
@@ -129,13 +132,13 @@ class RawTerminal:
             termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
 
 
-def ssh(ctx: typer.Context, target: SshTarget, command: SshCommand = None) -> None:
+def ssh(ctx: typer.Context, target: SshTarget, command: SshCommand = None, identity: SshIdentity = None) -> None:
     """Log in to a VM, or run a command there. Its host key is remembered by the VM's id, so a move changes nothing.
 
     \b
     Examples:
       serai vm ssh debian@web1
-      serai vm ssh debian@web1 -- uname -a
+      serai vm ssh -i ~/.ssh/web debian@web1 -- uname -a
     """
     from serai.client.context import config_file
     from serai.schema.errors import UnsupportedError
@@ -145,7 +148,7 @@ def ssh(ctx: typer.Context, target: SshTarget, command: SshCommand = None) -> No
     _, context = chosen(ctx)
     folder = config_file().parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    argv = ssh_argv(vm, user, command or [], context, folder)
+    argv = ssh_argv(vm, user, command or [], context, folder, identity)
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - the terminal is handed over to ssh for good
     except FileNotFoundError as error:
@@ -154,7 +157,9 @@ def ssh(ctx: typer.Context, target: SshTarget, command: SshCommand = None) -> No
         ) from error
 
 
-def ssh_argv(vm: Any, user: str, command: list[str], context: Context, folder: Path) -> list[str]:
+def ssh_argv(
+    vm: Any, user: str, command: list[str], context: Context, folder: Path, identity: str | None = None
+) -> list[str]:
     """The command line that reaches a VM by the context's way. Raises UnavailableError if it has no address."""
     from serai.schema.errors import UnavailableError
 
@@ -178,6 +183,7 @@ def ssh_argv(vm: Any, user: str, command: list[str], context: Context, folder: P
         *way,
         "ssh",
         *flags,
+        *(["-i", identity] if identity else []),
         f"{user}@{destination}" if user else destination,
         *(["--", *command] if command else []),
     ]

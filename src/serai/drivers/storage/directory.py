@@ -81,6 +81,7 @@ class DirectoryPool:
         if not make and not any(self._root.glob(f"*{_SUFFIX}")):
             self._check_mark()
         try:
+            self._refuse_inside_a_pool()
             self._root.mkdir(parents=True, exist_ok=True)
             self._refuse_others()
             (self._root / _MARK).touch(0o600)
@@ -94,6 +95,18 @@ class DirectoryPool:
             raise InvalidError("not a path", field="path", value=repr(self._root), remedy="Correct it.") from error
         except OSError as error:
             raise self._unusable(error) from error
+
+    def _refuse_inside_a_pool(self) -> None:
+        """Refuse a new pool within another's folder: the outer one could never be removed again."""
+        real = Path(os.path.realpath(self._root))
+        outer = next((parent for parent in real.parents if (parent / _MARK).exists()), None)
+        if outer is not None and not (real / _MARK).exists():
+            raise ConflictError(
+                f"the folder is inside another pool's, {str(outer)!r}",
+                field="path",
+                value=self._root,
+                remedy="Give a folder outside it.",
+            )
 
     def _refuse_others(self) -> None:
         """Refuse a folder that others use: the pool's rights would shut them out of it (of `/etc`, of `/home`)."""

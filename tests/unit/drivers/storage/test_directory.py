@@ -211,6 +211,16 @@ async def test_a_folder_that_others_use_keeps_its_rights(tmp_path: Path) -> None
     await pool.open()
 
 
+async def test_a_folder_inside_another_pools_is_refused_and_not_made(pool: DirectoryPool, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "pool")
+    for inner in (tmp_path / "pool" / "deep" / "inner", tmp_path / "link" / "inner"):
+        with pytest.raises(ConflictError, match="inside another pool's"):
+            await DirectoryPool(inner).open()
+        assert not inner.parent.joinpath("deep").exists()
+        assert not inner.exists()
+    await pool.open()
+
+
 async def test_a_folder_that_is_gone_is_said_to_be(pool: DirectoryPool, tmp_path: Path) -> None:
     await pool.create_volume(volume := new_id(), MIB)
     (tmp_path / "pool").rename(tmp_path / "elsewhere")
