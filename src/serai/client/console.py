@@ -9,7 +9,8 @@ from urllib.parse import quote
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from serai.client.http import Client, raise_for
+from serai.client.answers import raise_for
+from serai.client.http import Client
 
 
 @asynccontextmanager

@@ -12,17 +12,15 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import httpx
 from pydantic import ValidationError
 
 from serai.client import sse
+from serai.client.answers import raise_for
 from serai.schema.errors import SeraiError, UnavailableError, UnsupportedError
 from serai.schema.job import Event, Job, JobState
-
-if TYPE_CHECKING:
-    from serai.client.http import Client
 
 RETRY_FIRST = 0.1
 RETRY_MOST = 3.0
@@ -35,6 +33,21 @@ POLL = 1.0
 GOING_ON = frozenset(state.value for state in JobState if not state.ended)
 
 
+class Connection(Protocol):
+    """What following needs of a client."""
+
+    @property
+    def http(self) -> httpx.AsyncClient: ...
+
+    def unreachable(self, error: Exception) -> UnavailableError:
+        """The error for a controller that does not answer."""
+        ...
+
+    async def job(self, job_id: str) -> Job:
+        """One job as it is now."""
+        ...
+
+
 class StreamRefusedError(UnsupportedError):
     """The server does not stream events to us; lists still work."""
 
@@ -42,7 +55,7 @@ class StreamRefusedError(UnsupportedError):
 class EventStream:
     """One subscriber. `last` is the number of the last event handed out."""
 
-    def __init__(self, client: Client, after: int | None = None, *, patience: float = PATIENCE) -> None:
+    def __init__(self, client: Connection, after: int | None = None, *, patience: float = PATIENCE) -> None:
         self.client = client
         self.last = after
         self._patience = patience
@@ -106,8 +119,6 @@ class EventStream:
             await response.aclose()
 
     async def _accept(self, response: httpx.Response) -> None:
-        from serai.client.http import raise_for
-
         kind = response.headers.get("content-type", "")
         if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED, httpx.codes.NOT_ACCEPTABLE):
             raise StreamRefusedError(f"the server refuses the event stream ({response.status_code})")
@@ -155,7 +166,7 @@ class Retry:
         self._pause = min(self._pause * 2, RETRY_MOST)
 
 
-async def wait_job(client: Client, job_id: str, on_update: Callable[[Job], None] | None = None) -> Job:
+async def wait_job(client: Connection, job_id: str, on_update: Callable[[Job], None] | None = None) -> Job:
     """See `Client.wait_job`."""
     watch = _Watch(client, job_id, on_update)
     try:
@@ -173,7 +184,7 @@ async def wait_job(client: Client, job_id: str, on_update: Callable[[Job], None]
 class _Watch:
     """Reads the job and tells the caller of each change; a controller that is away for a while is waited for."""
 
-    def __init__(self, client: Client, job_id: str, on_update: Callable[[Job], None] | None) -> None:
+    def __init__(self, client: Connection, job_id: str, on_update: Callable[[Job], None] | None) -> None:
         self._client = client
         self._id = job_id
         self._on_update = on_update

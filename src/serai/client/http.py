@@ -15,19 +15,13 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from serai.client import follow
+from serai.client.answers import parse, raise_for
 from serai.client.context import Context
 from serai.schema.endpoints import ENDPOINTS, Endpoint
-from serai.schema.errors import (
-    TREE,
-    ErrorInfo,
-    InvalidError,
-    SeraiError,
-    UnauthorizedError,
-    UnavailableError,
-    from_info,
-)
+from serai.schema.errors import InvalidError, UnavailableError
 from serai.schema.job import Event, Job
 from serai.schema.resource import Page
 
@@ -114,15 +108,11 @@ class Client:
 
         Raises NotFoundError, and UnavailableError if the controller stays away; the job goes on regardless.
         """
-        from serai.client.follow import wait_job
-
-        return await wait_job(self, job_id, on_update)
+        return await follow.wait_job(self, job_id, on_update)
 
     def events(self, after: int | None = None) -> AsyncGenerator[Event, None]:
         """Events after a sequence number (none: from now on), for ever; reconnects by itself and misses none."""
-        from serai.client.follow import EventStream
-
-        return EventStream(self, after).events()
+        return follow.EventStream(self, after).events()
 
     async def upload(self, name: str, file: Path, on_bytes: OnBytes | None = None) -> Any:
         """Send a file as the content of an image; `on_bytes` is told how many bytes went with each chunk.
@@ -196,41 +186,6 @@ def fill(path: str, path_args: PathArgs) -> str:
         if value in ("", ".", ".."):
             raise InvalidError("this names nothing", field=key, value=repr(value), remedy="Give a name or an id.")
     return path.format(**{key: quote(value, safe="") for key, value in values.items()})
-
-
-def parse(model: type[BaseModel], content: bytes) -> Any:
-    """The model in a body. Raises SeraiError if the server is of another version and means something else."""
-    try:
-        return model.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SeraiError(
-            f"the controller's answer was not understood: {first['msg']}",
-            field=".".join(str(part) for part in first["loc"]),
-            remedy="Use the same version of Serai on both ends.",
-        ) from error
-
-
-def raise_for(status: int, content: bytes) -> None:
-    """Raise the error that an answer holds; nothing for a good answer."""
-    if status < 400:
-        return
-    raise from_info(_info(status, content))
-
-
-def _info(status: int, content: bytes) -> ErrorInfo:
-    try:
-        body = json.loads(content)
-        return ErrorInfo.model_validate(body.get("error", body) if isinstance(body, dict) else body)
-    except (ValueError, ValidationError):
-        # Not one of ours: a proxy, or a server of something else.
-        text = content.decode(errors="replace").strip()[:200]
-        code = UnauthorizedError.code if status == UnauthorizedError.status else _code_for(status)
-        return ErrorInfo(code=code, message=f"the server answered {status}" + (f": {text}" if text else ""))
-
-
-def _code_for(status: int) -> str:
-    return next((kind.code for kind in TREE.values() if kind.status == status), SeraiError.code)
 
 
 def _text(value: str | int | bool) -> str:

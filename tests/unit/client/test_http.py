@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from serai.client.answers import raise_for
 from serai.client.context import Context
 from serai.client.fake import FakeApi
-from serai.client.http import Client, fill, raise_for
+from serai.client.http import Client, fill
 from serai.schema.endpoints import ENDPOINTS
 from serai.schema.errors import (
     ConflictError,
