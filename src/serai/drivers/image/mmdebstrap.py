@@ -3,8 +3,7 @@
 systemd, cloud-init (NoCloud, network by systemd-networkd), the stock QEMU guest agent and an SSH server, on Debian's
 cloud kernel; an MBR disk that a BIOS boots through GRUB, a login on the serial console, no password anywhere. It comes
 from the mirrors that this machine's own apt uses. Nothing is mounted and no loop device is used: the file system is
-made from the tree in place. The recipe fixes the packages' versions and our own files; time stamps and the order of
-files on the disk are not fixed.
+made from the tree in place. The recipe fixes the packages' versions and our own files, and with them every byte.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from serai.drivers.image import grub
+from serai.drivers.image import ext4, grub
 from serai.drivers.image.base import Progress, write_manifest
-from serai.drivers.image.packages import KERNEL, candidates, debian_sources
+from serai.drivers.image.packages import KERNEL, candidates, closure, debian_sources
 from serai.lib.process import ProcessError, run
 from serai.schema.errors import CapacityError, HostError
 from serai.schema.image import ImageKind, ImageManifest
@@ -35,11 +34,6 @@ PACKAGES = (
 )  # fmt: skip
 SIZE = 2 << 30
 """Bytes of the disk. The root file system grows at the first boot to fill the volume that it was cloned into."""
-# Features by name, since GRUB and the guest's kernel must know them all, whatever this machine's mke2fs is set to.
-EXT4 = (
-    "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
-    "dir_nlink,extra_isize,metadata_csum"
-)
 DPKG_OPTIONS = (
     # A build that is cut short is thrown away, so nothing has to reach the disk before its end.
     "force-unsafe-io",
@@ -59,12 +53,15 @@ class DebianBuilder:
     name = "debian"
 
     async def recipe(self) -> str:
-        """A hash of the packages' versions as apt knows them now, the mirrors, and our own files."""
+        """A hash of the versions, as apt knows them now, of the packages and all that they need, and of our own files.
+
+        The mirrors count too: they are in the image.
+        """
         suite, sources = await debian_sources()
-        digest = hashlib.sha256(f"{suite} {sources} {SIZE} {EXT4} {DPKG_OPTIONS}".encode())
-        for package, version in sorted((await candidates(PACKAGES)).items()):
+        digest = hashlib.sha256(f"{suite} {sources} {SIZE} {DPKG_OPTIONS}".encode())
+        for package, version in sorted((await candidates(await closure(PACKAGES))).items()):
             digest.update(f"{package} {version}\n".encode())
-        for file in (_before(), _after(), Path(__file__), Path(grub.__file__)):
+        for file in (_before(), _after(), Path(__file__), Path(grub.__file__), Path(ext4.__file__)):
             digest.update(await asyncio.to_thread(file.read_bytes))
         return digest.hexdigest()
 
@@ -134,6 +131,7 @@ async def _install(scratch: Path, filesystem: uuid.UUID, progress: Progress) -> 
             *sources,
         ],
         timeout=BUILD_TIMEOUT,
+        env={**os.environ, "LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": str(ext4.EPOCH)},
     )
     return tree
 
@@ -147,15 +145,7 @@ async def _disk(scratch: Path, tree: Path, filesystem: uuid.UUID, progress: Prog
     # The signature is fixed, so that the partition's PARTUUID is too.
     table = f"label: dos\nlabel-id: 0x{filesystem.hex[:8]}\nstart={grub.FIRST_SECTOR}, type=83, bootable\n"
     await run(["sfdisk", "--quiet", str(disk)], input=table.encode())
-    offset = grub.FIRST_SECTOR * grub.SECTOR
-    await run(
-        [
-            *("mke2fs", "-q", "-F", "-t", "ext4", "-O", EXT4, "-U", str(filesystem), "-m", "1", "-b", "4096"),
-            *("-E", f"offset={offset},hash_seed={filesystem},lazy_itable_init=0,lazy_journal_init=0"),
-            *("-d", str(tree), str(disk), f"{(SIZE - offset) // 1024}k"),
-        ],
-        timeout=600,
-    )
+    await ext4.make(disk, grub.FIRST_SECTOR * grub.SECTOR, tree, filesystem)
     await grub.install(disk, scratch)
     return disk
 

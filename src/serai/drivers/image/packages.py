@@ -74,6 +74,16 @@ async def candidates(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
+async def closure(packages: Sequence[str]) -> list[str]:
+    """The packages, all that they may need, and what every Debian system has, sorted. More than gets installed: where
+    one of several would do, all are named."""
+    essential = await run(["dpkg-query", "-W", "-f", "${Essential} ${Package}\\n"])
+    wanted = {"apt", *packages, *re.findall(r"^yes (\S+)$", essential.text, re.M)}
+    tree = await run(["apt-cache", "depends", "--recurse", "--important", *sorted(wanted)], check=False)
+    # Their names begin a line; those of virtual packages are in angle brackets, of other architectures have a colon.
+    return sorted(wanted | set(re.findall(r"^([a-z0-9][^:\s]+)$", tree.text, re.M)))
+
+
 async def debian_sources() -> tuple[str, list[str]]:
     """(code name, `deb` lines): this machine's own release, and the mirrors of it that its apt uses.
 

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from tests.integration.drivers.image.conftest import CACHE, DEADLINE, MAC, OURS, THEIRS, VNIC, Ground, gone
@@ -149,3 +150,12 @@ async def test_a_debian_guest(ground: Ground) -> None:
                 await asyncio.sleep(0.5)
     await machine.powerdown()
     assert await gone(machine) == "guest-shutdown"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_two_builds_are_the_same_image(tmp_path: Path) -> None:
+    builder = DebianBuilder()
+    kept = read_manifest(await ensure_image(builder, CACHE))
+    built = await builder.build(tmp_path, lambda _phase, _fraction: None)
+    assert built == kept

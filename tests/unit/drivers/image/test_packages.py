@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serai.drivers.image.packages import KERNEL, candidates, debian_sources, kernel_package, module_order
+from serai.drivers.image.packages import KERNEL, candidates, closure, debian_sources, kernel_package, module_order
 from serai.schema.errors import HostError, UnsupportedError
 
 
@@ -22,6 +22,14 @@ async def test_a_package_that_apt_does_not_know() -> None:
     with pytest.raises(HostError, match="no-such-package") as caught:
         await candidates(["busybox-static", "no-such-package"])
     assert "apt-get update" in (caught.value.info.remedy or "")
+
+
+async def test_what_a_package_needs_counts_too() -> None:
+    names = await closure(["openssh-server"])
+    # Named, needed by what is named, and part of every system.
+    assert {"openssh-server", "libc6", "bash"} <= set(names)
+    assert names == sorted(set(names))
+    assert set(await candidates(names)) >= set(names)
 
 
 async def test_the_mirrors_of_this_release_only() -> None:
