@@ -133,6 +133,9 @@ async def _install(scratch: Path, filesystem: uuid.UUID, progress: Progress) -> 
         timeout=BUILD_TIMEOUT,
         env={**os.environ, "LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": str(ext4.EPOCH)},
     )
+    for folder in ("var/lib/apt/lists/partial", "var/cache/apt/archives/partial"):
+        # Apt's own user's, if it could reach this tree; in the guest, apt gives them to it at its first download.
+        os.chown(tree / folder, 0, 0)
     return tree
 
 
