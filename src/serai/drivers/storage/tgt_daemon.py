@@ -70,11 +70,14 @@ class TgtDaemon:
         """Whether the daemon is alive; takes over one that an earlier agent started."""
         pid = await self.socket.peer()
         if pid is None:
-            await self._reap()
+            await self.ended()
             return False
         if self._process is None or self._process.pid != pid or not self._process.alive:
             await self._reap()
-            self._process = Watched(pid, os.pidfd_open(pid))
+            try:
+                self._process = Watched(pid, os.pidfd_open(pid))
+            except ProcessLookupError:
+                return False
             # Held before it was asked again: now number and listener are known to be one.
             if await self.socket.peer() != pid:
                 self._process = None

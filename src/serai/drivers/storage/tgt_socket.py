@@ -12,6 +12,7 @@ Traps of the daemon that callers must know:
   daemon. Unbind from the end, in reverse order of binding, then bind the rest again.
 - Unbinding an initiator does not end its session; its connections must be closed one by one.
 - Accounts are global, by user name: one name cannot have two secrets.
+- A connection that ends without a whole request is never closed: the daemon reads from it for ever, with all of a core.
 """
 
 from __future__ import annotations
@@ -120,16 +121,22 @@ class TgtSocket:
         self.path = path
 
     async def peer(self) -> int | None:
-        """Return the daemon's process id, as the kernel knows it; None if nobody listens."""
+        """Return the daemon's process id, as the kernel knows it; None if nobody listens, or it is about to end."""
         try:
-            _reader, writer = await asyncio.open_unix_connection(self.path)
+            reader, writer = await asyncio.open_unix_connection(self.path)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         try:
             connection: socket.socket = writer.get_extra_info("socket")
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            # Asked something only so that the daemon lets go of the connection. One that is stuck runs nevertheless.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    await _ask(reader, writer, _record(Mode.PORTAL, Op.SHOW))
             pid: int = struct.unpack("3i", credentials)[0]
             return pid
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return None
         finally:
             await _close(writer)
 
@@ -144,8 +151,7 @@ class TgtSocket:
         body = parameters.encode() + b"\0" if parameters else b""
         if len(body) > MOST_PARAMETERS:
             raise ValueError(f"{len(body)} bytes of parameters are more than tgtd takes")
-        length = REQUEST.size + len(body)
-        record = REQUEST.pack(mode, op, DRIVER, length, tid, sid, lun, cid, 0, 0, 0, 0, int(force))
+        record = _record(mode, op, len(body), tid=tid, sid=sid, lun=lun, cid=cid, force=force)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 number, text = await self._exchange(record + body)
@@ -162,11 +168,7 @@ class TgtSocket:
     async def _exchange(self, message: bytes) -> tuple[int, str]:
         reader, writer = await asyncio.open_unix_connection(self.path)
         try:
-            writer.write(message)
-            await writer.drain()
-            number, length = RESPONSE.unpack(await reader.readexactly(RESPONSE.size))
-            text = await reader.readexactly(max(0, length - RESPONSE.size))
-            return number, text.rstrip(b"\0").decode(errors="replace")
+            return await _ask(reader, writer, message)
         finally:
             await _close(writer)
 
@@ -294,6 +296,21 @@ def parse_sessions(text: str) -> list[Session]:
 def _section(block: str, title: str) -> tuple[str, ...]:
     found = re.search(rf"(?m)^    {title}:\n((?: {{8}}[^\n]*\n?)*)", block)
     return tuple(found[1].split()) if found else ()
+
+
+def _record(
+    mode: Mode, op: Op, body: int = 0, *, tid: int = 0, sid: int = 0, lun: int = 0, cid: int = 0, force: bool = False
+) -> bytes:
+    """The fixed part of a request with so many bytes of parameters."""
+    return REQUEST.pack(mode, op, DRIVER, REQUEST.size + body, tid, sid, lun, cid, 0, 0, 0, 0, int(force))
+
+
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes) -> tuple[int, str]:
+    writer.write(message)
+    await writer.drain()
+    number, length = RESPONSE.unpack(await reader.readexactly(RESPONSE.size))
+    text = await reader.readexactly(max(0, length - RESPONSE.size))
+    return number, text.rstrip(b"\0").decode(errors="replace")
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

@@ -311,3 +311,22 @@ async def test_a_second_daemon_cannot_take_the_first_ones_place(host: Host, expo
     async with asyncio.timeout(DEADLINE):
         assert await second.wait() != 0
     assert await host.pid() == pid
+
+
+async def test_the_daemon_keeps_no_connection_of_ours(host: Host, exporter: TgtExporter) -> None:
+    pid = await host.pid()
+    descriptors = Path(f"/proc/{pid}/fd")
+
+    async def open_now(most: int) -> int:
+        """How many are open, once the daemon has had the time to close what it is about to."""
+        async with asyncio.timeout(DEADLINE):
+            while (count := len(list(descriptors.iterdir()))) > most:
+                await asyncio.sleep(0.01)
+        return count
+
+    # /dev/null, log, lock, listeners, epoll and its like, and the volume.
+    before = await open_now(20)
+    for _ in range(20):
+        assert await host.socket.peer() == pid
+        await exporter.export(VOLUME, host.volume)
+    assert await open_now(before) == before
