@@ -195,7 +195,9 @@ def _seed(launch: Launch, handles: Handles) -> list[str]:
     if handles.seed is None:
         return []
     node = {"driver": "file", "node-name": "seed-file", "filename": "/dev/fdset/99", "read-only": True}
-    device = {"driver": _virtio(launch.machine, "blk"), "drive": "seed", "id": "seed-dev"} | _slot(launch, SEED_SLOT)
+    # One queue: by itself QEMU makes one for each vCPU of the moment (see disk_device).
+    device = {"driver": _virtio(launch.machine, "blk"), "drive": "seed", "id": "seed-dev", "num-queues": 1}
+    device |= _slot(launch, SEED_SLOT)
     argv = ["-add-fd", f"fd={handles.seed},set=99", "-blockdev", _json(node)]
     argv += ["-blockdev", _json({"driver": "raw", "node-name": "seed", "file": "seed-file", "read-only": True})]
     return [*argv, "-device", _text(device)]

@@ -341,13 +341,14 @@ async def test_plugging_in_is_undone_where_it_fails(host: Host) -> None:
 
 
 async def test_moves_with_what_was_plugged_in(host: Host) -> None:
-    machine = await host.start(await host.launch(max_cpus=3))
-    file = host.folder / "disk.raw"
+    file, seed = host.folder / "disk.raw", host.folder / "seed.iso"
     file.write_bytes(bytes(MIB))
+    seed.write_bytes(bytes(MIB))
+    machine = await host.start(await host.launch(max_cpus=3), seed=seed)
     disk = Disk(index=2, name="more", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()))
     await machine.attach_disk(disk, file)
     await machine.set_cpus(2)
-    placing = host.placing(machine.launch, "two", disks={2: file})
+    placing = host.placing(machine.launch, "two", disks={2: file}, seed=seed)
     target = await host.hypervisor.start(machine.launch, placing, incoming=True, paused=True)
     received = Outcome(target)
     plain = MigrationSetup(CAPABILITIES, downtime_limit_ms=300, bandwidth_bytes=0, tls_hostname=None)

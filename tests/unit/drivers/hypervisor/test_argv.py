@@ -101,7 +101,7 @@ def test_golden_q35() -> None:
         *["-add-fd", "fd=16,set=99", "-blockdev"],
         '{"driver":"file","node-name":"seed-file","filename":"/dev/fdset/99","read-only":true}',
         *["-blockdev", '{"driver":"raw","node-name":"seed","file":"seed-file","read-only":true}'],
-        *["-device", "virtio-blk-pci,drive=seed,id=seed-dev,bus=pcie.0,addr=1d"],
+        *["-device", "virtio-blk-pci,drive=seed,id=seed-dev,num-queues=1,bus=pcie.0,addr=1d"],
         *["-netdev", "tap,id=net0,fd=20,vhost=off", "-device"],
         "virtio-net-pci,id=net0-dev,netdev=net0,mac=52:54:00:00:00:00,romfile=,bus=port-net0,addr=0",
         *["-netdev", "tap,id=net1,fd=21,vhost=off", "-device"],

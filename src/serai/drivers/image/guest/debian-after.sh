@@ -41,6 +41,9 @@ cloud_final_modules: [package-update-upgrade-install, write-files-deferred, scri
   scripts-per-boot, scripts-per-instance, scripts-user, phone-home, final-message, power-state-change]
 END
 
+# A processor that is plugged in is used at once.
+echo 'ACTION=="add", SUBSYSTEM=="cpu", ATTR{online}=="0", ATTR{online}="1"' >"$root/etc/udev/rules.d/70-serai-cpu.rules"
+
 # A card without an answer from DHCP must not hold the boot up for two minutes.
 mkdir -p "$root/etc/systemd/system/systemd-networkd-wait-online.service.d"
 printf '[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=20\n' \
