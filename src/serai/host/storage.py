@@ -54,7 +54,7 @@ class HostStorage:
                 await self._reopen(pool)
             except SeraiError as error:
                 log.error("pool %s cannot be opened: %s", pool.pool, error)
-        if any(pool.export is ExportKind.ISCSI for pool in self._records.pools().values()):
+        if self._needs_target():
             try:
                 await self._target().start()
             except SeraiError as error:
@@ -63,8 +63,12 @@ class HostStorage:
 
     async def check(self) -> None:
         """Make the target what it should be; called every few seconds. A dead one is started again."""
-        if self._exporter is not None and any(p.export is ExportKind.ISCSI for p in self._records.pools().values()):
-            await self._exporter.check()
+        async with self._opening:
+            if self._exporter is not None and self._needs_target():
+                await self._exporter.check()
+
+    def _needs_target(self) -> bool:
+        return any(pool.export is ExportKind.ISCSI for pool in self._records.pools().values())
 
     def _target(self) -> Exporter:
         if self._exporter is None:
@@ -101,9 +105,9 @@ class HostStorage:
             raise InvalidError(
                 "a pool's path is absolute", field="spec.path", value=body.path, remedy="Begin it with a slash."
             )
-        if body.export is ExportKind.ISCSI:
-            await self._target().start()
         async with self._opening:
+            if body.export is ExportKind.ISCSI:
+                await self._target().start()
             await self._refuse_shared(body)
             await self._open(body)
             self._records.put_pool(body)
@@ -125,7 +129,10 @@ class HostStorage:
                 )
 
     async def close_pool(self, body: PoolClose) -> None:
-        """Forget a pool that is empty. The agent's own folder goes with it; one that was given stays."""
+        """Forget a pool that is empty. The agent's own folder goes with it; one that was given stays.
+
+        The target ends with the last pool that needs it: nobody else would end it, since it outlives the agent.
+        """
         driver = self._pools.get(body.pool)
         if driver is not None and await driver.list_volumes():
             raise ConflictError(
@@ -134,8 +141,11 @@ class HostStorage:
         record = self._records.pools().get(body.pool)
         if driver is not None and record is not None and not record.path:
             await driver.remove()
-        self._pools.pop(body.pool, None)
-        self._records.forget_pool(body.pool)
+        async with self._opening:
+            self._pools.pop(body.pool, None)
+            self._records.forget_pool(body.pool)
+            if self._exporter is not None and record is not None and not self._needs_target():
+                await self._exporter.stop()
 
     async def statuses(self) -> dict[str, PoolStatus]:
         """Every pool's room, in bytes; one that cannot be read says why."""

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from serai.drivers.storage.base import PoolDriver
+from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.drivers.storage.directory import DirectoryPool
+from serai.drivers.storage.fake import FakeExporter
 from serai.host.journal import Journal
 from serai.host.records import Records
 from serai.host.storage import HostStorage
-from serai.schema.errors import ConflictError, HostError, NotFoundError
+from serai.schema.errors import ConflictError, HostError, NotFoundError, UnavailableError
 from serai.schema.messages import PoolClose, PoolOpen, VolumeDrop, VolumeMake
 from serai.schema.volume import ExportKind, PoolDriverName
 
@@ -25,11 +26,13 @@ def at_path(pool: PoolOpen) -> PoolDriver:
     return DirectoryPool(Path(pool.path))
 
 
-def storage(records: Records, driver: Callable[[PoolOpen], PoolDriver] = at_path) -> HostStorage:
+def storage(
+    records: Records, driver: Callable[[PoolOpen], PoolDriver] = at_path, exporter: Exporter | None = None
+) -> HostStorage:
     async def image(name: str) -> tuple[Path, str]:
         raise AssertionError(name)
 
-    return HostStorage(records=records, exporter=None, portal="", open_driver=driver, image_disk=image)
+    return HostStorage(records=records, exporter=exporter, portal="", open_driver=driver, image_disk=image)
 
 
 def nothing(_what: str, _part: float | None) -> None:
@@ -87,6 +90,23 @@ async def test_only_the_agents_own_folder_goes_with_its_pool(tmp_path: Path) -> 
     await host.close_pool(PoolClose(pool=TWO))
     assert (tmp_path / TWO / "notes").exists()
     assert await host.statuses() == {}
+    journal.close()
+
+
+async def test_the_target_ends_with_the_last_pool_that_needs_it(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    exporter = FakeExporter()
+    host = storage(Records(journal), exporter=exporter)
+    for pool, export in ((ONE, ExportKind.ISCSI), (TWO, ExportKind.NONE)):
+        await host.open_pool(PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=str(tmp_path / pool), export=export))
+    await exporter.check()
+    await host.close_pool(PoolClose(pool=ONE))
+    with pytest.raises(UnavailableError, match="not started"):
+        await exporter.check()
+    await host.check()
+    again = PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / ONE), export=ExportKind.ISCSI)
+    await host.open_pool(again)
+    assert not await exporter.check()
     journal.close()
 
 
