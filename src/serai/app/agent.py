@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from serai.drivers.hypervisor.base import HypervisorFacts
+from serai.drivers.image.seed import write_seed
 from serai.drivers.image.store import ImageStore
 from serai.host import registry
 from serai.host.agent import HostAgent
@@ -90,8 +91,10 @@ class HostParts:
             network = registry.network()
             await network.start()
             stack.push_async_callback(network.close)
-            images = self._images(tls)
-            storage = self._storage(records, images.store)
+            store = ImageStore(paths.images)
+            store.open()
+            images = self._images(tls, store)
+            storage = self._storage(records, store)
             await storage.start()
             agent = HostAgent(
                 name=config.name,
@@ -113,7 +116,8 @@ class HostParts:
                 report=agent.publish_report,
                 ask_verdict=self._ask_verdict,
                 disk_path=storage.disk_path,
-                image_file=images.store.checked_file,
+                image_file=store.checked_file,
+                write_seed=write_seed,
                 migration_address=config.addresses["migration"],
                 tls_hostname=config.name,
             )
@@ -142,11 +146,9 @@ class HostParts:
             os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user passes through to its own folders and certificates
         write_qemu_folder(tls, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
 
-    def _images(self, tls: TlsFiles) -> HostImages:
-        store = ImageStore(self.paths.images)
-        store.open()
-        builders = {name: make() for name, make in registry.IMAGE_BUILDERS.items()}
-        return HostImages(store=store, builders=builders, tls=tls, cache=self._config.image_cache)
+    def _images(self, tls: TlsFiles, store: ImageStore) -> HostImages:
+        builders = registry.image_builders(self._config.image_cache)
+        return HostImages(store=store, builders=builders, importer=registry.image_importer(), tls=tls)
 
     def _storage(self, records: Records, store: ImageStore) -> HostStorage:
         address = self._config.addresses["storage"]

@@ -12,10 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
-from serai.drivers.image.base import MANIFEST, ImageBuilder, read_manifest
-from serai.drivers.image.cache import ensure_image
-from serai.drivers.image.importer import from_stream, from_url
-from serai.drivers.image.store import ImageStore
+from serai.drivers.image.base import MANIFEST, Build, ImageImporter, Store, read_manifest
 from serai.lib.pki import TlsFiles
 from serai.lib.stream import Reader, Writer, stream
 from serai.lib.streamfile import receive_file, send_file
@@ -29,15 +26,15 @@ Report = Callable[[str, float | None], None]
 
 
 class HostImages:
-    """`builders` is the visible table of recipes; `cache` keeps built images by recipe hash, for the whole machine."""
+    """`builders` is the visible table of recipes; what they built once they have, for the whole machine."""
 
     def __init__(
-        self, *, store: ImageStore, builders: Mapping[str, ImageBuilder], tls: TlsFiles | None, cache: Path
+        self, *, store: Store, builders: Mapping[str, Build], importer: ImageImporter, tls: TlsFiles | None
     ) -> None:
         self.store = store
         self._builders = builders
+        self._importer = importer
         self._tls = tls
-        self._cache = cache
         self._adding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def check_boot(self, launch: Launch) -> None:
@@ -62,14 +59,15 @@ class HostImages:
             if body.spec.source is ImageSource.BUILD:
                 await self._build(body.spec.recipe or "", folder, report)
             elif body.spec.source is ImageSource.URL:
-                await from_url(body.spec.url or "", body.spec.sha256, body.name, folder, report, body.spec.format)
+                spec = body.spec
+                await self._importer.from_url(spec.url or "", spec.sha256, body.name, folder, report, spec.format)
             else:
                 raise InvalidError("an upload comes over the data channel", field="spec.source", value=body.spec.source)
         return self.store.manifest(body.image)
 
     async def _build(self, recipe: str, folder: Path, report: Report) -> None:
-        builder = self._builders.get(recipe)
-        if builder is None:
+        build = self._builders.get(recipe)
+        if build is None:
             raise InvalidError(
                 "there is no such recipe",
                 field="spec.recipe",
@@ -77,7 +75,7 @@ class HostImages:
                 remedy=f"Choose one of {', '.join(sorted(self._builders))}.",
             )
         # Another host of the same machine may be building it: then this one waits and takes that.
-        cached = await ensure_image(builder, self._cache, report)
+        cached = await build(report)
         for row in [MANIFEST, *(file.name for file in read_manifest(cached).files)]:
             await asyncio.to_thread(shutil.copyfile, cached / row, folder / row)
 
@@ -131,7 +129,7 @@ class HostImages:
 
         total = int(ticket.params.get("size", "0"))
         async with self._adding[ticket.resource], self.store.adding(ticket.resource) as folder:
-            await from_stream(
+            await self._importer.from_stream(
                 chunks(),
                 total,
                 ticket.params.get("sha256"),

@@ -12,6 +12,7 @@ from serai.host.records import Records
 from serai.lib.clock import Clock
 from serai.lib.paths import HostPaths
 from serai.lib.tasks import Tasks
+from serai.schema.attach import Seed
 from serai.schema.messages import Verdict, VerdictAsk
 from serai.schema.vm import VmReport
 
@@ -19,7 +20,8 @@ from serai.schema.vm import VmReport
 @dataclass(frozen=True)
 class Kit:
     """`ask_verdict(host, question)` reads another host's journal over the bus and raises UnavailableError without an
-    answer; `disk_path(pool, volume)` and `image_file(image, name)`, of a copy that is sound, are files on this host.
+    answer; `disk_path(pool, volume)` and `image_file(image, name)`, of a copy that is sound, are files on this host;
+    `write_seed` makes cloud-init's disk, whole or not at all, readable to nobody else.
     """
 
     host: str
@@ -33,6 +35,7 @@ class Kit:
     ask_verdict: Callable[[str, VerdictAsk], Awaitable[Verdict]]
     disk_path: Callable[[str, str], Path]
     image_file: Callable[[str, str], Awaitable[Path]]
+    write_seed: Callable[[Seed, Path], Awaitable[None]]
     migration_address: str
     tls_hostname: str
     """The name in this host's certificate that the other end of a migration checks."""

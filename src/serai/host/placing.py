@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from serai.drivers.hypervisor.base import Placing
-from serai.drivers.image.seed import write_seed
 from serai.drivers.network.base import Tap
 from serai.host.kit import Kit
 from serai.schema.attach import Launch
@@ -24,7 +23,7 @@ async def place(kit: Kit, launch: Launch, *, open_ports: bool) -> AsyncIterator[
         seed: Path | None = None
         if launch.seed is not None:
             seed = kit.paths.vm_state(launch.vm) / "seed.iso"
-            await write_seed(launch.seed, seed)
+            await kit.write_seed(launch.seed, seed)
         run_dir = kit.paths.vm_run(launch.vm)
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         os.chmod(run_dir.parent, 0o711)  # noqa: S103 - QEMU's user passes through to its own folder, and lists nothing

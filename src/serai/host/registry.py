@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from serai.drivers.hypervisor import probe as hypervisor_probe
 from serai.drivers.hypervisor.base import Hypervisor
 from serai.drivers.hypervisor.qemu import QemuHypervisor
-from serai.drivers.image import probe as image_probe
-from serai.drivers.image.base import ImageBuilder
+from serai.drivers.image import importer
+from serai.drivers.image.base import Build, ImageBuilder, ImageImporter
+from serai.drivers.image.cache import ensure_image
 from serai.drivers.image.mmdebstrap import DebianBuilder
 from serai.drivers.image.tiny import TinyBuilder
-from serai.drivers.network import probe as network_probe
 from serai.drivers.network.base import NetworkDriver
 from serai.drivers.network.links import BridgeNetwork
 from serai.drivers.network.uplink import UplinkTaker
-from serai.drivers.storage import probe as storage_probe
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.drivers.storage.directory import DirectoryPool
 from serai.drivers.storage.iscsi import TgtExporter
@@ -38,12 +37,15 @@ POOL_DRIVERS: Mapping[PoolDriverName, Callable[[PoolOpen, HostPaths], PoolDriver
 
 IMAGE_BUILDERS: Mapping[str, Callable[[], ImageBuilder]] = {"tiny": TinyBuilder, "debian": DebianBuilder}
 
-PROBES = {
-    "hypervisor": hypervisor_probe.probe,
-    "storage": storage_probe.probe,
-    "network": network_probe.probe,
-    "image": image_probe.probe,
-}
+
+def image_builders(cache: Path) -> Mapping[str, Build]:
+    """The recipes; `cache` keeps what they built, by recipe hash, for the whole machine."""
+    return {name: functools.partial(ensure_image, make(), cache) for name, make in IMAGE_BUILDERS.items()}
+
+
+def image_importer() -> ImageImporter:
+    """Downloads and uploads of disk images."""
+    return importer
 
 
 def hypervisor(paths: HostPaths) -> Hypervisor:

@@ -19,6 +19,8 @@ from pydantic import BaseModel, SecretStr
 
 from serai.drivers.hypervisor.base import RunState
 from serai.drivers.hypervisor.fake import FakeHypervisor, FakeMachine, FakeProcess, FakeWorld
+from serai.drivers.image import importer
+from serai.drivers.image.seed import write_seed
 from serai.drivers.image.store import ImageStore
 from serai.drivers.network.base import Tap
 from serai.drivers.network.fake import FakeNetwork
@@ -178,13 +180,14 @@ class Host:
             disk_path=storage.disk_path,
             image_file=images.checked_file,
             migration_address=self.name,
+            write_seed=write_seed,
             tls_hostname=self.name,
             qemu_user=None,
         )
         self.vms = Vms(self.kit)
         self.up = True
         self.vms.take_over(rebooted=rebooted)
-        host_images = HostImages(store=images, builders={}, tls=None, cache=self.paths.state)
+        host_images = HostImages(store=images, builders={}, importer=importer, tls=None)
         uplinks = HostUplinks(self.network, UplinkTaker(self.paths.state))
         await self.agent.join(self.vms, Executor(self.vms, storage, host_images, uplinks))
         if wait:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from serai.drivers.image import importer
 from serai.drivers.image.base import write_manifest
+from serai.drivers.image.cache import ensure_image
 from serai.drivers.image.fake import FakeBuilder
 from serai.drivers.image.store import ImageStore
 from serai.host.images import HostImages
@@ -38,14 +41,16 @@ class Hosts:
     def __init__(self, folder: Path) -> None:
         authority = CertificateAuthority.create(folder / "ca")
         self.builder = FakeBuilder(CONTENT)
+        self.cache = folder / "cache"
         self.tls: dict[str, TlsFiles] = {}
         self.images: dict[str, HostImages] = {}
+        self.stores: dict[str, ImageStore] = {}
         for name in ("h1", "h2"):
             tls = authority.issue(f"host.{name}", dns=[], ips=["127.0.0.1"], dir=folder / "pki" / name)
-            store = ImageStore(folder / name)
+            store = self.stores[name] = ImageStore(folder / name)
             store.open()
-            builders = {"fake": self.builder}
-            self.images[name] = HostImages(store=store, builders=builders, tls=tls, cache=folder / "cache")
+            builders = {"fake": functools.partial(ensure_image, self.builder, self.cache)}
+            self.images[name] = HostImages(store=store, builders=builders, importer=importer, tls=tls)
             self.tls[name] = tls
         self.tickets: dict[str, Ticket] = {}
         handlers = {str(Purpose.IMAGE_READ): self.images["h1"].serve_read}
@@ -84,7 +89,7 @@ class Hosts:
         await self.images["h2"].fetch(body, silent)
 
     def file(self, host: str, image: str) -> Path:
-        return self.images[host].store.folder(image) / "disk.raw"
+        return self.stores[host].folder(image) / "disk.raw"
 
 
 @pytest.fixture
@@ -142,7 +147,7 @@ async def test_a_damaged_copy_is_not_served(hosts: Hosts) -> None:
     # By this the controller knows whose copy is gone.
     assert (caught.value.info.field, caught.value.info.value) == ("image", image)
     for host in ("h1", "h2"):
-        assert list(hosts.images[host].store.folder(image).parent.iterdir()) == []
+        assert list(hosts.stores[host].folder(image).parent.iterdir()) == []
 
 
 async def test_damage_that_no_stat_shows_is_found_when_it_is_served(
@@ -150,7 +155,7 @@ async def test_damage_that_no_stat_shows_is_found_when_it_is_served(
 ) -> None:
     """As of a disk that gives other bytes than were written: size and times are right."""
     image, manifest = await hosts.add()
-    store = hosts.images["h1"].store
+    store = hosts.stores["h1"]
     damage(hosts.file("h1", image))
 
     async def fits(_image: str) -> ImageManifest:
@@ -160,7 +165,7 @@ async def test_damage_that_no_stat_shows_is_found_when_it_is_served(
     with pytest.raises(InvalidError) as caught:
         await hosts.fetch(image, manifest)
     assert caught.value.info.field == "sha256"
-    assert not hosts.images["h2"].store.has(image)
+    assert not hosts.stores["h2"].has(image)
     async with asyncio.timeout(20):
         while store.has(image):  # the serving end sees it a moment later
             await asyncio.sleep(0.01)
@@ -191,15 +196,11 @@ async def test_a_damaged_image_is_built_again_and_so_is_a_damaged_one_in_the_cac
     await images.make(body, silent)
     assert hosts.builder.builds == 1, "the cache has it"
     damage(hosts.file("h1", image))
-    (cached,) = images_of(images)
+    (cached,) = hosts.cache.glob("*/disk.raw")
     damage(cached)
     await images.make(body, silent)
     assert hosts.builder.builds == 2
     assert hosts.file("h1", image).read_bytes() == CONTENT
-
-
-def images_of(images: HostImages) -> list[Path]:
-    return list((images.store.folder("0" * 12).parent.parent / "cache").glob("*/disk.raw"))
 
 
 async def test_an_import_that_fails_leaves_the_copy_alone(hosts: Hosts) -> None:

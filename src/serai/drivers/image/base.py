@@ -7,7 +7,8 @@ into place, so that a crash leaves only a `.part-` folder, which the store sweep
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,60 @@ class ImageBuilder(Protocol):
 
     async def build(self, folder: Path, progress: Progress) -> ImageManifest:
         """Write the image's files and its manifest into an empty folder. Raises HostError, CapacityError."""
+        ...
+
+
+Build = Callable[[Progress], Awaitable[Path]]
+"""Builds an image of one recipe, unless it was built before; the folder with its manifest and files, to copy from."""
+
+
+class ImageImporter(Protocol):
+    """Makes images of disk images that somebody has. `wanted` is the format that was told, if any.
+
+    Both raise InvalidError (checksum, format), UnavailableError, CapacityError, and write into an empty folder.
+    """
+
+    async def from_url(
+        self, url: str, sha256: str | None, name: str, folder: Path, progress: Progress, wanted: str | None = None
+    ) -> ImageManifest: ...
+
+    async def from_stream(
+        self,
+        source: AsyncIterator[bytes],
+        total: int,
+        sha256: str | None,
+        name: str,
+        folder: Path,
+        progress: Progress,
+        wanted: str | None = None,
+    ) -> ImageManifest: ...
+
+
+class Store(Protocol):
+    """A host's copies of images, by id. What is used is checked first; a damaged copy is dropped."""
+
+    def manifest(self, image: str) -> ImageManifest:
+        """Raises NotFoundError."""
+        ...
+
+    async def check(self, image: str) -> ImageManifest:
+        """The manifest of a sound copy. Raises NotFoundError: there is none, or none any more."""
+        ...
+
+    def file(self, image: str, name: str) -> Path:
+        """One of the image's files. Raises NotFoundError, InvalidError for a name that the manifest does not have."""
+        ...
+
+    def distrust(self, image: str, wrong: str) -> None:
+        """Drop a copy whose content, as somebody read it, is not what its manifest says."""
+        ...
+
+    def adding(self, image: str) -> AbstractAsyncContextManager[Path]:
+        """An empty folder that becomes the image when the block ends well. Raises HostError, CapacityError."""
+        ...
+
+    def delete(self, image: str) -> None:
+        """Delete an image; one that is gone is deleted already."""
         ...
 
 

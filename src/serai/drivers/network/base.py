@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from serai.schema.attach import VnicAttachment
+from serai.schema.messages import UplinkTaken
 
 
 @dataclass
@@ -28,6 +29,21 @@ class Tap:
             self.closed = True
             if self.fd >= 0:
                 os.close(self.fd)
+
+
+class Uplinks(Protocol):
+    """Bridges on this host's uplinks, put there without cutting anybody off."""
+
+    async def take(self, uplink: str, bridge: str, within: float) -> UplinkTaken:
+        """Put `bridge` on `uplink`, undone after `within` seconds unless confirmed.
+
+        Raises NotFoundError, ConflictError, InvalidError, HostError; then nothing is changed.
+        """
+        ...
+
+    async def confirm(self, token: str) -> None:
+        """Keep it. An empty token means the newest. Raises NotFoundError, ConflictError when it is too late."""
+        ...
 
 
 class NetworkDriver(Protocol):
