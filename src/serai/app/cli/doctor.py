@@ -1,6 +1,7 @@
 """`serai doctor`: what this machine can do, and what to install for the rest.
 
-Every driver's folder has a `probe` module; each looks for itself, and none is trusted from a version number alone.
+Every driver's folder has a `probe` module, and so has the bus; each looks for itself, and none is trusted from a
+version number alone.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from serai.app.cli.output import note, plain, say, show_list, to_json
 if TYPE_CHECKING:
     from serai.schema.host import Ability
 
-PROBES = (
-    "serai.drivers.hypervisor.probe",
-    "serai.drivers.storage.probe",
-    "serai.drivers.network.probe",
-    "serai.drivers.image.probe",
-)
-"""Modules with `async def probe() -> list[Ability]`, in the order of the report."""
+PROBES = {
+    "hypervisor": "serai.drivers.hypervisor.probe",
+    "storage": "serai.drivers.storage.probe",
+    "network": "serai.drivers.network.probe",
+    "image": "serai.drivers.image.probe",
+    "bus": "serai.lib.natsprobe",
+}
+"""Room to the module with its `async def probe() -> list[Ability]`, in the order of the report."""
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -59,7 +61,7 @@ def doctor(output: OutputOption = Output.TABLE) -> None:
 async def examine() -> list[tuple[str, list[Ability]]]:
     """Run all probes, one after another since some start guests; room and what it found."""
     result: list[tuple[str, list[Ability]]] = []
-    for module in PROBES:
+    for room, module in PROBES.items():
         abilities: list[Ability] = await importlib.import_module(module).probe()
-        result.append((module.split(".")[2], abilities))
+        result.append((room, abilities))
     return result

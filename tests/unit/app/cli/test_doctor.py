@@ -26,7 +26,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         module = ModuleType("serai.drivers.room.probe")
         module.__dict__["probe"] = probe
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(doctor, "PROBES", (module.__name__,))
+        monkeypatch.setattr(doctor, "PROBES", {"room": module.__name__})
 
     return install
 
