@@ -14,10 +14,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
-from serai.drivers.hypervisor.base import HypervisorFacts
+from serai.drivers.hypervisor.base import Hypervisor, HypervisorFacts
 from serai.drivers.image.seed import write_seed
 from serai.drivers.image.store import ImageStore
 from serai.host import registry
@@ -40,7 +40,8 @@ from serai.lib.pki import TlsFiles, write_qemu_folder
 from serai.lib.reconcile import Reconciler
 from serai.lib.stream import StreamServer
 from serai.lib.tasks import Tasks
-from serai.schema.host import HostFacts
+from serai.schema.errors import UnavailableError
+from serai.schema.host import Ability, HostFacts
 from serai.schema.messages import TicketRedeem, TicketRedeemed, Verdict, VerdictAsk, dump
 from serai.schema.resource import Frozen
 from serai.schema.subjects import Subjects
@@ -53,10 +54,15 @@ VERDICT_TIMEOUT = 3.0
 """Seconds for one question to the destination's journal; longer than `VERDICT_HOLD`, for which it holds it open."""
 CHECK_PERIOD = 5.0
 TIDY_PERIOD = 300.0
+ASK_AGAIN = 5.0
+"""Seconds until a QEMU that did not answer in time is asked again what it can do."""
 
 
 class AgentConfig(Frozen):
-    """`addresses`: `management`, `storage` (iSCSI), `migration`. `pki` holds ca.pem, cert.pem and key.pem."""
+    """`addresses`: `management`, `storage` (iSCSI), `migration`. `pki` holds ca.pem, cert.pem and key.pem.
+
+    `allow_unsandboxed`: on a machine whose QEMU has no sandbox VMs run without one; off, none is started there.
+    """
 
     name: str
     bus_url: str = ""
@@ -65,6 +71,7 @@ class AgentConfig(Frozen):
     state: Path = Path("/var/lib/serai")
     run: Path = Path("/run/serai")
     image_cache: Path = Path("/var/cache/serai/images")
+    allow_unsandboxed: bool = False
 
 
 class HostParts:
@@ -87,7 +94,7 @@ class HostParts:
             journal = Journal.open(paths.journal)
             stack.callback(journal.close)
             records = Records(journal)
-            hypervisor = registry.hypervisor(paths)
+            hypervisor = registry.hypervisor(paths, allow_unsandboxed=config.allow_unsandboxed)
             network = registry.network()
             await network.start()
             stack.push_async_callback(network.close)
@@ -102,7 +109,7 @@ class HostParts:
                 clock=self._clock,
                 tasks=self._tasks,
                 records=records,
-                facts=self._facts(await hypervisor.facts()),
+                facts=self._facts(await self._find_out(hypervisor)),
                 storage=storage,
             )
             kit = Kit(
@@ -137,6 +144,7 @@ class HostParts:
             journal.append("machine", "boot", {"id": boot})
             self._repeat("journal-tidy", functools.partial(_tidy, journal, vms), TIDY_PERIOD)
             ready.set()
+            self._tasks.start(self._look_again(hypervisor, agent), "look-again")
             await asyncio.Event().wait()
 
     def _make_folders(self, tls: TlsFiles) -> None:
@@ -172,6 +180,27 @@ class HostParts:
     def _repeat(self, name: str, work: Callable[[], Awaitable[None]], period: float) -> None:
         self._tasks.start(Reconciler(name, work, period=period, clock=self._clock).run(), name)
 
+    async def _find_out(self, hypervisor: Hypervisor) -> HypervisorFacts:
+        """What this machine can do, with a warning for all that it lacks; asked until there is an answer."""
+        while True:
+            try:
+                facts = await hypervisor.facts()
+                break
+            except UnavailableError as error:
+                log.warning("%s", error)
+                await self._clock.sleep(ASK_AGAIN)
+        _warn(facts.abilities)
+        return facts
+
+    async def _look_again(self, hypervisor: Hypervisor, agent: HostAgent) -> None:
+        """What an earlier agent met at a bad moment may be there after all; nobody waits for this."""
+        before, facts = await hypervisor.facts(), await hypervisor.look_again()
+        if facts.accel != before.accel:
+            log.info("guests that start from now on run on %s", facts.accel)
+        elif facts != before:
+            _warn([ability for ability in facts.abilities if ability not in before.abilities])
+        agent.renew(self._facts(facts))
+
     def _facts(self, facts: HypervisorFacts) -> HostFacts:
         return HostFacts(
             cpus=os.cpu_count() or 1,
@@ -180,7 +209,9 @@ class HostParts:
             qemu_version=facts.version,
             machine_types=facts.machine_types,
             migration_capabilities=facts.migration_capabilities,
+            suppress_vmdesc=facts.suppress_vmdesc,
             cpu_model=facts.cpu_model,
+            cpu_flags=facts.cpu_flags,
             addresses=self._config.addresses,
             abilities=facts.abilities,
             agent_version=importlib.metadata.version("serai"),
@@ -194,6 +225,12 @@ class HostParts:
         ask = TicketRedeem(ticket=ticket, holder=peer, server=f"host.{self._config.name}")
         answer = await self._bus.request(Subjects.redeem(self._config.name), dump(ask), timeout=10.0)
         return TicketRedeemed.model_validate_json(answer).ticket
+
+
+def _warn(abilities: Iterable[Ability]) -> None:
+    for ability in abilities:
+        if not ability.found:
+            log.warning("%s: %s. %s", ability.name, ability.detail, ability.remedy)
 
 
 async def _tidy(journal: Journal, vms: Vms) -> None:

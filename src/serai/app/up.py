@@ -38,12 +38,15 @@ READY = 60.0
 
 
 class UpConfig(Frozen):
-    """`listen` is where the API is beside its socket: loopback unless told otherwise."""
+    """`listen` is where the API is beside its socket: loopback unless told otherwise. `allow_unsandboxed`: see the
+    agent's configuration.
+    """
 
     name: str
     state: Path = Path("/var/lib/serai")
     run: Path = Path("/run/serai")
     listen: str | None = "127.0.0.1:7440"
+    allow_unsandboxed: bool = False
 
     @property
     def socket(self) -> Path:
@@ -91,6 +94,7 @@ async def serve(config: UpConfig, frame: service.Service) -> None:
         addresses={"management": LOOPBACK, "storage": LOOPBACK, "migration": LOOPBACK},
         state=config.state,
         run=config.run,
+        allow_unsandboxed=config.allow_unsandboxed,
     )
     try:
         async with running(controller, bus, standard_extras(tls)) as parts:

@@ -91,8 +91,11 @@ def room_for_cpus(spec: VmSpec, machine: str) -> int:
     return max(spec.cpus, min(64, max(4, spec.cpus * MAX_CPUS_FACTOR)))
 
 
-def check_machine(machine: str, facts: HostFacts, source: HostFacts | None) -> None:
-    """A host can run, or receive, this machine type. Raises ConflictError, before anything is prepared."""
+def check_machine(machine: str, facts: HostFacts, source: HostFacts | None, *, runs_on: str | None = None) -> None:
+    """A host can run, or receive from `source`, this machine type. Raises ConflictError, before anything is prepared.
+
+    `runs_on` is the acceleration that the VM runs with now; none: what its source has.
+    """
     if machine not in facts.machine_types:
         raise ConflictError(
             f"the host's QEMU {facts.qemu_version} has no machine type {machine}",
@@ -110,12 +113,45 @@ def check_machine(machine: str, facts: HostFacts, source: HostFacts | None) -> N
             value=machine,
             remedy="Upgrade one of the hosts, or stop the VM and start it there.",
         )
-    if source.accel != facts.accel:
+    accel = runs_on or source.accel
+    if accel != facts.accel:
         raise ConflictError(
-            f"the VM runs with {source.accel}, the destination has {facts.accel}",
+            f"the VM runs with {accel}, the destination has {facts.accel}",
             field="to",
-            remedy="Choose a host with the same acceleration.",
+            remedy="Choose a host with the same acceleration, or stop the VM and start it there.",
         )
+    if accel == "kvm":
+        _check_processor(source, facts)
+    elif _release(facts.qemu_version) < _release(source.qemu_version):
+        raise ConflictError(
+            f"an emulated VM has the processor that its QEMU emulates, and {facts.qemu_version} emulates less than "
+            f"{source.qemu_version}",
+            field="to",
+            remedy="Upgrade QEMU there, or choose another host.",
+        )
+
+
+def _check_processor(source: HostFacts, facts: HostFacts) -> None:
+    """On KVM a guest has its host's own processor: the other host's must be no other, and lack nothing."""
+    if source.cpu_model != facts.cpu_model:
+        raise ConflictError(
+            f"the VM has its host's processor, {source.cpu_model or 'unknown'}, and the destination's is "
+            f"{facts.cpu_model or 'unknown'}",
+            field="to",
+            remedy="Choose a host with the same processor, or stop the VM and start it there.",
+        )
+    lacks = sorted(set(source.cpu_flags) - set(facts.cpu_flags))
+    if lacks:
+        raise ConflictError(
+            f"the destination's processor lacks {', '.join(lacks)}, which the VM's host has",
+            field="to",
+            remedy="Choose another host, or bring both to the same microcode and firmware settings.",
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor number: what is fixed in between changes no processor."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def launch(parts: Parts, *, epoch: int, accel: str, machine: str, secret: bytes) -> Launch:

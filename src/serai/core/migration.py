@@ -15,6 +15,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from serai.schema.errors import ConflictError
+from serai.schema.host import HostFacts
 from serai.schema.vm import Vm
 
 PENDING = "pending-restart"
@@ -146,6 +147,8 @@ DESTINATION: dict[tuple[DestinationPhase, DestinationEvent], DestinationPhase] =
     **{(D.ABANDONED, event): D.ABANDONED for event in W},
 }
 
+NEEDED = ("events", "pause-before-switchover")
+"""Without these nothing moves."""
 CAPABILITIES: dict[str, bool] = {
     "events": True,
     "pause-before-switchover": True,
@@ -156,13 +159,22 @@ CAPABILITIES: dict[str, bool] = {
 """What both ends set, where QEMU has it. `return-path` off is part of the argument in this module's docstring."""
 
 
-def agreed_capabilities(source: list[str], destination: list[str]) -> dict[str, bool]:
-    """CAPABILITIES as far as both QEMUs know them. Raises ConflictError if one lacks what the protocol stands on."""
-    for needed in ("events", "pause-before-switchover"):
-        for end, has in (("source", source), ("destination", destination)):
-            if needed not in has:
-                raise ConflictError(f"the {end}'s QEMU has no {needed}", remedy="Install QEMU 7.2 or newer there.")
-    return {name: wanted for name, wanted in CAPABILITIES.items() if name in source and name in destination}
+def agreed_capabilities(source: HostFacts, destination: HostFacts) -> dict[str, bool]:
+    """CAPABILITIES as far as both QEMUs know them. Raises ConflictError if one lacks what the protocol stands on.
+
+    `suppress-vmdesc` is an option of the machine, not a capability; the commit point rests on it all the same.
+    """
+    for end, facts in (("source", source), ("destination", destination)):
+        lacks = [name for name in NEEDED if name not in facts.migration_capabilities]
+        lacks += [] if facts.suppress_vmdesc else ["suppress-vmdesc"]
+        if lacks:
+            raise ConflictError(
+                f"the {end}'s QEMU {facts.qemu_version} has no {' and no '.join(lacks)}, on which a safe move rests",
+                field="to",
+                remedy="Install QEMU 7.2 or newer there, and start its agent again.",
+            )
+    both = set(source.migration_capabilities) & set(destination.migration_capabilities)
+    return {name: wanted for name, wanted in CAPABILITIES.items() if name in both}
 
 
 def check_nothing_pending(vm: Vm) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from serai.core.launch import check_machine, pin_machine
+from serai.core.migration import agreed_capabilities
 from serai.schema.errors import (
     CapacityError,
     ConflictError,
@@ -22,7 +23,7 @@ from serai.schema.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from serai.schema.host import Host, HostFacts, HostState
+from serai.schema.host import SANDBOX_ABILITY, Host, HostFacts, HostState
 from serai.schema.units import format_size
 from serai.schema.vm import Vm, VmSpec
 
@@ -69,7 +70,10 @@ def objection(spec: VmSpec, host: Host, local: Collection[str] | None, *, pinned
 
 
 def _lack_of_machine(spec: VmSpec, facts: HostFacts) -> str | None:
-    """Why this host's QEMU cannot be the VM's machine: the pinned type, or else any of the kind."""
+    """Why this host's QEMU cannot be the VM's machine: it has no sandbox, not the pinned type, none of the kind."""
+    sandbox = facts.missing(SANDBOX_ABILITY)
+    if sandbox is not None and sandbox.required:
+        return f"starts no VMs: {sandbox.detail}"
     if spec.machine_type is not None:
         return None if spec.machine_type in facts.machine_types else f"has no {spec.machine_type} machine in its QEMU"
     try:
@@ -84,7 +88,8 @@ def _unlike(vm: Vm, source: Host | None, host: Host) -> str | None:
     if vm.spec.machine_type is None or source is None or source.status.facts is None or host.status.facts is None:
         return None
     try:
-        check_machine(vm.spec.machine_type, host.status.facts, source.status.facts)
+        check_machine(vm.spec.machine_type, host.status.facts, source.status.facts, runs_on=vm.status.accel)
+        agreed_capabilities(source.status.facts, host.status.facts)
     except ConflictError as error:
         return f"differs too much: {error.info.message}"
     return None

@@ -95,6 +95,11 @@ class HostAgent:
         self._bus.on_reconnect(self._hello_and_report)
         self._tasks.start(self._report_forever(), "report")
 
+    def renew(self, facts: HostFacts) -> None:
+        """Tell these facts with the next report, if they are news."""
+        if facts != self._facts:
+            self._facts, self._welcomed = facts, False
+
     async def leave(self) -> None:
         """Stop taking commands; VMs go on."""
         for subscription in self._subscriptions:
@@ -132,10 +137,11 @@ class HostAgent:
     async def _hello_and_report(self) -> None:
         try:
             if not self._welcomed:
+                facts = self._facts
                 await self._bus.request(
-                    Subjects.hello(self._name), dump(Hello(host=self._name, facts=self._facts)), timeout=5.0
+                    Subjects.hello(self._name), dump(Hello(host=self._name, facts=facts)), timeout=5.0
                 )
-                self._welcomed = True
+                self._welcomed = facts is self._facts
             if self._is_whole():
                 await self.report_all()
         except UnavailableError as error:

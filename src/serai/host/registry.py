@@ -48,9 +48,9 @@ def image_importer() -> ImageImporter:
     return importer
 
 
-def hypervisor(paths: HostPaths) -> Hypervisor:
+def hypervisor(paths: HostPaths, *, allow_unsandboxed: bool) -> Hypervisor:
     """QEMU, run by its own user."""
-    return QemuHypervisor(paths.state, user=QEMU_USER)
+    return QemuHypervisor(paths.state, user=QEMU_USER, allow_unsandboxed=allow_unsandboxed)
 
 
 def network() -> NetworkDriver:

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from serai.schema.resource import Frozen, Name, Resource
 
+KVM_ABILITY = "kvm"
+SANDBOX_ABILITY = "qemu-sandbox"
+
 
 class Ability(Frozen):
     """One thing that a probe looked for on this machine. `remedy` says what to install or change when it is missing."""
@@ -21,7 +24,10 @@ class Ability(Frozen):
 
 
 class HostFacts(Frozen):
-    """What an agent measured of its machine. `memory` in bytes; `accel` is what a guest was really seen to run on."""
+    """What an agent measured of its machine. `memory` in bytes; `accel` is what a guest was really seen to run on.
+
+    `suppress_vmdesc`: QEMU's migration stream ends with its end mark; without that nothing moves to or from this host.
+    """
 
     cpus: int
     memory: int
@@ -29,11 +35,26 @@ class HostFacts(Frozen):
     qemu_version: str
     machine_types: list[str] = Field(default_factory=list)
     migration_capabilities: list[str] = Field(default_factory=list)
+    suppress_vmdesc: bool = False
     cpu_model: str = ""
+    cpu_flags: list[str] = Field(default_factory=list)
+    """As the kernel names them; those of the first processor."""
     addresses: dict[str, str] = Field(default_factory=dict)
     """Role to address: `management`, `migration`, `storage`."""
     abilities: list[Ability] = Field(default_factory=list)
     agent_version: str = ""
+
+    def missing(self, name: str) -> Ability | None:
+        """The ability of that name, if it was looked for and not found."""
+        return next((one for one in self.abilities if one.name == name and not one.found), None)
+
+    @property
+    def emulated(self) -> str:
+        """That guests are emulated here, and why; empty where they run on KVM."""
+        if self.accel == "kvm":
+            return ""
+        kvm = self.missing(KVM_ABILITY)
+        return f"emulated ({self.accel})" + (f": {kvm.detail}" if kvm is not None else "")
 
 
 class HostState(StrEnum):

@@ -19,6 +19,7 @@ from serai.client.http import Client
 from serai.lib import namespace, process
 from serai.lib.ids import new_id
 from serai.schema.errors import SeraiError
+from serai.schema.host import Host
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import Job, JobState
 from serai.schema.vm import DiskSpec, Vm, VmCreate, VmSpec, VmState, VnicSpec
@@ -46,6 +47,11 @@ class Machine:
             assert self.child.alive, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             await asyncio.sleep(0.1)
+
+    def warned(self) -> bool:
+        """This start has said that guests run emulated, and why."""
+        lines = self.log.read_text().splitlines()
+        return any("level=warning" in line and "kvm: " in line and "emulated (TCG)" in line for line in lines)
 
     async def end(self, number: signal.Signals) -> None:
         assert self.child is not None
@@ -98,6 +104,9 @@ async def test_a_vm_outlives_it_however_it_ends(machine: Machine) -> None:
         )
         await done(client, await client.call("vm.create", body=VmCreate(name="v1", spec=spec)))
         vm: Vm = await client.call("vm.show", "v1")
+        host: Host = await client.call("host.show", "solo")
+        assert host.status.facts is not None
+        assert machine.warned() is (host.status.facts.accel == "tcg")
         address = str(vm.spec.vnics[0].ip)
         await machine.answers(address)
     for how in (signal.SIGTERM, signal.SIGKILL):
@@ -107,6 +116,7 @@ async def test_a_vm_outlives_it_however_it_ends(machine: Machine) -> None:
         async with machine.client() as client:
             again: Vm = await client.call("vm.show", "v1")
             assert (again.status.state, again.status.pid) == (VmState.RUNNING, vm.status.pid)
+        assert machine.warned() is (host.status.facts.accel == "tcg")
     async with machine.client() as client:
         with pytest.raises(SeraiError):
             await client.call("pool.delete", "local")

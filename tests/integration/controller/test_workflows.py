@@ -50,6 +50,7 @@ FACTS = HostFacts(
     qemu_version="10.0",
     machine_types=["pc-q35-10.0"],
     migration_capabilities=["events", "pause-before-switchover", "late-block-activate"],
+    suppress_vmdesc=True,
     addresses={"management": "10.0.0.1", "storage": "10.0.0.1", "migration": "10.0.0.1"},
 )
 PLAIN: dict[Kind, BaseModel] = {

@@ -73,7 +73,14 @@ class World:
     async def host(self, name: str, *, memory: int = 8 * GIB, online: bool = True, target: bool = True) -> None:
         ability = Ability(name="iscsi-target", found=target, detail="tgtd is not installed", remedy="apt install tgt")
         facts = HostFacts(
-            cpus=4, memory=memory, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"], abilities=[ability]
+            cpus=4,
+            memory=memory,
+            accel="tcg",
+            qemu_version="10.0",
+            machine_types=["pc-q35-10.0"],
+            migration_capabilities=["events", "pause-before-switchover"],
+            suppress_vmdesc=True,
+            abilities=[ability],
         )
         state = HostState.ONLINE if online else HostState.OFFLINE
         async with self.store.transaction() as tx:

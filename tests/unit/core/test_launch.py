@@ -205,6 +205,9 @@ def test_a_host_without_the_machine_is_refused(kind: MachineKind) -> None:
         ("pc-q35-11.0", {}, None, "spec.machine_type"),
         ("microvm", {"qemu_version": "10.0.0"}, {"qemu_version": "7.2.0"}, "spec.machine"),
         ("pc-q35-7.2", {"accel": "tcg"}, {"accel": "kvm"}, "to"),
+        ("pc-q35-7.2", {"qemu_version": "7.2.19"}, {"qemu_version": "10.0.2"}, "to"),
+        ("pc-q35-7.2", {"accel": "kvm", "cpu_model": "new"}, {"accel": "kvm", "cpu_model": "old"}, "to"),
+        ("pc-q35-7.2", {"accel": "kvm", "cpu_flags": ["fpu"]}, {"accel": "kvm", "cpu_flags": ["avx", "fpu"]}, "to"),
     ],
 )
 def test_what_cannot_run_there_is_refused_with_a_remedy(
@@ -220,3 +223,15 @@ def test_what_can_run_there_is_let_through() -> None:
     plan.check_machine("pc-q35-7.2", facts(), None)
     plan.check_machine("pc-q35-7.2", facts(), facts(qemu_version="7.2.0"))
     plan.check_machine("microvm", facts(), facts())
+    # Emulated, the processors of the hosts do not matter; on KVM, QEMU's version does not.
+    plan.check_machine("pc-q35-7.2", facts(cpu_model="new", cpu_flags=[]), facts(cpu_model="old", cpu_flags=["avx"]))
+    on_kvm = {"accel": "kvm", "cpu_model": "same"}
+    plan.check_machine("pc-q35-7.2", facts(qemu_version="7.2.19", **on_kvm), facts(**on_kvm))
+    plan.check_machine("pc-q35-7.2", facts(cpu_flags=["avx", "fpu"], **on_kvm), facts(cpu_flags=["fpu"], **on_kvm))
+    plan.check_machine("pc-q35-7.2", facts(qemu_version="10.0.1"), facts(qemu_version="10.0.2"))
+
+
+def test_what_a_vm_runs_with_counts_not_what_its_host_has_by_now() -> None:
+    plan.check_machine("pc-q35-7.2", facts(accel="tcg"), facts(accel="kvm"), runs_on="tcg")
+    with pytest.raises(ConflictError, match="runs with tcg, the destination has kvm"):
+        plan.check_machine("pc-q35-7.2", facts(accel="kvm"), facts(accel="kvm"), runs_on="tcg")

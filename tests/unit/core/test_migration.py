@@ -18,6 +18,7 @@ from serai.core.migration import (
     source_step,
 )
 from serai.schema.errors import ConflictError
+from serai.schema.host import HostFacts
 
 
 @given(st.lists(st.sampled_from(SourceEvent), max_size=30))
@@ -73,9 +74,35 @@ def test_the_destination_decides_once() -> None:
     assert DESTINATION[DestinationPhase.PREPARED, DestinationEvent.LOADED] is DestinationPhase.COMMITTED
 
 
+def facts(*capabilities: str, suppress_vmdesc: bool = True) -> HostFacts:
+    return HostFacts(
+        cpus=1,
+        memory=1 << 30,
+        accel="tcg",
+        qemu_version="9.9",
+        migration_capabilities=list(capabilities),
+        suppress_vmdesc=suppress_vmdesc,
+    )
+
+
+EVERYTHING = facts("events", "pause-before-switchover", "return-path", "multifd", "auto-converge")
+
+
 def test_capabilities() -> None:
-    everything = ["events", "pause-before-switchover", "return-path", "multifd", "auto-converge"]
-    agreed = agreed_capabilities(everything, ["events", "pause-before-switchover", "return-path"])
+    agreed = agreed_capabilities(EVERYTHING, facts("events", "pause-before-switchover", "return-path"))
     assert agreed == {"events": True, "pause-before-switchover": True, "return-path": False}
-    with pytest.raises(ConflictError):
-        agreed_capabilities(everything, ["events"])
+
+
+@pytest.mark.parametrize(
+    ("poor", "words"),
+    [
+        (facts("events"), "no pause-before-switchover"),
+        (facts("pause-before-switchover"), "no events"),
+        (facts("events", "pause-before-switchover", suppress_vmdesc=False), "no suppress-vmdesc"),
+    ],
+)
+def test_an_end_without_what_a_safe_move_rests_on_is_refused(poor: HostFacts, words: str) -> None:
+    for source, destination, end in ((poor, EVERYTHING, "source"), (EVERYTHING, poor, "destination")):
+        with pytest.raises(ConflictError, match=f"the {end}'s QEMU 9.9 has {words}") as caught:
+            agreed_capabilities(source, destination)
+        assert caught.value.info.remedy

@@ -19,7 +19,7 @@ from serai.schema.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
+from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.vm import Vm, VmSpec, VmStatus
 
 GIB = 1 << 30
@@ -29,7 +29,13 @@ MACHINES = ["pc-q35-9.2", "pc-q35-10.0", "microvm"]
 
 def host(name: str, memory: int = 8, committed: int = 0, *, online: bool = True, cpus: int = 0, **spec: Any) -> Host:
     facts = HostFacts(
-        cpus=4, memory=memory * GIB, accel="tcg", qemu_version="10.0", machine_types=spec.pop("machines", MACHINES)
+        cpus=4,
+        memory=memory * GIB,
+        accel="tcg",
+        qemu_version="10.0",
+        machine_types=spec.pop("machines", MACHINES),
+        migration_capabilities=["events", "pause-before-switchover"],
+        suppress_vmdesc=True,
     )
     return Host(
         name=name,
@@ -156,13 +162,51 @@ def test_a_host_without_the_machine_is_out() -> None:
     assert caught.value.info.remedy
 
 
+def other(found: Host, **facts: Any) -> Host:
+    """The host with other facts."""
+    assert found.status.facts is not None
+    changed = found.status.facts.model_copy(update=facts)
+    return found.model_copy(update={"status": found.status.model_copy(update={"facts": changed})})
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"qemu_version": "7.2"}, "7.2 emulates less than 10.0"),
+        ({"suppress_vmdesc": False}, "the destination's QEMU 10.0 has no suppress-vmdesc"),
+        ({"migration_capabilities": ["events"]}, "has no pause-before-switchover"),
+        ({"accel": "kvm"}, "runs with tcg, the destination has kvm"),
+    ],
+)
+def test_a_running_vm_does_not_go_where_a_move_is_not_safe(facts: dict[str, Any], words: str) -> None:
+    moving = vm(on="h1", machine_type="pc-q35-10.0")
+    hosts = [host("h1"), other(host("h2"), **facts), host("h3", committed=4)]
+    choice = choose_destination(moving, hosts, None)
+    assert choice.host == "h3"
+    assert words in choice.others["h2"]
+    with pytest.raises(ConflictError, match=words) as caught:
+        choose_destination(moving, hosts, "h2")
+    assert (caught.value.info.field, caught.value.info.value) == ("to", "h2")
+    # Stopped, it may start there.
+    assert place(moving, hosts[1:2]).host == "h2"
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_host_whose_qemu_has_no_sandbox_is_out_unless_that_is_allowed(required: bool) -> None:
+    lack = Ability(name="qemu-sandbox", found=False, detail="it refuses", required=required)
+    open_host = other(host("h1"), abilities=[lack])
+    choice = place(vm(), [open_host, host("h2", committed=4)])
+    assert choice.host == ("h2" if required else "h1")
+    if required:
+        assert choice.others == {"h1": "starts no VMs: it refuses"}
+        with pytest.raises(UnsupportedError, match="starts no VMs"):
+            place(vm(), [open_host])
+
+
 def test_a_running_vm_goes_where_its_machine_is_the_same() -> None:
     moving = vm(on="h1", machine="microvm", machine_type="microvm")
-    other = host("h2")
-    assert other.status.facts is not None
-    facts = other.status.facts.model_copy(update={"qemu_version": "7.2"})
-    other = other.model_copy(update={"status": other.status.model_copy(update={"facts": facts})})
-    hosts = [host("h1"), other, host("h3", committed=4), host("h4", machines=["pc-q35-10.0"])]
+    old = other(host("h2"), qemu_version="7.2")
+    hosts = [host("h1"), old, host("h3", committed=4), host("h4", machines=["pc-q35-10.0"])]
     assert choose_destination(moving, hosts, None).host == "h3"
     for wanted, words in (("h2", "from 10.0 to 7.2"), ("h4", "has no microvm machine")):
         with pytest.raises(ConflictError, match=words) as caught:

@@ -46,6 +46,7 @@ from serai.schema.host import HostFacts
 from serai.schema.messages import (
     COMMANDS,
     Command,
+    Hello,
     HostReport,
     Kind,
     Reply,
@@ -179,8 +180,8 @@ class Host:
             ask_verdict=self._ask_verdict,
             disk_path=storage.disk_path,
             image_file=images.checked_file,
-            migration_address=self.name,
             write_seed=write_seed,
+            migration_address=self.name,
             tls_hostname=self.name,
             qemu_user=None,
         )
@@ -300,6 +301,7 @@ class Ground:
         """The most copies of one VM that ever ran at once."""
         self.reports: list[VmReport] = []
         self.host_reports: list[HostReport] = []
+        self.hellos: list[Hello] = []
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -325,6 +327,7 @@ class Ground:
         self.host_reports.append(HostReport.model_validate_json(message.payload))
 
     async def _on_hello(self, message: Any) -> bytes:
+        self.hellos.append(Hello.model_validate_json(message.payload))
         return dump(Welcome(host_id="a" * 12, time=self.clock.now()))
 
     async def _watch(self) -> None:

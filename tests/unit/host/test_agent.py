@@ -17,7 +17,7 @@ from serai.schema.messages import Kind, VmConfigure, VmRelease, VmSignal, VmStar
 from serai.schema.vm import RestartPolicy, VmState
 from serai.schema.volume import PoolStatus
 
-from .conftest import VM, Ground, Host, make_launch
+from .conftest import FACTS, VM, Ground, Host, make_launch
 
 
 def start(**changes: object) -> VmStart:
@@ -244,6 +244,17 @@ async def test_reports_come_and_name_leases(ground: Ground, h1: Host) -> None:
     await ground.until(lambda: any(report.vms for report in ground.host_reports))
     newest = ground.host_reports[-1]
     assert [(row.vm, row.epoch, row.claim) for row in newest.leases] == [(VM, 1, Claim.HELD)]
+
+
+async def test_facts_that_changed_are_told_with_a_new_hello(ground: Ground, h1: Host) -> None:
+    await ground.until(lambda: len(ground.hellos) == 1)
+    h1.agent.renew(FACTS)
+    reports = len(ground.host_reports)
+    await ground.until(lambda: len(ground.host_reports) > reports + 1)
+    assert len(ground.hellos) == 1
+    h1.agent.renew(FACTS.model_copy(update={"accel": "kvm"}))
+    await ground.until(lambda: len(ground.hellos) == 2)
+    assert [hello.facts.accel for hello in ground.hellos] == ["tcg", "kvm"]
 
 
 async def test_a_report_that_fails_does_not_end_the_reports(

@@ -38,9 +38,9 @@ def _vm(item: Any) -> Iterator[tuple[str, str]]:
 def _host(facts: Any) -> Iterator[tuple[str, str]]:
     for role, address in facts.addresses.items():
         yield f"{role.capitalize()} address", address
-    missing = [ability.name for ability in facts.abilities if not ability.found]
-    if missing:
-        yield "Missing abilities", ", ".join(missing) + " (serai doctor on that host says more)"
+    for ability in facts.abilities:
+        if not ability.found:
+            yield f"No {ability.name}", " ".join(part for part in (f"{ability.detail}.", ability.remedy) if part)
 
 
 def _job(item: Any) -> Iterator[tuple[str, str]]:

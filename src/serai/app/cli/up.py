@@ -17,6 +17,9 @@ def up(
     state: Annotated[Path, typer.Option(help="Where its state is.")] = Path("/var/lib/serai"),
     run: Annotated[Path, typer.Option(help="Where its sockets are.")] = Path("/run/serai"),
     listen: Annotated[str, typer.Option(help="Where the API listens beside its socket.")] = "127.0.0.1:7440",
+    allow_unsandboxed: Annotated[
+        bool, typer.Option("--allow-unsandboxed", help="Start VMs even where QEMU has no sandbox: less safe.")
+    ] = False,
 ) -> None:
     """Run controller and agent on this machine, in one process, until it is stopped.
 
@@ -31,5 +34,7 @@ def up(
     from serai.app.up import UpConfig, own_name, serve
     from serai.lib import service
 
-    config = UpConfig(name=name or own_name(), state=state, run=run, listen=listen or None)
+    config = UpConfig(
+        name=name or own_name(), state=state, run=run, listen=listen or None, allow_unsandboxed=allow_unsandboxed
+    )
     sys.exit(service.run("serai", lambda frame: serve(config, frame)))

@@ -169,6 +169,8 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
         report = await _send_start(office, ctx, vm, lease, await _start_command(office, ctx, parts, lease))
     await office.shelf.started(report)
     ctx.result = {"host": lease.host, "state": report.state, "accel": report.accel, "addresses": addresses(vm)}
+    if report.accel != "kvm" and facts.emulated:
+        ctx.result["warning"] = facts.emulated
 
 
 async def _start_command(office: Office, ctx: JobContext, parts: ForLaunch, lease: Lease) -> VmStart:

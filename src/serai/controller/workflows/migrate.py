@@ -100,13 +100,13 @@ def _decide(found: ForPlacing, wanted: str | None) -> dict[str, Any]:
     choice = choose_destination(vm, found.hosts, wanted, found.local)
     by_name = {host.name: host for host in found.hosts}
     source, destination = facts_of(by_name[lease.host]), facts_of(by_name[choice.host])
-    plan.check_machine(vm.spec.machine_type or "", destination, source)
+    plan.check_machine(vm.spec.machine_type or "", destination, source, runs_on=vm.status.accel)
     return {
         "source": lease.host,
         "source_epoch": lease.epoch,
         "to": choice.host,
         "why": choice.why,
-        "capabilities": agreed_capabilities(source.migration_capabilities, destination.migration_capabilities),
+        "capabilities": agreed_capabilities(source, destination),
     }
 
 

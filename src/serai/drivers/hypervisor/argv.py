@@ -35,6 +35,7 @@ from serai.drivers.hypervisor.base import Placing
 from serai.schema.attach import Disk, FileDisk, IscsiDisk, Launch, VnicAttachment
 from serai.schema.errors import InvalidError
 
+BINARY = "qemu-system-x86_64"
 MICROVM = "microvm"
 PLUGGABLE = 4
 """Disks and VNICs with an index below this have a root port of their own."""
@@ -53,7 +54,7 @@ Json = dict[str, Any]
 class Features:
     """What this machine's QEMU was seen to have."""
 
-    binary: str = "qemu-system-x86_64"
+    binary: str = BINARY
     suppress_vmdesc: bool = True
     """Nothing may follow the end mark of a migration stream: the commit point rests on that, see core/migration.py."""
     sandbox: bool = True

@@ -146,11 +146,15 @@ class ExitInfo:
 
 @dataclass(frozen=True, slots=True)
 class HypervisorFacts:
-    """What the hypervisor on this machine was seen to do. `accel` is what a guest really ran on: `kvm` or `tcg`."""
+    """What the hypervisor on this machine was seen to do. `accel` is what a guest really ran on: `kvm` or `tcg`.
+
+    `suppress_vmdesc`: a migration stream ends with its end mark; the commit point of a move rests on that.
+    """
 
     version: str
     machine_types: list[str]
     migration_capabilities: list[str]
+    suppress_vmdesc: bool
     accel: str
     cpu_model: str
     cpu_flags: list[str]
@@ -271,13 +275,21 @@ class Hypervisor(Protocol):
     """What starts and finds machines on this host."""
 
     async def facts(self) -> HypervisorFacts:
-        """What was found out about this machine; probed once, then remembered."""
+        """What was found out about this machine; probed once, then remembered. UnavailableError: it did not answer in
+        time, nothing is known; ask again.
+        """
+        ...
+
+    async def look_again(self) -> HypervisorFacts:
+        """Try once more what an earlier process found missing and may have met at a bad moment; the facts since."""
         ...
 
     async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> Machine:
         """Start a VM, or with `incoming` (then always paused) an empty one to migrate into.
 
         Returns when QEMU answers. On any error nothing is left running. HostError has QEMU's own words.
+        UnsupportedError: QEMU has no sandbox here and the agent's configuration does not allow that, or it could not
+        receive a move safely.
         """
         ...
 

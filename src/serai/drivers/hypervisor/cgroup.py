@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from serai.schema.host import Ability
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,32 @@ def hierarchies(root: Path = ROOT) -> Hierarchies:
         names[:1] = ["cpu", "cpuacct"]
     v1 = [root / name for name in names if (root / name / "cgroup.procs").is_file()]
     return Hierarchies(1, tuple(v1)) if v1 else Hierarchies(0, ())
+
+
+def ability(found: Hierarchies | None = None) -> Ability:
+    """Whether VMs get groups of their own, seen by making one in each hierarchy."""
+    name = "control-groups"
+    found = found or hierarchies()
+    if not found.version:
+        return Ability(
+            name=name,
+            found=False,
+            detail=f"no hierarchy is mounted below {ROOT}: VMs run in the agent's own group",
+            remedy="Mount it, as systemd does: 'mount -t cgroup2 none /sys/fs/cgroup'.",
+        )
+    try:
+        for root in found.roots:
+            Path(tempfile.mkdtemp(prefix="serai-probe-", dir=root)).rmdir()
+    except OSError as error:
+        return Ability(
+            name=name,
+            found=False,
+            detail=f"v{found.version} is mounted, but no group can be made in {root} ({error.strerror}): "
+            "VMs run in the agent's own group",
+            remedy="Run the agent as root where /sys/fs/cgroup can be written to; in a container it often cannot.",
+        )
+    where = "" if found.version == 2 else f" ({', '.join(root.name for root in found.roots)})"
+    return Ability(name=name, found=True, detail=f"each VM gets a group of its own: v{found.version}{where}")
 
 
 def join(pid: int, parent: str, name: str, found: Hierarchies | None = None) -> list[Path]:

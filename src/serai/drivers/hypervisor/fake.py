@@ -456,11 +456,15 @@ class FakeHypervisor:
             version="10.0.0",
             machine_types=list(MACHINES),
             migration_capabilities=list(CAPABILITIES),
+            suppress_vmdesc=True,
             accel="tcg",
             cpu_model="fake",
             cpu_flags=[],
             abilities=[Ability(name="qemu", found=True, detail="a fake", required=True)],
         )
+
+    async def look_again(self) -> HypervisorFacts:
+        return await self.facts()
 
     async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> FakeMachine:
         present = self.world.processes.get(placing.run_dir)

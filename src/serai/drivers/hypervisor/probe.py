@@ -1,9 +1,10 @@
-"""What QEMU on this machine can do, found out by asking it and, for KVM, by running a guest to its end.
+"""What QEMU on this machine can do, found out by asking it and, for KVM, by running a guest to its end (kvm.py).
 
-That /dev/kvm opens proves nothing: on some machines guests crawl on it and never boot. So a guest of 64 KiB, its own
-firmware, computes, does port I/O, and ends QEMU with a known code; where that takes longer than `KVM_TIMEOUT`, KVM is
-not used. Everything is asked of QEMU itself; a version number decides nothing. What was found is remembered in the
-state folder until the kernel, the processor, /dev/kvm's rights or QEMU's binary change.
+Everything is asked of QEMU itself; a version number decides nothing. That it has no sandbox is believed only of a QEMU
+that says so as it gives up: one that does not answer in time has said nothing, nothing is remembered of it, and it is
+asked again at the next need. What was found is remembered in the state folder until the kernel, the processor,
+/dev/kvm's rights or QEMU's binary change. That guests do not run on KVM is remembered so that the agent starts at once,
+and tried again behind it at each start of the agent (`look_again`): it may have been a bad moment.
 """
 
 from __future__ import annotations
@@ -16,65 +17,127 @@ import json
 import logging
 import platform
 import shutil
+import signal
 import socket
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serai.drivers.hypervisor.argv import SANDBOX, Features
+from serai.drivers.hypervisor import cgroup, kvm
+from serai.drivers.hypervisor.argv import BINARY, SANDBOX, Features
 from serai.drivers.hypervisor.base import HypervisorFacts, QmpError
-from serai.drivers.hypervisor.identity import KVM, accel_groups, owner
+from serai.drivers.hypervisor.identity import KVM, owner
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.lib import atomicfile
-from serai.lib.process import ProgramMissingError, spawn
-from serai.schema.errors import SeraiError
-from serai.schema.host import Ability
+from serai.lib.process import Child, ProgramMissingError, spawn
+from serai.schema.errors import HostError, SeraiError, UnavailableError
+from serai.schema.host import SANDBOX_ABILITY, Ability
 
 log = logging.getLogger(__name__)
 
-BINARY = "qemu-system-x86_64"
 USER = "serai-qemu"
 MEMORY_FILE = "hypervisor.json"
-FORMAT = 1
-KVM_TIMEOUT = 2.0
-KNOWN_END = 33
-"""isa-debug-exit turns the 0x10 that the guest writes into this exit code."""
+FORMAT = 2
+LAST_WORDS = 2.0
+"""Seconds for a QEMU that hung up to end; until then it has not given up, it is silent."""
 Q35_OPTIONS = ("vmport", "hpet", "sata", "smbus", "smm")
 NEEDED_CAPABILITIES = ("events", "pause-before-switchover")
+ALLOW = "allow_unsandboxed"
+"""The key of the agent's configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """QEMU's own answers. `refused`: why it does not start in its sandbox, in its words; empty if it does."""
+
+    version: str
+    machines: list[str]
+    capabilities: list[str]
+    q35_properties: list[str]
+    refused: str
+
+    @property
+    def suppress_vmdesc(self) -> bool:
+        return "suppress-vmdesc" in self.q35_properties
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The facts for others, and what the command line depends on."""
+    """What is remembered. `fresh`: looked for by this process."""
 
-    facts: HypervisorFacts
-    features: Features
+    said: Said
+    kvm: Ability
+    fresh: bool = True
+
+    @property
+    def features(self) -> Features:
+        """What the command line depends on."""
+        options = frozenset(self.said.q35_properties) & set(Q35_OPTIONS)
+        return Features(BINARY, self.said.suppress_vmdesc, not self.said.refused, options)
+
+    def facts(self, *, allow_unsandboxed: bool = False) -> HypervisorFacts:
+        """The facts for others."""
+        said = self.said
+        model, flags = _cpu()
+        return HypervisorFacts(
+            version=said.version,
+            machine_types=said.machines,
+            migration_capabilities=said.capabilities,
+            suppress_vmdesc=said.suppress_vmdesc,
+            accel="kvm" if self.kvm.found else "tcg",
+            cpu_model=model,
+            cpu_flags=flags,
+            abilities=[
+                Ability(name="qemu", found=True, detail=f"QEMU {said.version}", required=True),
+                _sandbox(said, allow_unsandboxed),
+                *_migration(said),
+                self.kvm,
+                _postcopy(said),
+                cgroup.ability(),
+            ],
+        )
 
 
 async def probe() -> list[Ability]:
     """For `serai doctor`: look afresh, remember nothing."""
-    return (await _look(USER)).facts.abilities
+    try:
+        findings = await _look(USER)
+    except SeraiError as error:
+        detail, remedy = error.info.message, error.info.remedy or "Install it: 'apt install qemu-system-x86'."
+        return [Ability(name="qemu", found=False, detail=detail, remedy=remedy, required=True), cgroup.ability()]
+    return (await asyncio.to_thread(findings.facts)).abilities
 
 
 async def find_out(state_dir: Path, user: str | None) -> Findings:
-    """What was remembered, or else looked for now and remembered. Raises UnsupportedError without a QEMU."""
+    """What was remembered, or else looked for now and remembered.
+
+    Raises ProgramMissingError without a QEMU, HostError for one that does not work, UnavailableError for one that does
+    not answer in time: then nothing is remembered.
+    """
     memory = state_dir / MEMORY_FILE
     key = await asyncio.to_thread(_key, user)
     known = await asyncio.to_thread(_recall, memory, key)
     if known is not None:
         return known
     findings = await _look(user)
-    if not findings.facts.version:
-        raise ProgramMissingError(findings.facts.abilities[0].detail, remedy=findings.facts.abilities[0].remedy)
-    for ability in findings.facts.abilities:
-        if not ability.found:
-            log.warning("%s: %s. %s", ability.name, ability.detail, ability.remedy)
     await asyncio.to_thread(_remember, memory, key, findings)
     return findings
+
+
+async def look_again(state_dir: Path, user: str | None, known: Findings) -> Findings:
+    """If guests were not seen to run on KVM by an earlier process, try once more, and remember what came of it."""
+    if known.fresh or known.kvm.found:
+        return known
+    findings = dataclasses.replace(known, kvm=await kvm.look(user), fresh=True)
+    key = await asyncio.to_thread(_key, user)
+    await asyncio.to_thread(_remember, state_dir / MEMORY_FILE, key, findings)
+    return findings
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def _key(user: str | None) -> str:
@@ -98,96 +161,63 @@ def _recall(memory: Path, key: str) -> Findings | None:
         return None
     if document.get("key") != key:
         return None
-    facts = document["facts"]
-    facts["abilities"] = [Ability.model_validate(ability) for ability in facts["abilities"]]
-    features = document["features"]
-    features["q35_options"] = frozenset(features["q35_options"])
-    return Findings(HypervisorFacts(**facts), Features(**features))
+    return Findings(Said(**document["said"]), Ability.model_validate(document["kvm"]), fresh=False)
 
 
 def _remember(memory: Path, key: str, findings: Findings) -> None:
-    facts = dataclasses.asdict(findings.facts)
-    facts["abilities"] = [ability.model_dump() for ability in findings.facts.abilities]
-    features = dataclasses.asdict(findings.features)
-    features["q35_options"] = sorted(findings.features.q35_options)
+    document = {"key": key, "said": dataclasses.asdict(findings.said), "kvm": findings.kvm.model_dump()}
     memory.parent.mkdir(parents=True, exist_ok=True)
-    atomicfile.write_text(memory, json.dumps({"key": key, "facts": facts, "features": features}, indent=1))
+    atomicfile.write_text(memory, json.dumps(document, indent=1))
+
+
+# --- QEMU is asked ----------------------------------------------------------------------------------------------------
+
+
+class GaveUpError(HostError):
+    """QEMU ended before it answered. `exit_code` is negative for a signal; `words` its last ones."""
+
+    def __init__(self, code: int, words: str) -> None:
+        self.exit_code = code
+        self.words = words or f"code {code}"
+        super().__init__(
+            f"QEMU ends as it starts: {self.words}", remedy=f"See what '{BINARY} -machine none' says; reinstall it."
+        )
+
+    @property
+    def of_the_sandbox(self) -> bool:
+        """It is the sandbox that it gave up on, by its own words, or by the kernel's signal for a denied call."""
+        return self.exit_code == -signal.SIGSYS or any(word in self.words for word in ("sandbox", "seccomp"))
 
 
 async def _look(user: str | None) -> Findings:
-    model, flags = await asyncio.to_thread(_cpu)
+    return Findings(await _ask(user), await kvm.look(user))
+
+
+async def _ask(user: str | None) -> Said:
     try:
-        said = await _ask(user)
-    except SeraiError as error:
-        missing = Ability(
-            name="qemu",
-            found=False,
-            detail=error.info.message,
-            remedy=error.info.remedy or "Install it: 'apt install qemu-system-x86'.",
-            required=True,
-        )
-        return Findings(HypervisorFacts("", [], [], "", model, flags, [missing]), Features())
-    accel = await kvm(user)
-    abilities = [
-        Ability(name="qemu", found=True, detail=f"QEMU {said.version}", required=True),
-        _sandbox(said),
-        *_migration(said),
-        accel,
-        _postcopy(said),
-    ]
-    facts = HypervisorFacts(
-        version=said.version,
-        machine_types=said.machines,
-        migration_capabilities=said.capabilities,
-        accel="kvm" if accel.found else "tcg",
-        cpu_model=model,
-        cpu_flags=flags,
-        abilities=abilities,
-    )
-    options = frozenset(said.q35_properties & set(Q35_OPTIONS))
-    return Findings(facts, Features(BINARY, "suppress-vmdesc" in said.q35_properties, said.sandbox, options))
+        return await _answers(user, ["-sandbox", SANDBOX], refused="")
+    except GaveUpError as error:
+        if not error.of_the_sandbox:
+            raise
+        return await _answers(user, [], refused=error.words)
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    version: str
-    machines: list[str]
-    capabilities: list[str]
-    q35_properties: set[str]
-    sandbox: bool
-
-
-async def _ask(user: str | None) -> _Said:
-    sandbox = True
-    try:
-        answers = await _answers(user, ["-sandbox", SANDBOX])
-    except ProgramMissingError:
-        raise
-    except SeraiError as error:
-        log.info("QEMU does not start in its sandbox: %s", error)
-        sandbox = False
-        answers = await _answers(user, [])
-    version, machines, capabilities, properties = answers
-    numbers = version["qemu"]
-    return _Said(
-        version=f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}",
-        machines=_machine_types(machines),
-        capabilities=sorted(str(item["capability"]) for item in capabilities),
-        q35_properties={str(item["name"]) for item in properties},
-        sandbox=sandbox,
-    )
-
-
-async def _answers(user: str | None, options: list[str]) -> tuple[Any, Any, Any, Any]:
+async def _answers(user: str | None, options: list[str], *, refused: str) -> Said:
     async with _idle_qemu(user, options) as qmp:
-        machines = await qmp.execute("query-machines")
-        newest = _machine_types(machines)
+        machines = _machine_types(await qmp.execute("query-machines"))
         properties: Any = []
-        if newest:
+        if machines:
             with contextlib.suppress(QmpError):
-                properties = await qmp.execute("qom-list-properties", {"typename": f"{newest[0]}-machine"})
-        version = await qmp.execute("query-version")
-        return version, machines, await qmp.execute("query-migrate-capabilities"), properties
+                properties = await qmp.execute("qom-list-properties", {"typename": f"{machines[0]}-machine"})
+        numbers = (await qmp.execute("query-version"))["qemu"]
+        capabilities = await qmp.execute("query-migrate-capabilities")
+        return Said(
+            version=f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}",
+            machines=machines,
+            capabilities=sorted(str(item["capability"]) for item in capabilities),
+            q35_properties=sorted(str(item["name"]) for item in properties),
+            refused=refused,
+        )
 
 
 def _machine_types(machines: list[dict[str, Any]]) -> list[str]:
@@ -200,118 +230,80 @@ def _machine_types(machines: list[dict[str, Any]]) -> list[str]:
 
 @asynccontextmanager
 async def _idle_qemu(user: str | None, options: list[str]) -> AsyncIterator[Qmp]:
-    """A QEMU without a machine, to ask."""
+    """A QEMU without a machine, to ask. Raises GaveUpError, UnavailableError, ProgramMissingError."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="serai-probe-")))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(str(folder / "qmp.sock"))
-            listener.listen(1)
-            argv = [BINARY, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", *options]
-            argv += ["-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off"]
-            argv += ["-mon", "chardev=qmp,mode=control"]
-            child = await spawn(
-                argv, user=user, group=owner(user)[1], pass_fds=[listener.fileno()], stderr=folder / "log"
-            )
+        child = await _spawn(folder, user, options)
         qmp = Qmp("(probe)", folder / "qmp.sock", lambda _event: None)
         try:
             await qmp.connect()
             yield qmp
+        except UnavailableError as error:
+            raise await _failure(child, folder) from error
         finally:
             await qmp.close()
             await child.kill()
 
 
-def _sandbox(said: _Said) -> Ability:
-    remedy = "Use a QEMU built with seccomp; without it an attacker who breaks out of a guest can do more."
-    detail = "QEMU starts with all denials" if said.sandbox else "QEMU does not start in its sandbox"
-    return Ability(name="qemu-sandbox", found=said.sandbox, detail=detail, remedy="" if said.sandbox else remedy)
+async def _spawn(folder: Path, user: str | None, options: list[str]) -> Child:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(folder / "qmp.sock"))
+        listener.listen(1)
+        argv = [BINARY, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", *options]
+        argv += ["-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off"]
+        argv += ["-mon", "chardev=qmp,mode=control"]
+        try:
+            return await spawn(
+                argv, user=user, group=owner(user)[1], pass_fds=[listener.fileno()], stderr=folder / "log"
+            )
+        except ProgramMissingError as error:
+            remedy = "Install it: 'apt install qemu-system-x86'."
+            raise ProgramMissingError(error.info.message, field="program", value=BINARY, remedy=remedy) from error
 
 
-def _migration(said: _Said) -> list[Ability]:
+async def _failure(child: Child, folder: Path) -> SeraiError:
+    try:
+        async with asyncio.timeout(LAST_WORDS):
+            code = await child.wait()
+    except TimeoutError:
+        return UnavailableError(
+            "QEMU was started to be asked what it can do, and did not answer in time",
+            remedy="The machine may be very busy. Nothing is taken from this; QEMU is asked again.",
+        )
+    words = (folder / "log").read_text(errors="replace").strip().splitlines()
+    return GaveUpError(code, words[-1].removeprefix(f"{BINARY}: ") if words else "")
+
+
+# --- what follows from its answers ------------------------------------------------------------------------------------
+
+
+def _sandbox(said: Said, allowed: bool) -> Ability:
+    if not said.refused:
+        return Ability(name=SANDBOX_ABILITY, found=True, detail="QEMU starts with all denials", required=True)
+    follows = f"VMs run without it, as {ALLOW} in the agent's configuration says" if allowed else "no VM is started"
+    return Ability(
+        name=SANDBOX_ABILITY,
+        found=False,
+        detail=f"QEMU does not start in its sandbox ({said.refused}): {follows}",
+        remedy=f"Use a QEMU built with seccomp. Or set {ALLOW} in the agent's configuration: then whoever breaks out "
+        "of a guest can do more.",
+        required=not allowed,
+    )
+
+
+def _migration(said: Said) -> list[Ability]:
     lacking = [name for name in NEEDED_CAPABILITIES if name not in said.capabilities]
-    if "suppress-vmdesc" not in said.q35_properties:
+    if not said.suppress_vmdesc:
         lacking.append("suppress-vmdesc")
     detail = f"QEMU has no {', '.join(lacking)}" if lacking else "QEMU has what a move needs"
     remedy = "Install QEMU 7.2 or newer." if lacking else ""
     return [Ability(name="live-migration", found=not lacking, detail=detail, remedy=remedy, required=True)]
 
 
-def _postcopy(said: _Said) -> Ability:
+def _postcopy(said: Said) -> Ability:
     found = "postcopy-ram" in said.capabilities and Path("/dev/userfaultfd").exists()
     detail = "QEMU has it, and the kernel userfaultfd" if found else "no /dev/userfaultfd, or not in this QEMU"
     return Ability(name="postcopy", found=found, detail=detail, remedy="" if found else "Needs Linux 6.1 or newer.")
-
-
-# --- KVM --------------------------------------------------------------------------------------------------------------
-
-
-def firmware() -> bytes:
-    """A guest of 64 KiB for 16-bit mode: counts to a million, writes 20,000 times to port 0x80, and ends."""
-    code = bytes.fromhex(
-        "66b940420f00"  # mov ecx, 1000000
-        "6649"  # dec ecx
-        "75fc"  # jnz to the line above
-        "66b9204e0000"  # mov ecx, 20000
-        "e680"  # out 0x80, al: an exit to the hypervisor each
-        "6649"  # dec ecx
-        "75fa"  # jnz to the out
-        "baf400"  # mov dx, 0xf4
-        "b010"  # mov al, 0x10
-        "ee"  # out dx, al: QEMU ends with KNOWN_END
-        "f4"  # hlt
-    )
-    image = bytearray(b"\xf4" * 0x10000)
-    image[0xFF00 : 0xFF00 + len(code)] = code
-    image[0xFFF0:0xFFF3] = b"\xe9\x0d\xff"  # where a processor starts: jmp to 0xff00
-    return bytes(image)
-
-
-async def kvm(user: str | None) -> Ability:
-    """Whether guests really run on KVM."""
-    name = "kvm"
-    if not KVM.exists():
-        remedy = "Enable virtualization in the firmware and load kvm_intel or kvm_amd; guests run emulated without it."
-        return Ability(name=name, found=False, detail="there is no /dev/kvm", remedy=remedy)
-    try:
-        code, seconds, words = await run_guest("kvm", user, KVM_TIMEOUT)
-    except OSError as error:
-        return Ability(name=name, found=False, detail=f"the test guest could not be started: {error}")
-    if code == KNOWN_END:
-        return Ability(name=name, found=True, detail=f"a test guest ran to its end in {seconds:.2f} s")
-    if code is None:
-        detail = f"/dev/kvm is there, but a test guest did not end within {KVM_TIMEOUT:g} s: guests run emulated (TCG)"
-        remedy = "Slow, but correct. On a virtual machine: enable nested virtualization on its host."
-    else:
-        detail = f"QEMU cannot use /dev/kvm ({words or f'code {code}'}): guests run emulated (TCG)"
-        remedy = "Slow, but correct. On a virtual machine: look at nested virtualization on its host."
-        if "Permission denied" in words:
-            remedy = f"Give QEMU's user {user} the right to it: 'chgrp kvm /dev/kvm; chmod 660 /dev/kvm'."
-    return Ability(name=name, found=False, detail=detail, remedy=remedy)
-
-
-async def run_guest(accel: str, user: str | None, timeout: float) -> tuple[int | None, float, str]:
-    """Run the test guest; QEMU's exit code (None: it did not end in time), seconds, and QEMU's last words."""
-    with tempfile.TemporaryDirectory(prefix="serai-probe-") as name:
-        folder = Path(name)
-        # QEMU runs as another user, and reads its firmware by name.
-        folder.chmod(0o711)
-        image = folder / "guest.bin"
-        image.write_bytes(firmware())
-        image.chmod(0o644)
-        argv = [BINARY, "-machine", "q35", "-accel", accel, "-cpu", "max", "-m", "16", "-nodefaults", "-no-user-config"]
-        argv += ["-display", "none", "-bios", str(image), "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]
-        uid, gid = owner(user)
-        began = time.monotonic()
-        child = await spawn(argv, user=uid, group=gid, extra_groups=accel_groups(accel), stderr=folder / "log", cwd="/")
-        try:
-            async with asyncio.timeout(timeout):
-                code: int | None = await child.wait()
-        except TimeoutError:
-            code = None
-        finally:
-            await child.kill()
-        words = (folder / "log").read_text(errors="replace").strip().splitlines()
-        return code, time.monotonic() - began, words[-1] if words else ""
 
 
 def _cpu() -> tuple[str, list[str]]:

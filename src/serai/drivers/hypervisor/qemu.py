@@ -16,17 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from serai.drivers.hypervisor import cgroup, record
-from serai.drivers.hypervisor.argv import MICROVM, Handles, qemu_argv
+from serai.drivers.hypervisor.argv import MICROVM, Features, Handles, qemu_argv
 from serai.drivers.hypervisor.base import HypervisorFacts, Placing
 from serai.drivers.hypervisor.identity import accel_groups, owner
 from serai.drivers.hypervisor.machine import QemuMachine
-from serai.drivers.hypervisor.probe import Findings, find_out
+from serai.drivers.hypervisor.probe import ALLOW, Findings, find_out, look_again
 from serai.drivers.hypervisor.record import Runtime
 from serai.drivers.hypervisor.tsc import measure_khz
 from serai.lib.process import Child, spawn
 from serai.lib.rollback import Rollback
 from serai.schema.attach import IscsiDisk, Launch
-from serai.schema.errors import ConflictError, HostError, SeraiError, UnavailableError
+from serai.schema.errors import ConflictError, HostError, SeraiError, UnavailableError, UnsupportedError
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,24 @@ room a guest that had moved waited 12 ms more for its processors, while QEMU's t
 
 
 class QemuHypervisor:
-    """See `base.Hypervisor`. `state_dir` is where the probe's findings are remembered; `user` is what it probes as."""
+    """See `base.Hypervisor`. `state_dir` is where the probe's findings are remembered; `user` is what it probes as.
 
-    def __init__(self, state_dir: Path, *, user: str | None = "serai-qemu") -> None:
+    `allow_unsandboxed`: where QEMU has no sandbox VMs run without; else none is started there.
+    """
+
+    def __init__(self, state_dir: Path, *, user: str | None = "serai-qemu", allow_unsandboxed: bool = False) -> None:
         self._state_dir = state_dir
         self._user = user
+        self._allow_unsandboxed = allow_unsandboxed
         self._findings: Findings | None = None
         self._tsc_khz: int | None = None
 
     async def facts(self) -> HypervisorFacts:
-        return (await self._find_out()).facts
+        return (await self._find_out()).facts(allow_unsandboxed=self._allow_unsandboxed)
+
+    async def look_again(self) -> HypervisorFacts:
+        self._findings = await look_again(self._state_dir, self._user, await self._find_out())
+        return await self.facts()
 
     async def _find_out(self) -> Findings:
         if self._findings is None:
@@ -56,7 +64,7 @@ class QemuHypervisor:
         return self._findings
 
     async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> QemuMachine:
-        features = (await self._find_out()).features
+        features = await self._features(incoming=incoming)
         present = record.read(placing.run_dir)
         if present is not None and record.find(present) is not None:
             raise ConflictError("QEMU of this VM runs on this host already", field="vm", value=launch.vm)
@@ -82,6 +90,23 @@ class QemuHypervisor:
                     secret.unlink(missing_ok=True)
             undo.keep()
         return machine
+
+    async def _features(self, *, incoming: bool) -> Features:
+        found = await self._find_out()
+        if found.said.refused and not self._allow_unsandboxed:
+            raise UnsupportedError(
+                f"QEMU does not start in its sandbox on this host ({found.said.refused}), and no VM is started without",
+                field=ALLOW,
+                value=False,
+                remedy=f"Use a QEMU built with seccomp, or set {ALLOW} in the agent's configuration: then whoever "
+                "breaks out of a guest can do more.",
+            )
+        if incoming and not found.said.suppress_vmdesc:
+            raise UnsupportedError(
+                f"QEMU {found.said.version} on this host has no suppress-vmdesc: no VM can safely move here",
+                remedy="Install QEMU 7.2 or newer.",
+            )
+        return found.features
 
     async def _counter_rate(self, vm: str) -> int | None:
         if self._tsc_khz is None:

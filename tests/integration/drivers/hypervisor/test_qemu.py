@@ -21,8 +21,9 @@ from pydantic import SecretStr
 
 from serai.drivers.hypervisor import hotplug, record
 from serai.drivers.hypervisor.base import MachineEvent, MigrationSetup, Placing, RunState
+from serai.drivers.hypervisor.kvm import KNOWN_END, look, run_guest
 from serai.drivers.hypervisor.machine import QemuMachine
-from serai.drivers.hypervisor.probe import KNOWN_END, kvm, probe, run_guest
+from serai.drivers.hypervisor.probe import probe
 from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.lib.ids import new_id
 from serai.lib.pki import CertificateAuthority, write_qemu_folder
@@ -371,14 +372,14 @@ async def test_the_test_guest_runs_to_its_end() -> None:
 
 
 async def test_kvm_is_answered_one_way_or_the_other() -> None:
-    ability = await kvm(USER)
+    ability = await look(USER)
     assert ability.detail
     assert ability.found or ability.remedy
 
 
 async def test_abilities_for_the_doctor() -> None:
     found = {ability.name: ability for ability in await probe()}
-    assert {"qemu", "qemu-sandbox", "live-migration", "kvm", "postcopy"} == set(found)
+    assert {"qemu", "qemu-sandbox", "live-migration", "kvm", "postcopy", "control-groups"} == set(found)
     assert found["live-migration"].found
     assert found["qemu-sandbox"].found
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from serai.app.cli.details import migration
+from datetime import UTC, datetime
+
+from serai.app.cli.details import migration, rows
+from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostStatus
 from serai.schema.vm import MigrationSummary
 
 
@@ -11,3 +14,20 @@ def test_unknown_figures_of_a_move_are_called_so() -> None:
     told = dict(migration(summary.model_dump(mode="json")))
     assert told["Downtime (QEMU's own)"] == "0ms"
     assert [told[title] for title in ("Total", "Rounds", "Sent")] == ["unknown"] * 3
+
+
+def test_a_host_says_what_it_lacks_why_and_what_would_help() -> None:
+    kvm = Ability(name="kvm", found=False, detail="there is no /dev/kvm", remedy="Guests run emulated (TCG). Load it.")
+    facts = HostFacts(cpus=1, memory=1 << 30, accel="tcg", qemu_version="10.0.2", abilities=[kvm])
+    assert facts.emulated == "emulated (tcg): there is no /dev/kvm"
+    host = Host(
+        name="h1",
+        id="a" * 12,
+        generation=1,
+        created=datetime.now(UTC),
+        spec=HostSpec(),
+        status=HostStatus(facts=facts),
+    )
+    told = dict(rows("host", host))
+    assert told["Accel"] == "tcg"
+    assert told["No kvm"] == "there is no /dev/kvm. Guests run emulated (TCG). Load it."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serai.drivers.hypervisor.cgroup import Hierarchies, hierarchies, join, remove
+from serai.drivers.hypervisor.cgroup import Hierarchies, ability, hierarchies, join, remove
 
 
 def test_none(tmp_path: Path) -> None:
@@ -46,3 +46,23 @@ def test_a_refusal_costs_nothing(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
     assert join(42, "serai", "vm", Hierarchies(1, (blocked, tmp_path))) == [tmp_path / "serai" / "vm"]
+
+
+def test_the_ability_says_which_or_what_would_help(tmp_path: Path) -> None:
+    none = ability(Hierarchies(0, ()))
+    assert (none.found, none.required) == (False, False)
+    assert "agent's own group" in none.detail
+    assert none.remedy
+    assert ability(Hierarchies(2, (tmp_path,))).detail.endswith(": v2")
+    for name in ("memory", "pids"):
+        (tmp_path / name).mkdir()
+    first = ability(Hierarchies(1, (tmp_path / "memory", tmp_path / "pids")))
+    assert first.detail.endswith(": v1 (memory, pids)")
+    assert not list(tmp_path.glob("*/*")), "what was tried is gone"
+
+
+def test_a_hierarchy_in_which_no_group_can_be_made_is_none(tmp_path: Path) -> None:
+    found = ability(Hierarchies(2, (tmp_path / "read-only",)))
+    assert not found.found
+    assert "no group can be made" in found.detail
+    assert found.remedy
