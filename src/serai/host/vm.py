@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from serai.core.lifecycle import RESTART_DELAYS, SETTLED, End, VmEvent, after_end, classify_end, follow
 from serai.drivers.hypervisor.base import ExitInfo, Machine, MachineEvent, RunState
@@ -17,6 +18,7 @@ from serai.host.kit import Kit
 from serai.host.known import KnownVm
 from serai.host.placing import place
 from serai.host.records import VmRecord
+from serai.schema.attach import Launch
 from serai.schema.errors import ConflictError, SeraiError, StaleError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import VmStart
@@ -30,6 +32,14 @@ PRESS_AGAIN = 5.0
 ALIVE = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.MIGRATING, VmState.STOPPING})
 
 
+def _failed_on(launch: Launch, data: Mapping[str, Any]) -> str:
+    """What BLOCK_IO_ERROR says, in words: the volume's name where the node is a disk's."""
+    node = str(data.get("node-name") or data.get("device") or "a disk")
+    name = next((disk.name for disk in launch.disks if f"disk{disk.index}" == node), node)
+    words = f": {data['reason']}" if data.get("reason") else ""
+    return f"I/O error on {name} ({data.get('operation', 'access')}){words}"
+
+
 class VmAgent(KnownVm):
     """One VM on this host: what may be asked of it, and what becomes of it."""
 
@@ -41,6 +51,8 @@ class VmAgent(KnownVm):
         self.last_end: End | None = None
         """How the last QEMU ended, as this agent saw it."""
         self._starting = False
+        self._failed = ""
+        """The I/O error that stopped QEMU, until it is said."""
         self.on_gone: Callable[[End], None] | None = None
         if machine is not None:
             self.attach(machine)
@@ -54,16 +66,25 @@ class VmAgent(KnownVm):
         self.machine = machine
         self._gone.clear()
         self._asked_to_end = False
+        self._failed = ""
         machine.subscribe(self._on_event)
         self._kit.tasks.start(self._watch(machine))
 
     def _on_event(self, event: MachineEvent) -> None:
-        if event.name == "BLOCK_IO_ERROR" and event.data.get("action") == "stop" and self.state is VmState.RUNNING:
-            self.follow(
-                VmEvent.IO_ERROR, f"paused: I/O error on {event.data.get('device') or event.data.get('node-name')}"
-            )
+        if event.name == "BLOCK_IO_ERROR" and event.data.get("action") == "stop":
+            self._failed = _failed_on(self.record.launch, event.data)
+            self._stopped_by_failure()
         elif event.name == "VSERPORT_CHANGE":
             self.guest_agent = bool(event.data.get("open"))
+
+    def _stopped_by_failure(self) -> None:
+        """A failure that came before the VM was said to run is not forgotten: it is said right after."""
+        if self._failed and self.state is VmState.RUNNING:
+            failed, self._failed = self._failed, ""
+            self.follow(VmEvent.IO_ERROR, self._paused(failed))
+
+    def _paused(self, why: str) -> str:
+        return f"paused: {why}; once its cause is mended: serai vm resume {self.record.launch.name}"
 
     async def _watch(self, machine: Machine) -> None:
         exit_info = await machine.ended()
@@ -191,6 +212,7 @@ class VmAgent(KnownVm):
             raise
         self._running_since = self._kit.clock.monotonic()
         self.follow(VmEvent.RUNS, reason)
+        self._stopped_by_failure()
 
     async def _kill(self) -> None:
         if self.machine is not None and not self._gone.is_set():
@@ -241,12 +263,14 @@ class VmAgent(KnownVm):
                 case VmEvent.PAUSE:
                     await machine.stop()
                 case VmEvent.RESUME:
+                    self._failed = ""
                     await machine.cont()
                 case VmEvent.RESET:
                     await machine.reset()
                 case _:
                     raise ValueError(f"{event} is no signal")
             self.follow(event)
+            self._stopped_by_failure()
             return self.current_report()
 
     def live_machine(self) -> Machine:
@@ -270,7 +294,7 @@ class VmAgent(KnownVm):
             try:
                 state = await self.machine.run_state()
                 if state in (RunState.IO_ERROR, RunState.INMIGRATE, RunState.INTERNAL_ERROR):
-                    self.follow(VmEvent.IO_ERROR, f"paused: QEMU is in {state}")
+                    self.follow(VmEvent.IO_ERROR, self._paused(f"QEMU is in {state}"))
                     return
                 if state is not RunState.RUNNING and not self.lock.locked():
                     await self.machine.cont()

@@ -7,6 +7,7 @@ button, powers itself off, or panics.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import uuid
@@ -20,6 +21,8 @@ from serai.drivers.hypervisor.fake import FakeHypervisor, FakeMachine, FakeWorld
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.lib.ids import new_id
+from serai.lib.mount import unmount_below
+from serai.lib.process import run
 from serai.schema.attach import Disk, FileDisk, Launch
 
 DEADLINE = 60.0
@@ -34,6 +37,8 @@ GUESTS = {
     # out 0x602, 0x100 (enable the power button); say so; sti; hlt; in ax, 0x600; test ah, 1; jz to hlt; then power off
     "button": f"ba0206 b80001 ef {SAY_READY} fb f4 ba0006 ed f6c401 74f6 {POWER_OFF}",
     "off": f"{SAY_READY} {POWER_OFF}",
+    # Writes a sector of the first disk that was never written before, by its BIOS, and says so.
+    "writer": f"{SAY_READY} 31c0 8ec0 bb007c b80103 b90a00 ba8000 cd13 baf803 b057 ee f4 ebfd",
     "panic": f"{SAY_READY} ba0505 b001 ee f4 ebfd",  # pvpanic's port
 }
 
@@ -68,6 +73,16 @@ class Bench(Protocol):
         """The guest does so by itself, if it has not been started to."""
         ...
 
+    def fill_storage(self, machine: Machine) -> None:
+        """What its disk lies on has no room any more, and the guest `writer` writes once it runs."""
+        ...
+
+    def mend_storage(self, machine: Machine) -> None: ...
+
+    async def written(self, machine: Machine) -> None:
+        """The guest has written."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -76,6 +91,7 @@ class FakeBench:
         self.world = FakeWorld()
         self.one: Hypervisor = FakeHypervisor(self.world)
         self.two: Hypervisor = FakeHypervisor(self.world)
+        self._full: set[str] = set()
 
     async def launch(self, guest: str = "button") -> Launch:
         del guest
@@ -86,6 +102,9 @@ class FakeBench:
 
     async def running(self, machine: Machine) -> None:
         await machine.cont()
+        if machine.vm in self._full:
+            assert isinstance(machine, FakeMachine)
+            machine.process.io_error()
 
     def kill_from_outside(self, machine: Machine) -> None:
         assert isinstance(machine, FakeMachine)
@@ -103,6 +122,15 @@ class FakeBench:
         assert isinstance(machine, FakeMachine)
         machine.process.guest_ends(reason)
 
+    def fill_storage(self, machine: Machine) -> None:
+        self._full.add(machine.vm)
+
+    def mend_storage(self, machine: Machine) -> None:
+        self._full.remove(machine.vm)
+
+    async def written(self, machine: Machine) -> None:
+        """It has no guest."""
+
     async def close(self) -> None:
         await self.world.close()
 
@@ -116,12 +144,24 @@ class QemuBench:
     async def launch(self, guest: str = "button") -> Launch:
         facts = await self.one.facts()
         launch = make_launch(facts.machine_types[0])
-        disk = self.folder / f"{launch.vm}.raw"
-        disk.write_bytes(boot_sector(GUESTS[guest]).ljust(MIB, b"\0"))
+        if guest == "writer":
+            await self._mount_small(launch)
+        disk = self._disk(launch)
+        disk.write_bytes(boot_sector(GUESTS[guest]))
+        os.truncate(disk, MIB)
         return launch
 
+    async def _mount_small(self, launch: Launch) -> None:
+        small = self.folder / f"small-{launch.vm}"
+        small.mkdir()
+        await run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=711", "none", str(small)])
+
+    def _disk(self, launch: Launch) -> Path:
+        small = self.folder / f"small-{launch.vm}"
+        return (small if small.exists() else self.folder) / f"{launch.vm}.raw"
+
     def placing(self, launch: Launch, host: str = "one") -> Placing:
-        return Placing(run_dir=self.folder / host / launch.vm, disks={0: self.folder / f"{launch.vm}.raw"}, cgroup=None)
+        return Placing(run_dir=self.folder / host / launch.vm, disks={0: self._disk(launch)}, cgroup=None)
 
     async def running(self, machine: Machine) -> None:
         assert isinstance(machine, QemuMachine)
@@ -146,6 +186,23 @@ class QemuBench:
     def guest_ends(self, machine: Machine, reason: str) -> None:
         """Its boot sector does."""
 
+    def fill_storage(self, machine: Machine) -> None:
+        with self._filler(machine).open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    def mend_storage(self, machine: Machine) -> None:
+        self._filler(machine).unlink()
+
+    def _filler(self, machine: Machine) -> Path:
+        return self._disk(machine.launch).with_name("filler")
+
+    async def written(self, machine: Machine) -> None:
+        disk = self._disk(machine.launch)
+        async with asyncio.timeout(DEADLINE):
+            while not any(disk.read_bytes()[512:]):
+                await asyncio.sleep(0.02)
+
     async def close(self) -> None:
         # A test that failed may have left some, and still hold their connections.
         for folder in self.folder.glob("*/*/"):
@@ -153,6 +210,7 @@ class QemuBench:
             process = None if runtime is None else record.find(runtime)
             if process is not None:
                 await process.kill()
+        unmount_below(self.folder)
 
 
 def make_launch(machine: str) -> Launch:

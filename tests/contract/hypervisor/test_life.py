@@ -49,6 +49,24 @@ async def test_starts_running(bench: Bench) -> None:
     await machine.close()
 
 
+async def test_an_io_error_stops_the_machine_and_it_goes_on_once_it_is_mended(bench: Bench) -> None:
+    machine = await started(bench, "writer")
+    events = Events(machine)
+    bench.fill_storage(machine)
+    await bench.running(machine)
+    await events.event("STOP")
+    (error,) = [event.data for event in events.all if event.name == "BLOCK_IO_ERROR"]
+    assert (error["node-name"], error["action"], error["operation"]) == ("disk0", "stop", "write")
+    assert error["reason"]
+    assert await machine.run_state() is RunState.IO_ERROR
+    bench.mend_storage(machine)
+    await machine.cont()
+    await bench.written(machine)
+    assert await machine.run_state() is RunState.RUNNING
+    await machine.kill()
+    await machine.close()
+
+
 async def test_power_button(bench: Bench) -> None:
     machine = await started(bench)
     await bench.running(machine)

@@ -133,6 +133,60 @@ async def test_ends(ground: Ground, h1: Host, end: str, state: VmState, words: s
     assert words in h1.reason()
 
 
+async def test_an_io_error_pauses_with_its_reason_and_the_vm_goes_on_as_it_is_told(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", restart=RestartPolicy.ALWAYS)
+    h1.process().io_error()
+    assert h1.state() is VmState.PAUSED
+    assert h1.reason().startswith("paused: I/O error on web1-0 (write): Input/output error")
+    assert "serai vm resume web1" in h1.reason()
+    await ground.until(lambda: ground.reports[-1].state is VmState.PAUSED)
+    assert ground.reports[-1].reason == h1.reason()
+    await h1.restart()
+    assert (h1.state(), h1.process().state) == (VmState.PAUSED, RunState.IO_ERROR), "nobody mended it"
+    resumed = await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+    assert (resumed.state, h1.process().state) == (VmState.RUNNING, RunState.RUNNING)
+
+
+async def test_an_io_error_that_nobody_saw_is_found_by_the_next_agent(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1")
+    await h1.kill()
+    h1.process().io_error()
+    await h1.start()
+    assert (h1.state(), h1.process().state) == (VmState.PAUSED, RunState.IO_ERROR)
+    assert "io-error" in h1.reason()
+
+
+@pytest.mark.parametrize("asked", ["start", "resume"])
+async def test_a_disk_that_fails_at_once_is_not_overlooked(
+    ground: Ground, h1: Host, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """The event comes before the VM is said to run."""
+    cont = FakeMachine.cont
+
+    async def fails(self: FakeMachine) -> None:
+        await cont(self)
+        self.process.io_error()
+
+    if asked == "start":
+        monkeypatch.setattr(FakeMachine, "cont", fails)
+        report = await ground.run_vm("h1")
+    else:
+        await ground.run_vm("h1")
+        h1.process().io_error()
+        monkeypatch.setattr(FakeMachine, "cont", fails)
+        report = await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+    assert (report.state, h1.state()) == (VmState.PAUSED, VmState.PAUSED)
+    assert "I/O error on web1-0" in report.reason
+    monkeypatch.setattr(FakeMachine, "cont", cont)
+    assert (await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))).state is VmState.RUNNING
+
+
+async def test_an_error_that_the_guest_is_told_of_is_its_own_matter(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1")
+    h1.process().emit("BLOCK_IO_ERROR", device="", action="report", operation="read")
+    assert h1.state() is VmState.RUNNING
+
+
 async def test_a_start_that_fails_says_why_and_can_be_tried_again(ground: Ground, h1: Host) -> None:
     h1.hypervisor.fail_start = "no such drive"
     with pytest.raises(SeraiError, match="no such drive"):

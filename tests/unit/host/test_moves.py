@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from serai.drivers.hypervisor.base import MachineEvent
+from serai.drivers.hypervisor.fake import FakeMachine
 from serai.host.records import CLAIMS_KEPT, COMMANDS_KEPT
 from serai.lib.ids import new_id
 from serai.schema.errors import SeraiError, UnauthorizedError, UnavailableError
@@ -137,6 +138,26 @@ async def trip(ground: Ground) -> AsyncIterator[Trip]:
         found.task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await found.task
+
+
+async def test_a_disk_that_fails_as_the_vm_arrives_pauses_it(
+    trip: Trip, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event is gone before the VM is said to run here: QEMU's own state tells."""
+
+    async def fails(self: FakeMachine) -> None:
+        self.process.io_error()
+
+    ground.world.hold_at("completed")
+    trip.begin()
+    await ground.until(trip.destination.processes)
+    monkeypatch.setattr(FakeMachine, "cont", fails)
+    ground.world.release("completed")
+    await ground.until(lambda: trip.destination.state() is VmState.PAUSED)
+    assert trip.committed is not False
+    assert "paused: QEMU is in io-error" in trip.destination.reason()
+    await trip.over()
+    assert trip.destination.state() is VmState.PAUSED
 
 
 async def held(trip: Trip, phase: str, restart: RestartPolicy = RestartPolicy.NEVER) -> None:

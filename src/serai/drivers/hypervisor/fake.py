@@ -130,7 +130,8 @@ class FakeProcess:
     def io_error(self, index: int = 0) -> None:
         """The storage under a disk fails; the machine stops."""
         self.state = RunState.IO_ERROR
-        self.emit("BLOCK_IO_ERROR", device="", **{"node-name": f"disk{index}"}, action="stop", operation="write")
+        where = {"node-name": f"disk{index}", "reason": "Input/output error"}
+        self.emit("BLOCK_IO_ERROR", device="", action="stop", operation="write", **where)
         self.emit("STOP")
 
     # --- migration ---
