@@ -84,7 +84,7 @@ class VmAgent(KnownVm):
             self.follow(VmEvent.IO_ERROR, self._paused(failed))
 
     def _paused(self, why: str) -> str:
-        return f"paused: {why}; once its cause is mended: serai vm resume {self.record.launch.name}"
+        return f"paused: {why}; see that its pool has room and answers, then: serai vm resume {self.record.launch.name}"
 
     async def _watch(self, machine: Machine) -> None:
         exit_info = await machine.ended()

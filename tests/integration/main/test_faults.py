@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serai.drivers.hypervisor.cgroup import hierarchies
 from serai.schema.errors import SeraiError
 from serai.schema.job import JobState
-from serai.schema.vm import RestartPolicy, VmState
+from serai.schema.vm import RestartPolicy, Vm, VmState
 
 from .conftest import Lab
 
@@ -29,18 +31,37 @@ def one_copy(lab: Lab, vm: object, host: str) -> None:
     assert counts == {name: int(name == host) for name in counts}
 
 
+def groups(vm: Vm) -> list[Path]:
+    """The control groups that a VM is to have on this machine; none where it has no hierarchies."""
+    return [root / "serai" / vm.id for root in hierarchies().roots]
+
+
+def check_apart(vm: Vm, pid: int, agent: int) -> None:
+    """QEMU is in a process group and in control groups of its own: what ends the agent's does not end it."""
+    assert os.getpgid(pid) == os.getsid(pid) == pid != os.getpgid(agent)
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    # In a hybrid of v1 and v2 the hierarchies of v1 are used; elsewhere there is one line.
+    mine = [line for line in lines if line.endswith(f"/serai/{vm.id}")]
+    assert len(mine) == len(groups(vm)), lines
+    for group in groups(vm):
+        assert (group / "cgroup.procs").read_text().split() == [str(pid)]
+
+
 async def test_a_killed_agent_finds_its_vm_again(lab: Lab) -> None:
     vm = await lab.create()
     guest = lab.guest(vm)
-    boot_id, pid = await guest.boot_id(), lab.qemus(vm)["h1"]
+    boot_id, (pid,) = await guest.boot_id(), lab.qemus(vm)["h1"]
+    check_apart(vm, pid, lab.record("agent h1").pid)
     lab.kill("agent h1")
     assert await guest.boot_id() == boot_id
     await lab.restart("agent h1")
     await lab.online("h1")
-    assert lab.qemus(vm)["h1"] == pid
+    assert lab.qemus(vm)["h1"] == [pid]
     await lab.done(await lab.client.call("vm.pause", vm.name))
     await lab.done(await lab.client.call("vm.resume", vm.name))
     assert await guest.boot_id() == boot_id
+    await lab.done(await lab.client.call("vm.delete", vm.name, query={"force": True}))
+    assert not [group for group in groups(vm) if group.exists()]
 
 
 async def test_destination_qemu_killed_in_precopy(lab: Lab) -> None:
