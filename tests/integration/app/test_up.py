@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from serai.schema.host import Host
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import Job, JobState
 from serai.schema.vm import DiskSpec, Vm, VmCreate, VmSpec, VmState, VnicSpec
+from serai.schema.volume import VolumeCreate, VolumeSpec
 
 PATIENCE = 90.0
 
@@ -36,11 +38,15 @@ class Machine:
     child: process.Child | None = None
     log: Path = field(default_factory=Path)
 
-    async def start(self) -> None:
+    async def start(self, *more: str) -> None:
         self.log = self.folder / f"log-{new_id()}"
         argv = [*namespace.enter_argv(self.netns), sys.executable, "-m", "serai.app.cli.main", "up", "--name", "solo"]
-        argv += ["--state", str(self.folder / "s"), "--run", str(self.folder / "r")]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        argv += ["--state", str(self.folder / "s"), "--run", str(self.folder / "r"), *more]
+        env = {
+            **os.environ,
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
         self.child = await process.spawn(argv, stdout=self.log, stderr=self.log, env=env)
         deadline = time.monotonic() + PATIENCE
         while "serai is ready" not in self.log.read_text():
@@ -125,6 +131,31 @@ async def test_a_vm_outlives_it_however_it_ends(machine: Machine) -> None:
     assert machine.child is not None
     assert machine.child.returncode == 0
     assert namespace.processes_in(machine.netns) == []
+
+
+async def test_without_a_sandbox_no_vm_starts_unless_that_is_allowed(machine: Machine) -> None:
+    """A QEMU that says that it has none is found first; the real one is started where that is allowed."""
+    script = machine.folder / "bin/qemu-system-x86_64"
+    script.parent.mkdir(mode=0o755)
+    refuses = 'case "$*" in *-sandbox*) echo "-sandbox support is not enabled" >&2; exit 1;; esac'
+    script.write_text(f'#!/bin/sh\n{refuses}\nexec {shutil.which(script.name)} "$@"\n')
+    script.chmod(0o755)
+    body = VmCreate(name="v1", spec=VmSpec(memory=64 << 20, disks=[DiskSpec(volume="d1")]))
+    await machine.start()
+    assert "no VM is started" in machine.log.read_text()
+    async with machine.client() as client:
+        volume = VolumeCreate(name="d1", spec=VolumeSpec(pool="local", size=1 << 20))
+        await done(client, await client.call("volume.create", body=volume))
+        with pytest.raises(SeraiError, match="starts no VMs: QEMU does not start in its sandbox"):
+            await client.call("vm.create", body=body)
+    await machine.end(signal.SIGTERM)
+    await machine.start("--allow-unsandboxed")
+    assert "VMs run without it" in machine.log.read_text()
+    async with machine.client() as client:
+        await done(client, await client.call("vm.create", body=body))
+        vm: Vm = await client.call("vm.show", "v1")
+        assert b"-sandbox" not in Path(f"/proc/{vm.status.pid}/cmdline").read_bytes()
+        await done(client, await client.call("vm.delete", "v1", query={"force": True}))
 
 
 async def test_a_second_one_is_refused(machine: Machine) -> None:

@@ -18,8 +18,8 @@ from serai.client.http import Client
 from serai.lib.bus import Message
 from serai.lib.clock import SystemClock
 from serai.lib.membus import MemBus
-from serai.schema.errors import HostError, StaleError
-from serai.schema.host import HostFacts
+from serai.schema.errors import ConflictError, HostError, StaleError
+from serai.schema.host import Ability, HostFacts
 from serai.schema.image import ImageKind, ImageManifest
 from serai.schema.job import Job, JobState
 from serai.schema.lease import Claim
@@ -52,6 +52,7 @@ FACTS = HostFacts(
     migration_capabilities=["events", "pause-before-switchover", "late-block-activate"],
     suppress_vmdesc=True,
     addresses={"management": "10.0.0.1", "storage": "10.0.0.1", "migration": "10.0.0.1"},
+    abilities=[Ability(name="kvm", found=False, detail="there is no /dev/kvm")],
 )
 PLAIN: dict[Kind, BaseModel] = {
     Kind.POOL_OPEN: PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30),
@@ -185,6 +186,24 @@ async def test_a_creation_that_fails_leaves_nothing(world: World, kind: Kind) ->
     world.agents.failing.clear()
     assert (await world.create()).state is JobState.DONE
     assert await world.owners() == {"web1-disk0": "web1"}
+
+
+async def test_a_start_says_that_the_vm_is_emulated_and_why(world: World) -> None:
+    job = await world.create()
+    assert job.result is not None
+    assert job.result["warning"] == "emulated (tcg): there is no /dev/kvm"
+
+
+async def test_a_move_is_refused_before_it_begins_where_an_end_lacks_a_clean_end_of_the_stream(world: World) -> None:
+    await world.create()
+    host = (await world.vm("web1")).status.host
+    other = "h2" if host == "h1" else "h1"
+    poor = FACTS.model_copy(update={"suppress_vmdesc": False})
+    await world.agents.bus.request(Subjects.hello(other), dump(Hello(host=other, facts=poor)), timeout=5)
+    with pytest.raises(ConflictError, match="no suppress-vmdesc"):
+        await world.do("vm.migrate", "web1", {"to": other})
+    assert not {kind for _, kind in world.agents.asked} & {Kind.VM_PREPARE, Kind.VM_MIGRATE}
+    assert (await world.vm("web1")).status.state is VmState.RUNNING
 
 
 async def test_a_vm_that_fits_its_host_once_starts_there_again(world: World) -> None:
