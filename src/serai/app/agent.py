@@ -103,15 +103,7 @@ class HostParts:
             images = self._images(tls, store)
             storage = self._storage(records, store)
             await storage.start()
-            agent = HostAgent(
-                name=config.name,
-                bus=self._bus,
-                clock=self._clock,
-                tasks=self._tasks,
-                records=records,
-                facts=self._facts(await self._find_out(hypervisor)),
-                storage=storage,
-            )
+            agent = self._agent(records, storage, await self._find_out(hypervisor))
             kit = Kit(
                 host=config.name,
                 paths=paths,
@@ -146,6 +138,17 @@ class HostParts:
             ready.set()
             self._tasks.start(self._look_again(hypervisor, agent), "look-again")
             await asyncio.Event().wait()
+
+    def _agent(self, records: Records, storage: HostStorage, facts: HypervisorFacts) -> HostAgent:
+        return HostAgent(
+            name=self._config.name,
+            bus=self._bus,
+            clock=self._clock,
+            tasks=self._tasks,
+            records=records,
+            facts=self._facts(facts),
+            storage=storage,
+        )
 
     def _make_folders(self, tls: TlsFiles) -> None:
         paths = self.paths
