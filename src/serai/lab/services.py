@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -158,7 +159,8 @@ def _let_fetchers_out(folder: LabFolder) -> None:
         real = shutil.which(name)
         if real is not None:
             script = folder.programs / name
-            script.write_text(f'#!/bin/sh\nexec nsenter --net={folder.outside} -- {real} "$@"\n')
+            words = ["nsenter", f"--net={folder.outside}", "--", real]
+            script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
             script.chmod(0o755)
 
 

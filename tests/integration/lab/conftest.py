@@ -107,9 +107,9 @@ async def start_inside(name: str, node: str, argv: Sequence[str]) -> process.Chi
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LabWorld]:
     """See LabWorld; whatever a test leaves is taken away, and is its failure."""
-    # Short: paths of Unix sockets have 107 bytes.
+    # Short: paths of Unix sockets have 107 bytes. With a space, as a folder of the user's choice may have one.
     parent = Path(tempfile.mkdtemp(prefix="sl-"))
-    monkeypatch.setenv(state.ENV_PARENT, str(parent / "labs"))
+    monkeypatch.setenv(state.ENV_PARENT, str(parent / "a b"))
     monkeypatch.setenv(ENV_FILE, str(parent / "config" / "contexts.yaml"))
     made = LabWorld(parent)
     try:

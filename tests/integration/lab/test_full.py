@@ -43,6 +43,10 @@ async def test_a_newcomer_finds_hosts_a_pool_and_a_network_and_can_leave_without
     }  # fmt: skip
     assert all(found["alive"] for found in shown["processes"])
     assert contexts.load().current == name
+    # What fetches packages does so in the machine's own network.
+    fetcher = LabFolder.of(name).programs / "apt-get"
+    outside = await run("lab", "exec", "--name", name, "h1", "--", str(fetcher), "--version")
+    assert outside.text.startswith("apt ")
     await run("lab", "down", "--name", name)
     # The context that was chosen before is chosen again.
     assert contexts.load().current == "mine"

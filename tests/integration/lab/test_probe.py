@@ -12,6 +12,7 @@ import pytest
 
 from serai.lab.probe import Prober
 from serai.lab.samples import Kind
+from serai.lab.state import LabFolder
 from serai.lab.up import up
 from serai.lab.workload import TcpEcho
 from serai.lib import process
@@ -112,7 +113,7 @@ async def test_the_command_prints_the_report_and_ends_early_on_ctrl_c(world: Lab
     assert b"icmp: 40 sent, 0 lost" in told.stdout
     out = world.parent / "out"
     child = await process.spawn(serai("lab", "probe", TARGET, "--name", name, "--for", "1h", "-o", "json"), stdout=out)
-    probes = world.parent / "labs" / name / "probe"
+    probes = LabFolder.of(name).path / "probe"
     deadline = time.monotonic() + 30
     while not list(probes.glob("*/samples.answered")):
         assert time.monotonic() < deadline
