@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,9 +101,17 @@ async def test_a_confirmed_bridge_stays(serai: Serai, uplink: Uplink) -> None:
 async def no_watchdog_is_left(uplink: Uplink) -> None:
     """Wait until no watchdog runs: from then on nothing will undo anything."""
     deadline = time.monotonic() + PATIENCE
-    while (await run(["pgrep", "-f", "serai[.]drivers.network.uplink .*/up0.json"], check=False)).returncode == 0:
+    while any("serai.drivers.network.uplink" in words for words in map(cmdline, namespace.processes_in(uplink.netns))):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
+
+
+def cmdline(pid: int) -> list[str]:
+    """A process's arguments; none if it is over."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 async def gone(uplink: Uplink) -> None:
