@@ -59,7 +59,7 @@ REST_MEMORY = 128 << 20
 async def start(client: Client, pairs: int) -> dict[str, Any]:
     """Starts through the API and by hand, in turn."""
     await done(client, await client.call("vm.create", body=tiny_vm("web1")))
-    bare = bare_pair(await client.call("vm.show", "web1"))
+    bare = bare_pair(await client.call("vm.show", "web1"), LAB)
     ours, hand = [], []
     try:
         await asyncio.to_thread(bare.start, "h1")
@@ -238,7 +238,6 @@ async def watched(seconds: float) -> dict[str, Any]:
 
 async def in_lab(what: set[str], quick: bool) -> dict[str, Any]:
     """The parts that need a lab."""
-    demo.LAB = LAB
     await down(LAB)
     await up(LAB, 2, link_rate=demo.LINK_RATE)
     found: dict[str, Any] = {}

@@ -76,7 +76,7 @@ async def bench(pairs: int) -> dict[str, Any]:
             vm: Vm = await client.call("vm.show", "web1")
             address = str(vm.spec.vnics[0].ip)
             await Guest(LAB, address).up()
-            bare = bare_pair(vm)
+            bare = bare_pair(vm, LAB)
             try:
                 await asyncio.to_thread(bare.start, "h1")
                 await Guest(LAB, demo.BARE_ADDRESS).up()

@@ -7,6 +7,7 @@ Then it does what has to be done and no more: prepare the destination, migrate, 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -23,10 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serai.drivers.storage.tgt_socket import TgtSocket
+
 TGT_PORT = 3261
 CAPABILITIES = {"events": True, "pause-before-switchover": True, "return-path": False, "auto-converge": False}
 WITH_TAP = str(Path(__file__).with_name("with_tap.py"))
 TARGET = "iqn.2026-01.bench:bare"
+INITIATOR = "iqn.2026-01.bench:qemu"
+USER = "bare"
 
 
 class Qmp:
@@ -154,38 +159,46 @@ class Bare:
         disk = self.folder / "disk.raw"
         with disk.open("wb") as file:
             file.truncate(64 << 20)
-        env = {**os.environ, "TGT_IPC_SOCKET": str(self.folder / "tgt")}
         portal = f"portal={self.storage.address}:{TGT_PORT}"
         self._tgtd = subprocess.Popen(
-            [*self.storage.enter, "tgtd", "-f", "--nr_iothreads", "1", "-C", "9", "--iscsi", portal],
-            env=env,
+            [*self.storage.enter, "tgtd", "-f", "--nr_iothreads", "1", "--iscsi", portal],
+            env={**os.environ, "TGT_IPC_SOCKET": str(self.folder / "tgt")},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        admin = [*self.storage.enter, "tgtadm", "-C", "9", "--lld", "iscsi"]
-        for attempt in range(100):
-            done = subprocess.run([*admin, "--op", "show", "--mode", "sys"], env=env, capture_output=True, check=False)
-            if done.returncode == 0:
-                break
-            time.sleep(0.02 * (attempt > 0))
-        for words in (
-            f"--op new --mode target --tid 1 -T {TARGET}",
-            f"--op new --mode logicalunit --tid 1 --lun 1 -b {disk}",
-            "--op bind --mode target --tid 1 -I ALL",
-            f"--op new --mode account --user bare --password {self._secret}",
-            "--op bind --mode account --tid 1 --user bare",
-        ):
-            subprocess.run([*admin, *words.split()], env=env, check=True, capture_output=True)
+        asyncio.run(self._export(self._tgtd, disk))
+
+    async def _export(self, tgtd: subprocess.Popen[bytes], disk: Path) -> None:
+        """Put the disk behind the target. Serai's own client does it, long before anything is measured: tgtadm would
+        take the password as an argument, for all to see."""
+        control = TgtSocket(self.folder / "tgt.0")
+        deadline = time.monotonic() + 10
+        while await control.peer() is None:
+            if tgtd.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the bare run's tgtd did not start at {self.storage.address}:{TGT_PORT}")
+            await asyncio.sleep(0.02)
+        await control.new_target(1, TARGET)
+        await control.new_lun(1, 1, disk, "bare")
+        await control.new_account(USER, self._secret)
+        await control.bind_account(1, USER)
+        await control.bind_initiator(1, INITIATOR)
+
+    def _secret_file(self, folder: Path) -> Path:
+        """The CHAP password for one QEMU, its user's alone to read."""
+        file = folder / "chap"
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as secret:
+            secret.write(self._secret)
+        shutil.chown(file, "serai-qemu", "serai-qemu")
+        return file
 
     def _qemu(self, node: Node, *, incoming: bool) -> Running:
         self._count += 1
         folder = self.folder / f"q{self._count}"
         folder.mkdir(mode=0o711)
         shutil.chown(folder, "serai-qemu", "serai-qemu")
-        secret = folder / "chap"
-        secret.write_text(self._secret)
-        shutil.chown(secret, "serai-qemu", "serai-qemu")
+        secret = self._secret_file(folder)
         tap = f"bare{self._count % 100}"
         argv = _bare_argv(self.template, folder, secret, self)
         if incoming:
@@ -194,14 +207,10 @@ class Bare:
         wrap = [sys.executable, WITH_TAP, str(stamp), tap, f"fe:54:00:ba:4e:{self._count % 256:02x}", "br-lan"]
         drop = ["setpriv", "--reuid", "serai-qemu", "--regid", "serai-qemu", "--clear-groups", "--"]
         began = time.monotonic()
-        process = subprocess.Popen(
-            [*node.enter, *wrap, *drop, *argv],
-            stdout=(folder / "log").open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(),
-            close_fds=True,
-        )
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [*node.enter, *wrap, *drop, *argv], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
         try:
             qmp = Qmp(folder / "qmp.sock")
             harness_s = float(stamp.read_text(encoding="ascii")) - began
@@ -221,10 +230,17 @@ class Bare:
             raise RuntimeError("nothing runs")
         began = time.monotonic()
         destination = self._qemu(self.nodes[to], incoming=True)
+        try:
+            return self._move(source, destination, began, downtime_limit_ms)
+        finally:
+            # Whichever of them does not run the guest now.
+            _end(source if self.running is destination else destination)
+
+    def _move(self, source: Running, destination: Running, began: float, downtime_limit_ms: int) -> dict[str, Any]:
         _parameters(destination, "server", None, downtime_limit_ms)
         destination.qmp.run("migrate-incoming", uri=f"tcp:{destination.node.address}:0")
         (where,) = destination.qmp.run("query-migrate")["socket-address"]
-        _parameters(source, "client", to, downtime_limit_ms)
+        _parameters(source, "client", destination.node.name, downtime_limit_ms)
         source.qmp.run("migrate", uri=f"tcp:{destination.node.address}:{where['port']}")
         if source.qmp.wait_migration("pre-switchover") != "pre-switchover":
             raise RuntimeError(f"the bare migration failed: {source.qmp.run('query-migrate')}")
@@ -234,14 +250,12 @@ class Bare:
         loaded = time.monotonic()
         destination.qmp.run("cont")
         total = time.monotonic() - began - destination.harness_s
-        source.qmp.wait_migration("completed")
-        stats = source.qmp.run("query-migrate")
-        _end(source)
         self.running = destination
+        source.qmp.wait_migration("completed")
         return {
             "total_s": round(total, 4),
             "harness_s": round(destination.harness_s, 4),
-            "downtime_ms": stats.get("downtime", 0),
+            "downtime_ms": source.qmp.run("query-migrate").get("downtime", 0),
             "cont_ms": round((began + destination.harness_s + total - loaded) * 1000, 1),
         }
 
@@ -289,8 +303,8 @@ def _bare_argv(template: Sequence[str], folder: Path, secret: Path, bare: Bare) 
                 "portal": f"{bare.storage.address}:{TGT_PORT}",
                 "target": TARGET,
                 "lun": 1,
-                "initiator-name": "iqn.2026-01.bench:qemu",
-                "user": "bare",
+                "initiator-name": INITIATOR,
+                "user": USER,
             }
             changed = json.dumps(node)
         argv.append(changed)
