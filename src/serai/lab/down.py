@@ -35,7 +35,13 @@ NO_GRACE = frozenset({"tgtd"})
 
 async def down(name: str) -> bool:
     """Remove the lab of that name; False if there was nothing. Raises ConflictError, HostError."""
-    folder = LabFolder.of(name)
+    # In a task of its own: callers clean up with it, and in a task that was cancelled once Python 3.11.2 lets every
+    # time-out out as one more CancelledError.
+    return await asyncio.create_task(_down(LabFolder.of(name)), name=f"down {name}")
+
+
+async def _down(folder: LabFolder) -> bool:
+    name = folder.name
     if not folder.path.is_dir():
         # Only namespaces, then: the folder was deleted by hand. Those of a lab in another parent are that lab's.
         if any(other.path != folder.path and other.name == name for other in state.standing()):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from bench import demo
 from serai.client import context as contexts
 from serai.lab import state
+from serai.lab.down import down
 from serai.lib import namespace
 from serai.lib.ids import new_id
 
@@ -28,9 +32,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     demo.REPORT.parent.mkdir()
     demo.REPORT.write_text("an older run's")
     yield name
+    left = namespace.names(f"serai-{name}-"), [found.name for found in state.standing() if found.name == name]
+    asyncio.run(down(name))
+    assert left == ([], [])
     assert contexts.config_file().read_bytes() == before
-    assert not namespace.names(f"serai-{name}-")
-    assert name not in [found.name for found in state.standing()]
 
 
 def report() -> dict[str, Any]:
@@ -95,6 +100,18 @@ def test_a_lab_that_cannot_be_is_a_broken_promise(lab: str, capfd: pytest.Captur
     assert demo.main(["--lab", "No/Good"]) == 1
     assert "name: No/Good" in broken(report())["the lab is up"]
     assert "the lab is up" in capfd.readouterr().err
+
+
+def test_a_signal_takes_the_lab_down_and_is_in_the_report(lab: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def show(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(demo, "show", show)
+    assert demo.main(["--lab", lab]) == 1
+    found = report()
+    assert broken(found) == {demo.TO_ITS_END: "ended by a signal"}
+    assert {"name": "the lab is gone without a trace", "ok": True, "detail": ""} in found["checks"]
 
 
 def test_what_nobody_foresaw_is_in_the_report_too(lab: str, monkeypatch: pytest.MonkeyPatch) -> None:

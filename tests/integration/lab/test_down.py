@@ -56,6 +56,27 @@ async def test_processes_end_also_those_that_refuse_and_those_with_another_paren
     assert not ours.alive
 
 
+async def test_a_caller_that_was_cancelled_takes_all_too(world: LabWorld) -> None:
+    name = world.name()
+    await up(name, 1, bare=True)
+    world.remember()
+    await start_inside(name, "h1", ["sh", "-c", STUBBORN])
+    await wait_for(LabFolder.of(name).host("h1") / "run" / "vms" / "here")
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await down(name)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert world.left() == NOTHING
+
+
 async def test_a_program_that_left_the_labs_namespaces_ends_too(world: LabWorld) -> None:
     name = world.name()
     await up(name, 1, bare=True)
