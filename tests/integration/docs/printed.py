@@ -27,8 +27,13 @@ from serai.lib import namespace
 TOP = Path(__file__).parents[3]
 PROGRESS = "[…]"
 TIMEOUT = 180.0
-LOOSE = ("lab probe", "probe.txt", "event list", "vm console")
-"""What these print is never twice the same, not even in shape: they must end as printed, and say something."""
+REFUSAL = "serai: "
+TIMED_OUT = 124
+"""What timeout(1) ends with when it has ended its command."""
+OUTAGE = re.compile(r"outage of N ms at N s( \(the prober's own delay: N ms\))?")
+"""The shape of a probe's remark that each run has another number of, or none. One that did not end is not of it."""
+REPORTED = re.compile(r"N N-N-N N:N:N vm\.status \S+ -")
+"""The shape of an event that a host's regular report brings, whenever that is."""
 END = "--- end of output:"
 FENCE = "```"
 LAB = "lab"
@@ -89,8 +94,9 @@ def shape(line: str) -> str:
     """A line without what differs from run to run."""
     line = re.sub(r"\b[0-9a-f]{12}\b", "ID", line)
     line = re.sub(r"\bit is (cancelling|undoing|cancelled)\b", "it is ending", line)
+    line = re.sub(r"\((fifo|nice|normal)\)$", "(SCHEDULING)", line)  # as punctual as the machine lets it be
     line = re.sub(r"\b52(:[0-9a-f]{2}){5}\b", "MAC", line)
-    line = re.sub(r"\b\d+(\.\d+)?(ms|s|m|h|d|B|K|M|G|T)?\b", "N", line)
+    line = re.sub(r"\b\d+(\.\d+)?(ms|s|m|h|d|B|K|M|G|T)?(\d+(s|m|h))*\b", "N", line)
     return re.sub(r"\s+", " ", line).strip()
 
 
@@ -179,16 +185,34 @@ async def _run(document: Path, folder: Path) -> list[Outcome]:
         await asyncio.wait_for(process.wait(), TIMEOUT)
 
 
+def expected_code(printed: Printed) -> int:
+    """What a command ends with: 1 if a refusal, or a difference that `serai diff` found, is printed below it."""
+    if "timeout " in printed.command:
+        return TIMED_OUT
+    differs = printed.command.startswith("serai diff") and bool(printed.output)
+    refused = any(line.startswith(REFUSAL) for line in printed.output)
+    return 1 if refused or differs else 0
+
+
 def differences(outcome: Outcome) -> list[str]:
-    """Printed lines that did not come, in this order; empty if all is as printed."""
+    """What did not come as printed: the exit code, lines in this order; empty if all did."""
+    command = outcome.printed.command
     wanted = [shape(line) for line in outcome.printed.output]
     came = [shape(line) for line in outcome.output]
-    if any(loose in outcome.printed.command for loose in LOOSE):
-        return [] if bool(wanted) == bool(came) else ["something, or nothing"]
-    if PROGRESS not in wanted:
-        return [] if wanted == came else [f"exactly {wanted}"]
+    code = expected_code(outcome.printed)
+    wrong = [] if outcome.code == code else [f"exit code {code}, not {outcome.code}"]
+    if "event list" in command:
+        # How many events a job makes, and in what order two writers' come, differs; what they say does not.
+        kinds = set(wanted)
+        wrong += [f"no event like {line}" for line in came if line not in kinds and not REPORTED.fullmatch(line)]
+        return wrong if len(came) == len(wanted) else [*wrong, f"{len(wanted)} events, not {len(came)}"]
+    if "lab probe" in command or "probe.txt" in command:
+        wanted, came = ([line for line in lines if not OUTAGE.fullmatch(line)] for lines in (wanted, came))
+    if PROGRESS not in wanted and "vm console" not in command:
+        return wrong if wanted == came else [*wrong, f"exactly {wanted}"]
+    wrong += [f"no {line}" for line in came if line.startswith(REFUSAL) and line not in wanted]
     rest = iter(came)
-    return [line for line in wanted if line != PROGRESS and line not in rest]
+    return [*wrong, *(line for line in wanted if line != PROGRESS and line not in rest)]
 
 
 def rewritten(text: str, outcomes: list[Outcome]) -> str:
