@@ -9,7 +9,8 @@ from typing import NoReturn
 
 from serai.lab.state import ENV_MARK, LabFolder, LabState
 from serai.lib import namespace
-from serai.schema.errors import NotFoundError, UnsupportedError
+from serai.lib.process import become
+from serai.schema.errors import NotFoundError
 
 
 def prefix(folder: LabFolder, state: LabState, node: str) -> list[str]:
@@ -41,13 +42,8 @@ def environment(folder: LabFolder) -> dict[str, str]:
 def enter(name: str, node: str, argv: Sequence[str]) -> NoReturn:
     """Become the program `argv` in the node of the lab; its exit code and its input and output are ours.
 
-    Raises NotFoundError, and UnsupportedError if nsenter is missing; a program that is missing there ends with 127.
+    Raises NotFoundError, and ProgramMissingError if nsenter is missing; a program that is missing there ends with 127.
     """
     folder = LabFolder.of(name)
     line = [*prefix(folder, folder.load(), node), *argv]
-    try:
-        os.execvp(line[0], line)  # noqa: S606 - to become it is the point: no shell is meant
-    except FileNotFoundError as error:
-        raise UnsupportedError(
-            "nsenter is not installed", field="program", value=line[0], remedy="Install util-linux."
-        ) from error
+    become(line, package="util-linux")

@@ -2,7 +2,8 @@
 
 `run` waits for a short-lived program and returns what it said; `spawn` starts one that lives on, in a session of its
 own, so that it outlives us unless we end it. A process is held by a pidfd, never by its bare number, so that no signal
-can reach a stranger that took the number over. `adopt` takes a process that someone else started.
+can reach a stranger that took the number over. `adopt` takes a process that someone else started. `become` gives this
+very process to another program, and `detach` lets it go on as nobody's child.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from serai.schema.errors import HostError, UnsupportedError
 
@@ -63,12 +65,12 @@ class ProgramMissingError(UnsupportedError):
     """The program is not installed."""
 
 
-def _missing(argv: Sequence[str]) -> ProgramMissingError:
+def _missing(argv: Sequence[str], package: str = "") -> ProgramMissingError:
     return ProgramMissingError(
         f"{argv[0]} is not installed or cannot be executed",
         field="program",
         value=argv[0],
-        remedy="Install its package; 'serai doctor' names it.",
+        remedy=f"Install {package}." if package else "Install its package; 'serai doctor' names it.",
     )
 
 
@@ -338,6 +340,28 @@ def _open(output: Output, files: contextlib.ExitStack) -> int:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
     files.callback(os.close, descriptor)
     return descriptor
+
+
+def become(argv: Sequence[str], *, package: str) -> NoReturn:
+    """Hand this process over to a program for good: its terminal, its descriptors and its exit code.
+
+    `package` is what to install where the program is missing. Raises ProgramMissingError.
+    """
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606 - to become it is the point: no shell is meant
+    except (FileNotFoundError, PermissionError) as error:
+        raise _missing(argv, package) from error
+
+
+def detach() -> None:
+    """Go on as nobody's child, in a session of its own and in no folder; who started us sees us end with 0 here.
+
+    For a process without threads, event loop or anything that must be cleaned up: the rest of it is forked.
+    """
+    os.chdir("/")
+    if os.fork() != 0:
+        os._exit(0)
+    os.setsid()
 
 
 def adopt(pid: int, *, expect: str) -> Watched | None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import pwd
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from serai.lib.process import (
     ProgramMissingError,
     Watched,
     adopt,
+    become,
     run,
     run_sync,
     spawn,
@@ -48,6 +50,35 @@ async def test_a_missing_program_has_a_remedy() -> None:
         run_sync(["serai-no-such-program"])
     with pytest.raises(FileNotFoundError):
         await run(["true"], cwd="/no/such/folder")
+
+
+async def test_a_process_becomes_another_program() -> None:
+    code = "from serai.lib.process import become; become(['sh', '-c', 'echo $$; exit 7'], package='dash')"
+    done = await run([sys.executable, "-c", "import os; print(os.getpid(), flush=True); " + code], check=False)
+    before, after = done.text.split()
+    assert (done.returncode, before) == (7, after)
+    with pytest.raises(ProgramMissingError) as caught:
+        become(["serai-no-such-program"], package="serai-extra")
+    assert caught.value.info.remedy == "Install serai-extra."
+
+
+async def test_a_detached_process_goes_on_in_a_session_of_its_own(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, sys\n"
+        "from serai.lib.process import detach\n"
+        "out = pathlib.Path(sys.argv[1])\n"
+        "detach()\n"
+        "out.with_suffix('.part').write_text(f'{os.getpid()} {os.getsid(0)} {os.getcwd()}')\n"
+        "out.with_suffix('.part').rename(out)\n"
+    )
+    child = await spawn([sys.executable, "-c", code, str(tmp_path / "out")], cwd=tmp_path)
+    assert await child.wait() == 0
+    async with asyncio.timeout(DEADLINE):
+        while not (tmp_path / "out").exists():
+            await asyncio.sleep(0.01)
+    pid, session, folder = (tmp_path / "out").read_text().split()
+    assert (session, folder) == (pid, "/")
+    assert int(pid) != child.pid
 
 
 def pids_in(path: Path) -> list[int]:

@@ -141,7 +141,7 @@ def ssh(ctx: typer.Context, target: SshTarget, command: SshCommand = None, ident
       serai vm ssh -i ~/.ssh/web debian@web1 -- uname -a
     """
     from serai.client.context import config_file
-    from serai.schema.errors import UnsupportedError
+    from serai.lib.process import become
 
     user, _, name = target.rpartition("@")
     vm = run(ctx, lambda client: client.call("vm.show", name))
@@ -149,12 +149,7 @@ def ssh(ctx: typer.Context, target: SshTarget, command: SshCommand = None, ident
     folder = config_file().parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     argv = ssh_argv(vm, user, command or [], context, folder, identity)
-    try:
-        os.execvp(argv[0], argv)  # noqa: S606 - the terminal is handed over to ssh for good
-    except FileNotFoundError as error:
-        raise UnsupportedError(
-            f"{argv[0]} is not installed", field="program", value=argv[0], remedy="Install openssh-client."
-        ) from error
+    become(argv, package="util-linux" if argv[0] == "nsenter" else "openssh-client")
 
 
 def ssh_argv(

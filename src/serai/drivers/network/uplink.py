@@ -17,7 +17,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from serai.drivers.network.uplink_plan import Uplink, parse_uplink, plan_take
 from serai.lib import atomicfile
 from serai.lib.ids import new_secret
-from serai.lib.process import run_sync, spawn
+from serai.lib.process import detach, run_sync, spawn
 from serai.schema.errors import ConflictError, HostError, NotFoundError, SeraiError
 from serai.schema.messages import UplinkTaken
 
@@ -288,7 +287,5 @@ def watch(file: Path, token: str) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir("/")
-    if os.fork() == 0:
-        os.setsid()
-        watch(Path(sys.argv[1]), sys.argv[2])
+    detach()
+    watch(Path(sys.argv[1]), sys.argv[2])
