@@ -11,11 +11,11 @@ from typing import Protocol
 
 import pytest
 from pydantic import SecretStr
+from tests.integration.drivers.storage.initiator import check_access
 
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.drivers.storage.directory import DirectoryPool
 from serai.drivers.storage.fake import FakeExporter, FakePool
-from serai.drivers.storage.initiator import check_access
 from serai.drivers.storage.iscsi import TgtExporter
 from serai.lib.ids import new_id
 from serai.lib.paths import HostPaths

@@ -96,17 +96,6 @@ class Engine:
         async with self._store.read() as view:
             return await view.jobs.get(job_id)
 
-    async def wait(self, job_id: str) -> Job:
-        """The job, once it has ended. Raises NotFoundError."""
-        seen = 0
-        while True:
-            newest = self._store.bell.newest
-            async with self._store.read() as view:
-                job = await view.jobs.get(job_id)
-            if job.state.ended:
-                return job
-            seen = await self._store.bell.beyond(max(seen, newest))
-
     def describe(self, job_id: str) -> str:
         """A job in words."""
         run = self._runs.get(job_id)
@@ -131,8 +120,3 @@ class Engine:
         self._runs[record.job.id] = run
         task = self._tasks.start(run.go(), f"job-{record.job.id}")
         task.add_done_callback(lambda _: self._runs.pop(record.job.id, None))
-
-    @property
-    def running(self) -> list[Job]:
-        """The jobs at work or queued here."""
-        return [run.job for run in self._runs.values()]

@@ -35,7 +35,7 @@ from serai.schema.errors import (
     UnavailableError,
     from_info,
 )
-from serai.schema.host import Host, HostState
+from serai.schema.host import HostState
 from serai.schema.messages import (
     COMMANDS,
     HOLD,
@@ -53,7 +53,7 @@ from serai.schema.messages import (
 )
 from serai.schema.resource import Frozen
 from serai.schema.subjects import Subjects
-from serai.schema.vm import VmReport, VmStatus
+from serai.schema.vm import VmReport
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Hosts:
-    """All hosts, over the bus. `on_online` callbacks are told of each host that joins or comes back."""
+    """All hosts, over the bus."""
 
     def __init__(self, bus: Bus, store: Store, clock: Clock | None = None, *, silence: float = SILENCE) -> None:
         self._bus = bus
@@ -86,7 +86,6 @@ class Hosts:
         """By host that is being asked: set at its next hello."""
         self._subscriptions: list[Subscription] = []
         self._tasks = Tasks("gateway")
-        self.on_online: list[Callable[[Host], None]] = []
 
     async def start(self) -> None:
         """Listen, and watch who falls silent. Hosts known as online get a full period to speak up."""
@@ -221,19 +220,6 @@ class Hosts:
             )
         return lease.host, replace(target, host=lease.host, epoch=lease.epoch)
 
-    async def vm_state(
-        self, vm_id: str, predicate: Callable[[VmStatus], bool], *, timeout: float | None = None
-    ) -> VmStatus:
-        """The VM's status, once it is as asked. Raises TimeoutError after `timeout` seconds, NotFoundError."""
-        async with asyncio.timeout(timeout):
-            while True:
-                newest = self._store.bell.newest
-                async with self._store.read() as view:
-                    status = (await view.vms.get(vm_id)).status
-                if predicate(status):
-                    return status
-                await self._store.bell.beyond(newest)
-
     # --- reports ---
 
     async def _on_progress(self, message: Message) -> None:
@@ -251,7 +237,6 @@ class Hosts:
         self._seen[hello.host] = self._clock.monotonic()
         if (waiting := self._hellos.pop(hello.host, None)) is not None:
             waiting.set()
-        self._tell_online(host)
         return dump(Welcome(host_id=host.id, time=self._clock.now()))
 
     async def _on_vm_report(self, message: Message) -> bytes:
@@ -302,13 +287,7 @@ class Hosts:
                     await reports.apply(tx, one)
                 await reports.write_unlisted(tx, report)
                 await reports.write_pools(tx, pools)
-        if returned:
-            self._tell_online(host)
         return dump(Empty())
-
-    def _tell_online(self, host: Host) -> None:
-        for callback in self.on_online:
-            callback(host)
 
     async def _on_redeem(self, message: Message) -> bytes:
         asked = _parse(TicketRedeem, message)

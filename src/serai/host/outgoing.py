@@ -132,7 +132,7 @@ class OutgoingMove:
         setup = MigrationSetup(
             capabilities=start.capabilities,
             downtime_limit_ms=start.downtime_limit_ms,
-            bandwidth_bytes=start.bandwidth // 8,
+            bandwidth_bytes=0,
             tls_hostname=start.tls_hostname,
         )
         try:

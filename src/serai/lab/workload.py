@@ -150,10 +150,6 @@ class Guest:
         """Its own poweroff; there is no answer."""
         await self._last_words("poweroff")
 
-    async def reboot(self) -> None:
-        """Its own reboot; there is no answer."""
-        await self._last_words("reboot")
-
     async def panic(self) -> None:
         """Crash its kernel; there is no answer."""
         await self._last_words("panic")

@@ -8,12 +8,6 @@ def new_id() -> str:
     return secrets.token_hex(6)
 
 
-def new_mac() -> str:
-    """Return a MAC address ``52:54:00:xx:xx:xx``: the range that QEMU guests use by custom."""
-    tail = secrets.token_bytes(3)
-    return "52:54:00:" + ":".join(f"{octet:02x}" for octet in tail)
-
-
 def new_secret() -> str:
     """Return a secret of 32 hexadecimal characters (128 random bits), for tokens, tickets and CHAP."""
     return secrets.token_hex(16)

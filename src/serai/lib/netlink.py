@@ -33,8 +33,7 @@ RTM_SETLINK, RTM_NEWNEIGH, NLMSG_ERROR = 19, 28, 2
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE, NLA_F_NESTED = 0x1, 0x4, 0x100, 0x400, 0x8000
 IFLA_PROTINFO, IFLA_BRPORT_STATE, IFLA_BRPORT_FLUSH = 12, 1, 24
 STATE_DISABLED, STATE_FORWARDING = 0, 3
-NDA_LLADDR, NUD_REACHABLE, NUD_PERMANENT, NTF_MASTER = 2, 0x02, 0x80, 0x04
-MAIN_TABLE = 254
+NDA_LLADDR, NUD_REACHABLE, NTF_MASTER = 2, 0x02, 0x04
 ANSWER_TIMEOUT = 2.0
 HTB_ROOT = 0x10000
 HTB_CLASS = 0x10010
@@ -51,23 +50,6 @@ class Link:
     up: bool
     master: int
     kind: str
-
-
-@dataclass(frozen=True)
-class Address:
-    """One address on a link, `10.0.0.1/24`."""
-
-    link: str
-    address: str
-
-
-@dataclass(frozen=True)
-class Route:
-    """One route of the main table: `default` or `10.0.0.0/24`, its gateway (empty: on the link), its link."""
-
-    destination: str
-    gateway: str
-    link: str
 
 
 @contextlib.contextmanager
@@ -163,19 +145,6 @@ def set_link_sync(
         route.link("set", index=index, **changes)
 
 
-def delete_link(name: str) -> None:
-    """Delete a link; one that is gone is deleted already."""
-    with _route(f"delete the link {name}") as route:
-        found = route.link_lookup(ifname=name)
-        if not found:
-            return
-        try:
-            route.link("del", index=found[0])
-        except NetlinkError as error:
-            if error.code != errno.ENODEV:
-                raise
-
-
 def add_address(link: str, address: str) -> None:
     """Give a link `10.0.0.1/24`; one that it has already is no error."""
     host, _, prefix = address.partition("/")
@@ -185,89 +154,6 @@ def add_address(link: str, address: str) -> None:
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise
-
-
-def addresses(link: str | None = None) -> list[Address]:
-    """Addresses of one link, or of all."""
-    by_index = {found.index: found.name for found in links().values()}
-    with _route("list addresses") as route:
-        rows = [
-            Address(by_index.get(row["index"], ""), f"{row.get_attr('IFA_ADDRESS')}/{row['prefixlen']}")
-            for row in route.get_addr()
-        ]
-    return [row for row in rows if link is None or row.link == link]
-
-
-def delete_address(link: str, address: str) -> None:
-    """Take `10.0.0.1/24` from a link; one that is gone is no error."""
-    host, _, prefix = address.partition("/")
-    with _route(f"take the address {address} from {link}") as route:
-        try:
-            route.addr("del", index=_index(route, link), address=host, prefixlen=int(prefix or 32))
-        except NetlinkError as error:
-            if error.code != errno.EADDRNOTAVAIL:
-                raise
-
-
-def add_route(destination: str, gateway: str) -> None:
-    """A route through a gateway; `default` for all."""
-    with _route(f"route {destination} through {gateway}") as route:
-        route.route("replace", dst=destination, gateway=gateway)
-
-
-def delete_route(destination: str) -> None:
-    """Take a route away; one that is gone is no error."""
-    with _route(f"delete the route {destination}") as route:
-        try:
-            route.route("del", dst=destination)
-        except NetlinkError as error:
-            if error.code != errno.ESRCH:
-                raise
-
-
-def routes() -> list[Route]:
-    """The IPv4 routes of the main table."""
-    by_index = {found.index: found.name for found in links().values()}
-    with _route("list routes") as route:
-        found = []
-        for row in route.get_routes(family=socket.AF_INET, table=MAIN_TABLE):
-            destination = row.get_attr("RTA_DST")
-            found.append(
-                Route(
-                    destination=f"{destination}/{row['dst_len']}" if destination else "default",
-                    gateway=row.get_attr("RTA_GATEWAY") or "",
-                    link=by_index.get(row.get_attr("RTA_OIF"), ""),
-                )
-            )
-        return found
-
-
-def move_link(name: str, netns: str | int) -> None:
-    """Give a link to a network namespace: a named one, or that of a process. It arrives down, without addresses."""
-    with _route(f"move the link {name} to the namespace {netns}") as route:
-        index = _index(route, name)
-        if isinstance(netns, int):
-            route.link("set", index=index, net_ns_pid=netns)
-        else:
-            route.link("set", index=index, net_ns_fd=netns)
-
-
-def forwarding_table(bridge: str) -> dict[str, str]:
-    """What a bridge has learned or been told, without its ports' own addresses: MAC to the port's name."""
-    by_index = {found.index: found.name for found in links().values()}
-    with _route(f"list what the bridge {bridge} has learned") as route:
-        index = _index(route, bridge)
-        return {
-            row.get_attr("NDA_LLADDR"): by_index.get(row["ifindex"], "")
-            for row in route.fdb("dump")
-            if row.get_attr("NDA_MASTER") == index and not row["state"] & NUD_PERMANENT
-        }
-
-
-def qdiscs(link: str) -> list[str]:
-    """Kinds of the queueing disciplines of a link, its root's first."""
-    with _route(f"list the queueing disciplines of {link}") as route:
-        return [str(row.get_attr("TCA_KIND")) for row in route.get_qdiscs(index=_index(route, link))]
 
 
 def shape(link: str, rate: int) -> None:

@@ -55,11 +55,6 @@ class HostPaths:
         """The folder of the iSCSI target's control socket and records."""
         return self.run / "tgtd"
 
-    @property
-    def agent_socket(self) -> Path:
-        """The host agent's own Unix socket."""
-        return self.run / "agent.sock"
-
     def vm_state(self, vm_id: str) -> Path:
         """The lasting folder of one VM (seed, log, firmware variables)."""
         return self.vms / vm_id
@@ -68,14 +63,6 @@ class HostPaths:
         """The folder of one VM's sockets."""
         return self.run / "vms" / vm_id
 
-    def qmp_socket(self, vm_id: str) -> Path:
-        """One VM's QMP socket."""
-        return self.vm_run(vm_id) / "qmp.sock"
-
     def console_socket(self, vm_id: str) -> Path:
         """One VM's serial console socket."""
         return self.vm_run(vm_id) / "console.sock"
-
-    def qga_socket(self, vm_id: str) -> Path:
-        """One VM's guest agent socket."""
-        return self.vm_run(vm_id) / "qga.sock"

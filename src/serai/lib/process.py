@@ -348,7 +348,7 @@ def become(argv: Sequence[str], *, package: str) -> NoReturn:
     `package` is what to install where the program is missing. Raises ProgramMissingError.
     """
     try:
-        os.execvp(argv[0], argv)  # noqa: S606 - to become it is the point: no shell is meant
+        os.execvp(argv[0], list(argv))  # noqa: S606 - to become it is the point: no shell is meant
     except (FileNotFoundError, PermissionError) as error:
         raise _missing(argv, package) from error
 

@@ -97,8 +97,6 @@ class Launch(Frozen):
     max_cpus: int = Field(ge=1)
     memory: int
     """Bytes."""
-    max_memory: int = 0
-    """Bytes up to which memory may be plugged in later; 0: fixed."""
     uuid: str
     boot: KernelBoot | None = None
     disks: list[Disk] = Field(default_factory=list)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from serai.schema.resource import Frozen, Name, Resource
+from serai.schema.resource import Frozen, Resource
 
 KVM_ABILITY = "kvm"
 SANDBOX_ABILITY = "qemu-sandbox"
@@ -81,8 +81,3 @@ class HostStatus(Frozen):
 
 class Host(Resource[HostSpec, HostStatus]):
     kind: str = "host"
-
-
-class HostCreate(Frozen):
-    name: Name
-    spec: HostSpec = HostSpec()

@@ -161,16 +161,15 @@ class Verdict(Frozen):
 
 
 class VmRelease(Frozen):
-    """The host gives up `epoch` and all lower: QEMU ended, tap gone, journal `released`; `wipe`: its folder too."""
+    """The host gives up `epoch` and all lower: QEMU ended, tap gone, journal `released`, its folders too."""
 
     vm: Id
     epoch: int
-    wipe: bool = False
     reason: str = ""
 
 
 class VmMigrateStart(Frozen):
-    """Source of a migration. Answered when it has ended, either way. `bandwidth` in bit/s (0: all there is)."""
+    """Source of a migration. Answered when it has ended, either way."""
 
     vm: Id
     epoch: int
@@ -181,7 +180,6 @@ class VmMigrateStart(Frozen):
     tls_hostname: str
     capabilities: dict[str, bool]
     downtime_limit_ms: int = 30
-    bandwidth: int = 0
 
 
 class VmMigrated(Frozen):

@@ -127,7 +127,6 @@ class VmStatus(Frozen):
     placement: str = ""
     """Why the controller picked this host."""
     addresses: list[str] = Field(default_factory=list)
-    boot_id: str | None = None
     pid: int | None = None
     accel: str | None = None
     running_generation: int = 0

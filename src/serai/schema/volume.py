@@ -62,7 +62,6 @@ class VolumeState(StrEnum):
     CREATING = "creating"
     READY = "ready"
     FAILED = "failed"
-    DELETING = "deleting"
 
 
 class VolumeStatus(Frozen):

@@ -21,11 +21,24 @@ from serai.lib.ids import new_id
 from serai.schema.endpoints import ENDPOINTS
 from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.image import Image, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState, ImageStatus
+from serai.schema.job import Job
 from serai.schema.network import Network, NetworkSpec, NetworkStatus
 from serai.schema.vm import Vm, VmState
 from serai.schema.volume import Pool, PoolSpec, PoolStatus, VolumeState
 
 GIB = 1 << 30
+
+
+async def ended(store: Store, job_id: str) -> Job:
+    """The job, once it has ended."""
+    async with asyncio.timeout(10):
+        while True:
+            newest = store.bell.newest
+            async with store.read() as view:
+                job = await view.jobs.get(job_id)
+            if job.state.ended:
+                return job
+            await store.bell.beyond(newest)
 
 
 class NoHosts:
@@ -68,7 +81,7 @@ class World:
     async def done(self, method: str, path: str, body: Any = None) -> Any:
         """A job, once it has ended."""
         job = await self.ok(method, path, body, status=202)
-        return await self.engine.wait(job["id"])
+        return await ended(self.store, job["id"])
 
     async def host(self, name: str, *, memory: int = 8 * GIB, online: bool = True, target: bool = True) -> None:
         ability = Ability(name="iscsi-target", found=target, detail="tgtd is not installed", remedy="apt install tgt")

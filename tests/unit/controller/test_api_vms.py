@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.unit.controller.conftest import GIB, World
+from tests.unit.controller.conftest import GIB, World, ended
 
 from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.schema.job import JobState
@@ -170,7 +170,7 @@ async def test_a_vm_on_the_move_does_not_move_twice(world: World) -> None:
     error = await world.refused("PATCH", "/v1/vms/web1", {"cpus": 2})
     assert "on the move" in error["message"]
     await world.ok("POST", f"/v1/jobs/{job['id']}/cancel")
-    assert (await world.engine.wait(job["id"])).state is JobState.CANCELLED
+    assert (await ended(world.store, job["id"])).state is JobState.CANCELLED
 
 
 async def hold(world: World, kind: str, path: str, body: Any) -> Any:

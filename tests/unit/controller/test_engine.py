@@ -67,7 +67,7 @@ class Kit:
             return await self.engine.submit(tx, kind, "vm/web1", target_id, {"id": target_id}, requested_by="test")
 
     async def ended(self, job: Job) -> Job:
-        return await asyncio.wait_for(self.engine.wait(job.id), 10)
+        return await self.seen(job, lambda now: now.state.ended)
 
     async def seen(self, job: Job, condition: Callable[[Job], bool]) -> Job:
         async with asyncio.timeout(10):

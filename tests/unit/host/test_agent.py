@@ -221,7 +221,7 @@ async def test_released_nothing_stays(ground: Ground, h1: Host) -> None:
     for folder in (h1.paths.vm_run(VM), h1.paths.vm_state(VM)):
         folder.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
-        await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1, wipe=True, reason="deleted"))
+        await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1, reason="deleted"))
     assert not h1.processes()
     assert h1.records.claim(VM, 1) is Claim.RELEASED
     assert not h1.paths.vm_run(VM).exists()

@@ -10,10 +10,8 @@ def test_all_is_below_the_two_roots() -> None:
     assert (paths.journal, paths.images, paths.pools) == (Path("/s/journal"), Path("/s/images"), Path("/s/pools"))
     assert (paths.pki, paths.qemu_pki) == (Path("/s/pki"), Path("/s/pki/qemu"))
     assert paths.vm_state("abc") == Path("/s/vms/abc")
-    assert paths.qmp_socket("abc") == Path("/r/vms/abc/qmp.sock")
     assert paths.console_socket("abc") == Path("/r/vms/abc/console.sock")
-    assert paths.qga_socket("abc") == Path("/r/vms/abc/qga.sock")
-    assert (paths.tgtd, paths.agent_socket) == (Path("/r/tgtd"), Path("/r/agent.sock"))
+    assert paths.tgtd == Path("/r/tgtd")
     assert HostPaths.default() == HostPaths(Path("/var/lib/serai"), Path("/run/serai"))
 
 

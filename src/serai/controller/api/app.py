@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Path, Query, Request, Response
@@ -217,8 +216,3 @@ async def _fault(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     message = f"the controller failed at {request.method} {request.url.path}: {type(error).__name__}"
     return refusal(SeraiError(message, remedy="Its log has the details; please report it."))
-
-
-def routes() -> Mapping[str, Handler]:
-    """The registry, to be read."""
-    return HANDLERS

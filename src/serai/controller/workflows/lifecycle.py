@@ -15,8 +15,6 @@ from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand, Volu
 from serai.schema.vm import VmState
 from serai.schema.volume import VolumeState
 
-DOWN = (VmState.DEFINED, VmState.STOPPED, VmState.CRASHED)
-
 
 def workflows(office: Office) -> list[Workflow]:
     """All kinds of this file."""
@@ -150,7 +148,7 @@ async def _take_down(office: Office, ctx: JobContext) -> None:
         raise ConflictError(
             f"VM {vm.name} is on the move", field="vm", value=vm.name, remedy="Wait until it has arrived."
         )
-    body = VmRelease(vm=vm_id, epoch=lease.epoch, wipe=True, reason="deleted")
+    body = VmRelease(vm=vm_id, epoch=lease.epoch, reason="deleted")
     await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm_id}", body, deadline=float("inf"))
     await refuse(office, ctx, vm, lease.epoch)
 

@@ -91,7 +91,7 @@ def qemu_argv(
         argv += ["-incoming", "defer"]
     argv += ["-chardev", f"socket,id=qmp,fd={handles.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
     argv += _boot(launch, placing, features)
-    argv += _ports(launch) + _channels(launch, placing, handles)
+    argv += _ports(launch) + _channels(launch, handles)
     for disk in sorted(launch.disks, key=lambda disk: disk.index):
         argv += _disk(launch, disk, handles)
     argv += _seed(launch, handles)
@@ -160,11 +160,8 @@ def _port(kind: str, index: int) -> str:
     return f"port-{kind}{index}"
 
 
-def _channels(launch: Launch, placing: Placing, handles: Handles) -> list[str]:
-    console = f"socket,id=console,fd={handles.console},server=on,wait=off"
-    if placing.console_log is not None:
-        console += f",logfile={_escape(str(placing.console_log))},logappend=on"
-    argv = ["-chardev", console, "-serial", "chardev:console"]
+def _channels(launch: Launch, handles: Handles) -> list[str]:
+    argv = ["-chardev", f"socket,id=console,fd={handles.console},server=on,wait=off", "-serial", "chardev:console"]
     argv += ["-chardev", f"socket,id=qga,fd={handles.qga},server=on,wait=off"]
     argv += [
         "-device",

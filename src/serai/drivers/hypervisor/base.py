@@ -126,8 +126,6 @@ class Placing:
     """None: as we ourselves are."""
     cgroup: str | None = "serai"
     """The parent group below which the VM gets a group of its own, where this machine has them. None: ours."""
-    console_log: Path | None = None
-    """All that the guest writes to its serial console is appended here too, without limit. None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,10 +77,6 @@ class NetworkDriver(Protocol):
         """
         ...
 
-    async def list_taps(self) -> list[str]:
-        """Names of the VNICs' taps that are there."""
-        ...
-
     async def close(self) -> None:
         """Give sockets back; taps and bridges stay."""
         ...

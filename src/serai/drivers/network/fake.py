@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from serai.drivers.network.base import Tap
-from serai.drivers.network.links import TAP_PREFIX
 from serai.schema.attach import VnicAttachment
 from serai.schema.errors import HostError, NotFoundError
 
@@ -47,9 +46,6 @@ class FakeNetwork:
         if not self.ports[vnic.tap]:
             raise HostError(f"cannot announce {vnic.mac}: the port {vnic.tap} is closed")
         self.announced.append(vnic.mac)
-
-    async def list_taps(self) -> list[str]:
-        return sorted(name for name in self.ports if name.startswith(TAP_PREFIX))
 
     async def close(self) -> None:
         return None

@@ -32,7 +32,6 @@ T = TypeVar("T")
 
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x8000
-TAP_PREFIX = "sv"
 REPEATS = (0.2, 0.3, 0.5)
 """Seconds between the repeats of an announcement: one lost frame must not cost a neighbour's cache lifetime.
 
@@ -127,9 +126,6 @@ class BridgeNetwork:
             await asyncio.sleep(pause)
             with contextlib.suppress(HostError):  # the first went out; a bridge that went away since needs none
                 self._send(bridge, frames)
-
-    async def list_taps(self) -> list[str]:
-        return sorted(name for name in await self._call(netlink.links) if name.startswith(TAP_PREFIX))
 
     async def close(self) -> None:
         for task in list(self._repeats):

@@ -40,19 +40,17 @@ class ImageFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """A pool's room in bytes. `used`: what its volumes really take; `abilities`: those of `ABILITIES` that it has."""
+    """A pool's room in bytes. `used`: what its volumes really take. `abilities` are those of these that it has:
+
+    - `sparse`: volumes take only the room that was written;
+    - `reflink`: copies share their blocks until one of them changes;
+    - `discard`: blocks that a guest discards are given back.
+    """
 
     total: int
     free: int
     used: int
     abilities: frozenset[str]
-
-
-ABILITIES = {
-    "sparse": "volumes take only the room that was written",
-    "reflink": "copies share their blocks until one of them changes",
-    "discard": "blocks that a guest discards are given back",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,21 +48,37 @@ class Ground:
         self.netns = netns
         self.tap = tap
         self.hypervisor = QemuHypervisor(folder / "state")
+        self._said = bytearray()
+        self._console: tuple[asyncio.Task[None], asyncio.StreamWriter] | None = None
 
     async def q35(self) -> str:
         """The newest machine type."""
         return (await self.hypervisor.facts()).machine_types[0]
 
     async def start(self, launch: Launch, **places: Any) -> QemuMachine:
-        """Start a VM on this ground, with its card on the tap; its console goes to the file `console`."""
-        placing = Placing(
-            run_dir=self.folder / "vms" / launch.vm,
-            taps={0: self.tap},
-            cgroup=None,
-            console_log=self.folder / "console",
-            **places,
-        )
-        return await self.hypervisor.start(launch, placing, incoming=False, paused=False)
+        """Start a VM on this ground, with its card on the tap; its console is kept from the first word on."""
+        run_dir = self.folder / "vms" / launch.vm
+        placing = Placing(run_dir=run_dir, taps={0: self.tap}, cgroup=None, **places)
+        machine = await self.hypervisor.start(launch, placing, incoming=False, paused=True)
+        reader, writer = await asyncio.open_unix_connection(run_dir / "console.sock")
+        self._console = (asyncio.create_task(self._listen(reader)), writer)
+        await machine.cont()
+        return machine
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(4096):
+                self._said += data
+
+    async def close(self) -> None:
+        """Hang up the console."""
+        if self._console is not None:
+            task, writer = self._console
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
     async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A TCP connection to the guest; tried until it listens."""
@@ -92,7 +108,7 @@ class Ground:
 
     def console(self) -> str:
         """What the guest said on its console so far."""
-        return (self.folder / "console").read_text(encoding="utf-8", errors="replace")
+        return self._said.decode(errors="replace")
 
 
 async def gone(machine: QemuMachine) -> str | None:
@@ -116,12 +132,11 @@ async def ground() -> AsyncIterator[Ground]:
         # Not pytest's folder: the path of a socket has 108 characters at most.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="serai-")))
         folder.chmod(0o711)
-        # QEMU's user writes it, and may write nothing else here.
-        (folder / "console").touch()
-        (folder / "console").chmod(0o666)
+        place = Ground(folder, netns, tap)
         try:
-            yield Ground(folder, netns, tap)
+            yield place
         finally:
+            await place.close()
             for run_dir in folder.glob("vms/*/"):
                 runtime = record.read(run_dir)
                 process = None if runtime is None else record.find(runtime)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
 import pytest
+from tests.integration.lib.observed import forwarding_table
 
 from serai.drivers.network.base import Tap
 from serai.drivers.network.frames import announcement, mac_bytes
@@ -40,7 +41,7 @@ class Ground:
     """The peer's end of the uplink."""
 
     async def table(self) -> dict[str, str]:
-        return await namespace.in_netns(self.here, lambda: netlink.forwarding_table("br-lan"))
+        return await namespace.in_netns(self.here, lambda: forwarding_table("br-lan"))
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from typing import Self
 
 import pytest
 from pydantic import SecretStr
+from tests.integration.drivers.storage.initiator import check_access, qemu_io, qemu_io_argv
 
-from serai.drivers.storage.initiator import check_access, qemu_io, qemu_io_argv
 from serai.drivers.storage.iscsi import TgtExporter
 from serai.drivers.storage.tgt_socket import TgtSocket
 from serai.drivers.storage.tgt_targets import LUN, TARGET_PREFIX

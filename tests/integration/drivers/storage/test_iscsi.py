@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from tests.integration.drivers.storage.initiator import check_access, qemu_io, qemu_io_argv
 
 from serai.drivers.storage.export_records import Records
-from serai.drivers.storage.initiator import check_access, qemu_io, qemu_io_argv
 from serai.drivers.storage.iscsi import TgtExporter
 from serai.drivers.storage.tgt_socket import Mode, Op, TgtError, TgtSocket
 from serai.drivers.storage.tgt_targets import GUARD, LUN, TARGET_PREFIX

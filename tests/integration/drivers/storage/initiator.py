@@ -1,8 +1,4 @@
-"""The other end of an export: opening a volume as QEMU would, to know beforehand whether it will.
-
-A host that is to receive a VM can try the VM's disks before anything is moved, with the same library (libiscsi), names
-and secrets that its QEMU will use. The secret goes through a pipe, never over a command line.
-"""
+"""The other end of an export: a volume opened as QEMU opens it, with the same library (libiscsi), names and secrets."""
 
 from __future__ import annotations
 
