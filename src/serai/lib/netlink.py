@@ -23,20 +23,28 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from serai.lib.dscp import LOWER_EFFORT
 from serai.schema.errors import HostError, NotFoundError
 
 T = TypeVar("T")
 
 SIOCGIFINDEX = 0x8933
 AF_BRIDGE = 7
+ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
 RTM_SETLINK, RTM_NEWNEIGH, NLMSG_ERROR = 19, 28, 2
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE, NLA_F_NESTED = 0x1, 0x4, 0x100, 0x400, 0x8000
 IFLA_PROTINFO, IFLA_BRPORT_STATE, IFLA_BRPORT_FLUSH = 12, 1, 24
 STATE_DISABLED, STATE_FORWARDING = 0, 3
 NDA_LLADDR, NUD_REACHABLE, NTF_MASTER = 2, 0x02, 0x04
 ANSWER_TIMEOUT = 2.0
-HTB_ROOT = 0x10000
-HTB_CLASS = 0x10010
+HTB_ROOT, HTB_LINK, HTB_ORDINARY, HTB_LOWER = 0x10000, 0x10001, 0x10010, 0x10020
+LOWER_SHARE = 20
+"""One part in so many of a link is kept for lower effort when others want all of it, so that nothing stands still."""
+LOWER_MATCHES = (
+    (ETH_P_IP, f"{LOWER_EFFORT << 2:#04x}/0xfc+1"),
+    (ETH_P_IPV6, f"{LOWER_EFFORT << 22:#010x}/0x0fc00000+0"),
+)
+"""The six bits of the mark in a header: what they must be, under which mask, at which byte."""
 
 
 @dataclass(frozen=True)
@@ -157,25 +165,29 @@ def add_address(link: str, address: str) -> None:
 
 
 def shape(link: str, rate: int) -> None:
-    """Limit what leaves a link to `rate` bits per second, with HTB."""
+    """Limit what leaves a link to `rate` bits per second, with HTB.
+
+    Traffic that is marked as lower effort (`lib.dscp`) has a class of its own: all of the link while it is alone, what
+    others leave and one part in `LOWER_SHARE` otherwise.
+    """
+    lower = rate // LOWER_SHARE
     with _route(f"shape {link} to {rate} bit/s") as route:
         index = _index(route, link)
         with contextlib.suppress(NetlinkError):
             route.tc("del", "htb", index, HTB_ROOT)
+        route.tc("add", "htb", index, HTB_ROOT, default=HTB_ORDINARY & 0xFFFF)
         # pyroute2 takes bytes per second. A burst of 2 ms at the rate, at least a GSO packet, keeps HTB at its rate.
         burst = max(rate // 8 // 500, 70_000)
-        route.tc("add", "htb", index, HTB_ROOT, default=0x10)
-        route.tc(
-            "add-class",
-            "htb",
-            index,
-            HTB_CLASS,
-            parent=HTB_ROOT,
-            rate=rate // 8,
-            ceil=rate // 8,
-            burst=burst,
-            cburst=burst,
-        )
+        for number, parent, share, priority in (
+            (HTB_LINK, HTB_ROOT, rate, 0),
+            (HTB_ORDINARY, HTB_LINK, rate - lower, 0),
+            (HTB_LOWER, HTB_LINK, lower, 1),
+        ):
+            values = {"rate": share // 8, "ceil": rate // 8, "burst": burst, "cburst": burst, "prio": priority}
+            route.tc("add-class", "htb", index, number, parent=parent, **values)
+        for order, (protocol, match) in enumerate(LOWER_MATCHES, 1):
+            where = {"parent": HTB_ROOT, "prio": order, "protocol": protocol, "target": HTB_LOWER}
+            route.tc("add-filter", "u32", index, **where, keys=[match])
 
 
 class PortSwitch:

@@ -7,7 +7,8 @@ again) before a byte flows, and hands the stream to the handler of the ticket's 
 Within TLS, bytes travel in frames: a length of 4 bytes, big-endian, and as many bytes. Length 0 is the end of one
 direction (TLS has no half-close that asyncio can use), `FAILURE` announces an `ErrorInfo` in JSON, so that the other
 end raises the same error. A connection that ends without either was cut, and reading it says so: no reader ever takes
-half of something for all of it. A writer that is faster than its reader waits.
+half of something for all of it. A writer that is faster than its reader waits, and all streams give way to what else
+wants the link (`lib.dscp`): an image's copy does not starve disks, guests and migrations.
 """
 
 import asyncio
@@ -20,8 +21,8 @@ from typing import Self
 
 from serai.lib.bus import decode_error, encode_error
 from serai.lib.clock import Clock, SystemClock
+from serai.lib.dscp import give_way
 from serai.lib.pki import TlsFiles, peer_identity
-from serai.lib.ratelimit import RateLimit
 from serai.lib.redact import hide
 from serai.lib.tasks import Tasks
 from serai.schema.errors import InvalidError, SeraiError, UnauthorizedError, UnavailableError
@@ -49,10 +50,8 @@ class StreamCut(UnavailableError):  # noqa: N818 - what happened, in a word
 class Reader:
     """The incoming direction of a stream."""
 
-    def __init__(self, raw: asyncio.StreamReader, limit: RateLimit | None = None) -> None:
+    def __init__(self, raw: asyncio.StreamReader) -> None:
         self._raw = raw
-        self.limit = limit
-        """The rate limit; None for none. May be changed at any time."""
         self._left = 0
         self._ended = False
 
@@ -67,8 +66,6 @@ class Reader:
         if not data:
             raise StreamCut("the stream was cut within a frame")
         self._left -= len(data)
-        if self.limit is not None:
-            await self.limit.take(len(data))
         return data
 
     async def readexactly(self, count: int) -> bytes:
@@ -125,10 +122,8 @@ class Reader:
 class Writer:
     """The outgoing direction of a stream; `close` ends the whole connection."""
 
-    def __init__(self, raw: asyncio.StreamWriter, limit: RateLimit | None = None) -> None:
+    def __init__(self, raw: asyncio.StreamWriter) -> None:
         self._raw = raw
-        self.limit = limit
-        """The rate limit; None for none. May be changed at any time."""
         self._lock = asyncio.Lock()
         self._ended = False
 
@@ -143,8 +138,6 @@ class Writer:
         async with self._lock:
             for start in range(0, len(view), FRAME):
                 part = view[start : start + FRAME]
-                if self.limit is not None:
-                    await self.limit.take(len(part))
                 await self._send(len(part).to_bytes(4), part)
 
     async def write_message(self, data: bytes) -> None:
@@ -201,7 +194,7 @@ class StreamServer:
 
     `redeem(ticket_id, peer_identity)` returns the ticket and makes it void, or raises; what it returns is checked here
     against both identities and the time as well. A handler returns when the stream is over: its outgoing direction is
-    ended then. What it raises reaches the other end. `rate(ticket)` may give a stream a limit, shared or its own.
+    ended then. What it raises reaches the other end.
     """
 
     def __init__(
@@ -211,7 +204,6 @@ class StreamServer:
         redeem: Redeem,
         handlers: Mapping[str, Handler],
         *,
-        rate: Callable[[Ticket], RateLimit | None] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`listen` is (address, port); port 0 takes a free one."""
@@ -219,7 +211,6 @@ class StreamServer:
         self._listen = listen
         self._redeem = redeem
         self._handlers = handlers
-        self._rate = rate
         self._clock = clock or SystemClock()
         self._identity = ""
         self._server: asyncio.Server | None = None
@@ -259,6 +250,8 @@ class StreamServer:
             raise UnavailableError(
                 f"cannot listen for streams: {error.strerror or error}", field="listen", value=f"{host}:{port}"
             ) from error
+        for listener in self._server.sockets:
+            give_way(listener)
 
     async def close(self) -> None:
         """Listen no more and cut the streams that are open."""
@@ -306,9 +299,6 @@ class StreamServer:
         if handler is None:
             raise InvalidError("no such stream here", field="purpose", value=ticket.purpose)
         await writer.write_message(b"ok")
-        limit = self._rate(ticket) if self._rate is not None else None
-        if limit is not None:
-            reader.limit, writer.limit = limit, limit
         await handler(ticket, reader, writer)
         await writer.write_eof()
 
@@ -329,14 +319,13 @@ async def open_stream(
     ticket_id: str,
     *,
     server: str | None = None,
-    limit: RateLimit | None = None,
     timeout: float = 15,
 ) -> tuple[Reader, Writer]:
     """Connect, show the ticket, and return the stream once it is accepted; `close` the writer at the end.
 
     `server` is the identity that must answer (a ticket names it); without it the address must stand in the other
-    end's certificate. `limit` holds for both directions, `timeout` in seconds for all of this. Raises
-    UnavailableError if nobody answers, UnauthorizedError if the ticket or a certificate is refused.
+    end's certificate. `timeout` in seconds for all of this. Raises UnavailableError if nobody answers,
+    UnauthorizedError if the ticket or a certificate is refused.
     """
     hide(ticket_id)
     try:
@@ -346,6 +335,7 @@ async def open_stream(
             )
             writer = Writer(raw_writer)
             try:
+                give_way(raw_writer.get_extra_info("socket"))
                 reader = Reader(raw_reader)
                 await writer.write_message(ticket_id.encode())
                 await reader.read_message()
@@ -360,7 +350,6 @@ async def open_stream(
         raise UnavailableError(f"no stream from {address}:{port} within {timeout:g} s") from None
     except OSError as error:
         raise UnavailableError(f"no stream from {address}:{port}: {error.strerror or error}") from error
-    reader.limit, writer.limit = limit, limit
     return reader, writer
 
 

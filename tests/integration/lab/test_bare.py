@@ -52,6 +52,8 @@ async def test_link_rate_shapes_both_ends_of_both_links_of_each_host(world: LabW
         for link in links:
             shown = await run("lab", "exec", "--name", name, node, "--", "tc", "class", "show", "dev", link)
             assert "rate 100Mbit" in shown.text
+            filters = await run("lab", "exec", "--name", name, node, "--", "tc", "filter", "show", "dev", link)
+            assert filters.text.count("flowid 1:20") == 2
     for node, link in (("ctl", "eth0"), ("probe", "eth0")):
         shown = await run("lab", "exec", "--name", name, node, "--", "tc", "class", "show", "dev", link)
         assert shown.text == ""

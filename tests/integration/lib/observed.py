@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from serai.lib.process import run_sync
@@ -18,7 +20,31 @@ def forwarding_table(bridge: str) -> dict[str, str]:
     return {row["mac"]: row["ifname"] for row in rows if row.get("master") == bridge and row["state"] != "permanent"}
 
 
+@dataclass(frozen=True)
+class Class:
+    """An HTB class: its rates in tc's words, what it sent, and how many packets beyond its own rate."""
+
+    rates: str
+    sent: int
+    own: int
+    borrowed: int
+
+
+def classes(link: str) -> dict[str, Class]:
+    """The classes of a link, by number (`1:10`); none if it is not shaped."""
+    text = run_sync(["tc", "-statistics", "class", "show", "dev", link]).text
+    pattern = r"class htb (\S+) .*?(rate \S+ ceil \S+).*?Sent (\d+) bytes.*?lended: (\d+) borrowed: (\d+)"
+    rows = re.findall(pattern, text, re.DOTALL)
+    return {number: Class(rates, int(sent), int(own), int(lent)) for number, rates, sent, own, lent in rows}
+
+
 def addresses(link: str) -> list[str]:
     """The IPv4 addresses of a link, `10.0.0.1/24`."""
     (shown,) = _shown("ip", "-4", "-json", "address", "show", "dev", link) or [{"addr_info": []}]
     return [f"{row['local']}/{row['prefixlen']}" for row in shown.get("addr_info", [])]
+
+
+def sent(link: str) -> int:
+    """Bytes that have left a link."""
+    (shown,) = _shown("ip", "-statistics", "-json", "link", "show", "dev", link)
+    return int(shown["stats64"]["tx"]["bytes"])

@@ -40,9 +40,10 @@ async def test_a_bridge_and_its_addresses(space: str) -> None:
 async def test_a_rate_is_an_htb(space: str) -> None:
     def work() -> None:
         netlink.add_veth("a", "b")
-        for rate in (10**9, 10**8):
+        for rate, shown in ((10**9, "1Gbit"), (10**8, "100Mbit")):
             netlink.shape("a", rate)
-            assert netlink.qdiscs("a") == ["htb"]
+            assert observed.classes("a")["1:1"].rates == f"rate {shown} ceil {shown}"
+            assert observed.classes("a")["1:20"].rates.endswith(f" ceil {shown}")
 
     await namespace.in_netns(space, work)
 

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serai.lib.clock import ManualClock
 from serai.lib.pki import CertificateAuthority, TlsFiles
-from serai.lib.ratelimit import RateLimit
 from serai.lib.stream import (
     FRAME,
     Handler,
@@ -42,10 +40,7 @@ class Ends:
         self.h2 = authority.issue("h2", dns=[], ips=[], dir=folder / "h2")
         self.tickets: dict[str, Ticket] = {}
         self.handlers: dict[str, Handler] = {}
-        self.limit: RateLimit | None = None
-        self.server = StreamServer(
-            self.h1, ("127.0.0.1", 0), self.redeem, self.handlers, rate=lambda _ticket: self.limit
-        )
+        self.server = StreamServer(self.h1, ("127.0.0.1", 0), self.redeem, self.handlers)
 
     async def redeem(self, ticket_id: str, _peer: str) -> Ticket:
         ticket = self.tickets.pop(ticket_id, None)
@@ -253,25 +248,6 @@ async def test_a_fast_writer_waits_for_a_slow_reader(ends: Ends) -> None:
     async with asyncio.timeout(DEADLINE):
         await pouring
     await writer.write_eof()
-    await writer.close()
-
-
-async def test_a_rate_limit_holds(ends: Ends) -> None:
-    clock = ManualClock()
-    ends.limit = RateLimit(FRAME, clock=clock)
-    ends.handlers["console"] = echo
-    reader, writer = await ends.open(ends.ticket())
-    await writer.write(bytes(FRAME))
-    await writer.write_eof()
-    receiving = asyncio.create_task(whole(reader))
-    async with asyncio.timeout(DEADLINE):
-        while not receiving.done():
-            # Every byte costs its time twice here, in and out, on the one bucket.
-            if clock.sleepers:
-                clock.advance(0.05)
-            await asyncio.sleep(0)
-    assert await receiving == bytes(FRAME)
-    assert clock.monotonic() >= 1.8
     await writer.close()
 
 
