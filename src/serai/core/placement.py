@@ -201,6 +201,13 @@ def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[str, str]) ->
             value=spec.host,
             remedy="Start its agent." if offline else "Name another host, or none.",
         )
+    if online and not any(host.spec.schedulable for host in online):
+        return CapacityError(
+            f"no host will do: {_reasons(others)}",
+            field="spec.host",
+            value=spec.host,
+            remedy="Name a host, or let one take new VMs: serai host edit NAME --schedulable.",
+        )
     if online and all(host.status.facts and _lack_of_machine(spec, host.status.facts) for host in online):
         return UnsupportedError(
             f"no host will do: {_reasons(others)}",

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from serai.schema.host import Host
+from serai.schema.host import Host, HostEdit
 from serai.schema.image import Image, ImageCreate
 from serai.schema.job import Event, Job
 from serai.schema.network import Network, NetworkCreate, UplinkTake
@@ -53,6 +53,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     row.name: row
     for row in [
         *_crud("host", "hosts", Host, None),
+        Endpoint("host.edit", "PATCH", "/v1/hosts/{name}", "Change what a host is for", HostEdit, Host),
         Endpoint(
             "host.take", "POST", "/v1/hosts/{name}/uplink", "Put a bridge on an uplink", UplinkTake, Job, job=True
         ),

@@ -7,7 +7,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from serai.schema.resource import Frozen, Resource
+from serai.schema.resource import Description, Frozen, Labels, Resource
+from serai.schema.units import SIZE_MAX, Size
 
 KVM_ABILITY = "kvm"
 SANDBOX_ABILITY = "qemu-sandbox"
@@ -81,3 +82,12 @@ class HostStatus(Frozen):
 
 class Host(Resource[HostSpec, HostStatus]):
     kind: str = "host"
+
+
+class HostEdit(Frozen):
+    """Only what is given changes. None of it touches VMs that run."""
+
+    schedulable: bool | None = None
+    memory_reserve: Size | None = Field(default=None, ge=0, le=SIZE_MAX)
+    labels: Labels | None = None
+    description: Description | None = None

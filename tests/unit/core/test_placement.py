@@ -96,6 +96,7 @@ def test_pins_reserves_and_unschedulable_hosts() -> None:
         (vm(9), [host("h1"), host("h2", 4)], InvalidError, "spec.memory", "h1 has the most, 8G"),
         (vm(), [host("h1", committed=7), host("h2", online=False)], CapacityError, "spec.memory", "h1 has 1G of mem"),
         (vm(), [host("h1", online=False)], UnavailableError, "spec.host", "h1 is offline"),
+        (vm(), [host("h1", schedulable=False)], CapacityError, "spec.host", "h1 takes no new VMs"),
         (vm(host="h1"), [host("h1", online=False), host("h2")], UnavailableError, "spec.host", "h1 is offline"),
         (vm(host="h1"), [host("h1", committed=7), host("h2")], CapacityError, "spec.host", "h1 has 1G"),
     ],

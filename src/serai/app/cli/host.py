@@ -6,11 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serai.app.cli import parse
 from serai.app.cli.action import act, listing, showing
-from serai.app.cli.options import HostArgument, LimitOption, Output, OutputOption, WaitOption, noun
+from serai.app.cli.options import (
+    HostArgument,
+    LabelOption,
+    LimitOption,
+    Output,
+    OutputOption,
+    RemoveLabelOption,
+    WaitOption,
+    noun,
+)
+from serai.app.cli.output import say, show
+from serai.app.cli.session import run
 
 if TYPE_CHECKING:
     from serai.client.http import Client
+    from serai.schema.host import Host
 
 app = noun("Physical machines and their uplinks.")
 network = noun("A host's uplinks.")
@@ -37,6 +50,49 @@ def show_(ctx: typer.Context, host: HostArgument, output: OutputOption = Output.
     Example: serai host show h1
     """
     showing(ctx, "host", host, output)
+
+
+@app.command()
+def edit(
+    ctx: typer.Context,
+    host: HostArgument,
+    schedulable: Annotated[
+        bool | None, typer.Option("--schedulable/--no-schedulable", help="Whether VMs that start may come here.")
+    ] = None,
+    memory_reserve: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory that is kept for the machine itself, such as 2G.")
+    ] = None,
+    label: LabelOption = None,
+    remove_label: RemoveLabelOption = None,
+    description: Annotated[str | None, typer.Option(help="A line for people.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say what a host is for. VMs that run there stay; a VM that names the host still goes there.
+
+    \b
+    Examples:
+      serai host edit h1 --no-schedulable
+      serai host edit h2 --schedulable --memory-reserve 2G --label rack=a
+    """
+    changes = {"schedulable": schedulable, "memory_reserve": memory_reserve, "description": description}
+    wanted = parse.labels(label) or {}
+
+    async def change(client: Client) -> Host:
+        from serai.app.cli.invalid import build
+        from serai.schema.host import HostEdit
+
+        now = await client.call("host.show", host)
+        edited = build(HostEdit, {**changes, **parse.new_labels(now.labels, wanted, remove_label or [])})
+        if not edited.model_fields_set:
+            raise typer.BadParameter("say what to change; see: serai host edit --help")
+        after: Host = await client.call("host.edit", now.id, edited)
+        return after
+
+    after = run(ctx, change)
+    if output is Output.TABLE:
+        say(f"host {after.name} changed")
+    else:
+        show("host", after, output)
 
 
 @network.command()
@@ -88,7 +144,6 @@ def confirm(
 
 def _only(ctx: typer.Context) -> str:
     """The name of the only host. Raises InvalidError if there are several or none."""
-    from serai.app.cli.session import run
     from serai.schema.errors import InvalidError
 
     async def names(client: Client) -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     ModelT = TypeVar("ModelT", bound=BaseModel)
 
-SIZES = ("memory", "size")
+SIZES = ("memory", "memory_reserve", "size")
 USAGE = "wrong usage"
 """The note on an error about what is no value at all, as `--memory lots`: such a command line exits with 2."""
 LONGEST = 80

@@ -26,6 +26,9 @@ WaitOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many; all unless told.")]
 LabelOption = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label; repeatable.")]
+RemoveLabelOption = Annotated[
+    list[str] | None, typer.Option("--remove-label", metavar="KEY", help="Remove a label; repeatable.")
+]
 DescriptionOption = Annotated[str, typer.Option(help="A line for people.")]
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name.")]

@@ -58,6 +58,13 @@ def labels(pairs: list[str] | None) -> dict[str, str] | None:
     return result
 
 
+def new_labels(have: dict[str, str], added: dict[str, str], removed: list[str]) -> dict[str, object]:
+    """An edit's `labels`, which are sent as a whole; nothing if they stay."""
+    if not added and not removed:
+        return {}
+    return {"labels": {key: value for key, value in {**have, **added}.items() if key not in removed}}
+
+
 def ssh_key(text: str) -> list[str]:
     """Public keys: `text` is one itself, or names a file that holds some."""
     if text.startswith(KEY_WORDS):

@@ -119,6 +119,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("ACCEL", lambda item: _facts(item, "accel")),
         Column("QEMU", lambda item: _facts(item, "qemu_version")),
         Column("SCHEDULABLE", lambda item: "yes" if item.spec.schedulable else "no", wide=True),
+        Column("RESERVE", lambda item: format_size(item.spec.memory_reserve), wide=True),
         Column("SEEN", lambda item: ago(item.status.seen), wide=True),
         LABELS,
         ID,

@@ -8,7 +8,7 @@ import typer
 
 from serai.app.cli import parse
 from serai.app.cli.action import act, report, started
-from serai.app.cli.options import LabelOption, Output, OutputOption, VmArgument, WaitOption
+from serai.app.cli.options import LabelOption, Output, OutputOption, RemoveLabelOption, VmArgument, WaitOption
 from serai.app.cli.output import note
 from serai.app.cli.session import run
 from serai.schema.text import visible
@@ -37,7 +37,7 @@ def edit(
     add_network: Annotated[list[str] | None, typer.Option(metavar="NETWORK", help=f"Add {parse.VNIC}.")] = None,
     remove_network: Annotated[list[int] | None, typer.Option(metavar="INDEX", help="Remove a VNIC (0 first).")] = None,
     label: LabelOption = None,
-    remove_label: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Remove a label; repeatable.")] = None,
+    remove_label: RemoveLabelOption = None,
     description: Annotated[str | None, typer.Option(help="A line for people.")] = None,
     restart: Annotated[str | None, typer.Option(metavar="always|on-failure|never")] = None,
     autostart: Annotated[bool | None, typer.Option("--autostart/--no-autostart")] = None,
@@ -74,7 +74,7 @@ def edit(
         from serai.schema.vm import VmEdit
 
         now = await client.call("vm.show", vm)
-        body = {**changes, **_lists(now, lists), **_labels(now, wanted, remove_label or [])}
+        body = {**changes, **_lists(now, lists), **parse.new_labels(now.labels, wanted, remove_label or [])}
         edited = build(VmEdit, body)
         if not edited.model_fields_set:
             raise typer.BadParameter("say what to change; see: serai vm edit --help")
@@ -97,12 +97,6 @@ def _lists(now: Any, lists: dict[str, tuple[list[dict[str, object]], list[int]]]
         if added or removed:
             body[field] = [item for index, item in enumerate(have) if index not in removed] + added
     return body
-
-
-def _labels(now: Any, added: dict[str, str], removed: list[str]) -> dict[str, Any]:
-    if not added and not removed:
-        return {}
-    return {"labels": {key: value for key, value in {**now.labels, **added}.items() if key not in removed}}
 
 
 def clone(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from fastapi import Response
 
 from serai.controller import capacity
-from serai.controller.api.call import Api, Call, Handler, accepted, answer, page_of
+from serai.controller.api.call import WRITTEN, Api, Call, Handler, accepted, answer, page_of
 from serai.controller.api.checks import need_online
-from serai.schema.errors import ConflictError
+from serai.schema.errors import ConflictError, InvalidError
+from serai.schema.host import Host, HostEdit, HostSpec
+from serai.schema.units import format_size
 
 
 async def list_(api: Api, call: Call) -> Response:
@@ -21,6 +23,34 @@ async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
         return answer((await capacity.with_committed(view, [await view.hosts.find(call.name)]))[0])
+
+
+async def edit(api: Api, call: Call) -> Response:
+    """Say what placement may use of it, label it, describe it: the next VM that is placed goes by it."""
+    body = call.need(HostEdit)
+    changes = {name: getattr(body, name) for name in sorted(body.model_fields_set) if getattr(body, name) is not None}
+    async with api.store.transaction() as tx:
+        host = await tx.hosts.find(call.name)
+        _check_reserve(host, body.memory_reserve)
+        spec = host.spec.model_copy(update={name: changes[name] for name in HostSpec.model_fields if name in changes})
+        top = {name: changes[name] for name in WRITTEN if name in changes}
+        update = {**top, "spec": spec, "generation": host.generation + (spec != host.spec)}
+        changed = host.model_copy(update=update)
+        if changed != host:
+            await tx.hosts.replace(changed)
+            await tx.emit("host.changed", f"host/{host.name}", host.id, "changed: " + ", ".join(changes))
+        return answer((await capacity.with_committed(tx, [changed]))[0])
+
+
+def _check_reserve(host: Host, reserve: int | None) -> None:
+    facts = host.status.facts
+    if reserve is not None and facts is not None and reserve >= facts.memory:
+        raise InvalidError(
+            f"host {host.name} has {format_size(facts.memory)} of memory in all: nothing would be left for VMs",
+            field="memory_reserve",
+            value=format_size(reserve),
+            remedy="Reserve less; to keep new VMs away: serai host edit --no-schedulable.",
+        )
 
 
 async def take(api: Api, call: Call) -> Response:
@@ -54,4 +84,10 @@ async def confirm(api: Api, call: Call) -> Response:
         return accepted(await call.submit(api, tx, host))
 
 
-HANDLERS: dict[str, Handler] = {"host.list": list_, "host.show": show, "host.take": take, "host.confirm": confirm}
+HANDLERS: dict[str, Handler] = {
+    "host.list": list_,
+    "host.show": show,
+    "host.edit": edit,
+    "host.take": take,
+    "host.confirm": confirm,
+}

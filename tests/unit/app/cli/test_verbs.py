@@ -181,6 +181,21 @@ def test_importing_a_file_checks_it_first(serai: Serai, api: FakeApi, tmp_path: 
     assert (sent["spec"]["source"], sent["spec"]["format"]) == ("upload", "qcow2")
 
 
+def test_a_host_edit_sends_what_it_names(serai: Serai, api: FakeApi) -> None:
+    api.add("host", "h1", {})["labels"] = {"rack": "a", "old": "1"}
+    words = ("--no-schedulable", "--memory-reserve", "2G", "--label", "rack=b", "--remove-label", "old")
+    ran = serai("host", "edit", "h1", *words)
+    assert ran.out == "host h1 changed\n", ran.err
+    sent = next(body for name, _, body in api.requests if name == "host.edit")
+    assert sent == {"schedulable": False, "memory_reserve": 2 << 30, "labels": {"rack": "b"}}
+    assert serai("host", "edit", "h1", "--schedulable", "-o", "json").json["spec"]["schedulable"] is True
+    wide = serai("host", "list", "-o", "wide").out.splitlines()
+    assert wide[0].split()[7:9] == ["SCHEDULABLE", "RESERVE"]
+    assert wide[1].split()[7:9] == ["yes", "2G"]
+    assert serai("host", "edit", "h1").code == 2
+    assert serai("host", "edit", "h9", "--schedulable").code == 1
+
+
 def test_uplinks_of_the_only_host(serai: Serai, api: FakeApi) -> None:
     api.add("host", "h1", {})
     assert "confirm --host h1" in serai("host", "network", "take", "eth0").out
@@ -250,6 +265,7 @@ def test_ssh_goes_the_contexts_way_and_remembers_keys_by_id(api: FakeApi, tmp_pa
 def test_what_is_no_size_or_time_is_wrong_usage(api: FakeApi, serai: Serai) -> None:
     """Exit 2, as for any command line that means nothing; the value and what to write instead are named."""
     api.add("vm", "v", {"image": "tiny"}, {"state": "stopped"})
+    api.add("host", "h1", {})
     for argv in (
         ("vm", "create", "v", "--image", "tiny", "--memory", "lots"),
         ("vm", "create", "v", "--image", "tiny", "--memory", "1X"),
@@ -258,6 +274,7 @@ def test_what_is_no_size_or_time_is_wrong_usage(api: FakeApi, serai: Serai) -> N
         ("vm", "edit", "v", "--memory", "lots"),
         ("volume", "create", "v", "--pool", "shared0", "--size", "lots"),
         ("volume", "resize", "v", "lots"),
+        ("host", "edit", "h1", "--memory-reserve", "lots"),
         ("vm", "stop", "v", "--timeout", "soon"),
     ):
         ran = serai(*argv)
