@@ -42,6 +42,8 @@ SERAI = str(Path(sys.executable).with_name("serai"))
 LINK_RATE = 10**9
 GUEST_MEMORY = 128 << 20
 BARE_ADDRESS = "10.77.0.251"
+GREETING = "written by user-data"
+USER_DATA = f"#cloud-config\nwrite_files:\n- path: /etc/motd.d/serai\n  content: {GREETING}\n"
 SETTLE = 1.0
 """Seconds of probing before and after a move, so that it is seen from quiet to quiet."""
 LONGEST_OUTAGE = 3000.0
@@ -254,18 +256,20 @@ async def debian_job(client: Client, lab: str, report: Report) -> None:
             memory=768 << 20,
             disks=[DiskSpec(pool="shared0", size=4 << 30)],
             vnics=[VnicSpec(network="lan")],
-            cloud_init=CloudInit(ssh_keys=[key.with_suffix(".pub").read_text().strip()]),
-            host="h1",
+            cloud_init=CloudInit(ssh_keys=[key.with_suffix(".pub").read_text().strip()], user_data=USER_DATA),
         )
         await done(client, await client.call("vm.create", body=VmCreate(name="deb1", spec=spec)))
         vm: Vm = await client.call("vm.show", "deb1")
         name = await first_login(lab, key)
         told.kept(name == "deb1", f"hostname {name}, by SSH with its key")
+    with report.promise("its user-data was carried out") as told:
+        written = await ssh(lab, key, "sudo cloud-init status --wait > /dev/null; cat /etc/motd.d/serai")
+        told.kept(written == GREETING, written)
     with report.vital("the Debian guest moved alive") as told:
         before = await ssh(lab, key, "cat /proc/sys/kernel/random/boot_id")
         # Debian has no echo server of its own for UDP; ping is answered by its kernel.
         async with probing(lab, str(vm.spec.vnics[0].ip), [Kind.ICMP]) as stop:
-            job, _ = await migrate(client, "deb1", "h3")
+            job, _ = await migrate(client, "deb1", "h2" if vm.status.host == "h3" else "h3")
             seen = await stop()
         report.migration["debian"] = {"outage_ms": round(seen.worst_ms, 1), **(job.result or {})}
         after = await ssh(lab, key, "cat /proc/sys/kernel/random/boot_id")
@@ -285,7 +289,7 @@ async def ssh_key(folder: Path) -> Path:
 async def ssh(lab: str, key: Path, command: str) -> str:
     """What a command in the Debian guest prints."""
     argv = [SERAI, "--context", lab, "vm", "ssh", "-i", str(key), "debian@deb1", "--", command]
-    return (await run(argv, timeout=30)).text.strip()
+    return (await run(argv, timeout=180)).text.strip()
 
 
 async def first_login(lab: str, key: Path) -> str:

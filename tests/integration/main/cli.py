@@ -43,16 +43,16 @@ class Serai:
     def __init__(self, lab: str) -> None:
         self.argv = [PROGRAM, "--context", lab]
 
-    async def __call__(self, *words: str, given: str | None = None) -> Ran:
+    async def __call__(self, *words: str, given: str | None = None, timeout: float = TIMEOUT) -> Ran:
         """Run it to its end, whatever its code; `given` is its standard input."""
         done = await process.run(
-            [*self.argv, *words], input=None if given is None else given.encode(), check=False, timeout=TIMEOUT
+            [*self.argv, *words], input=None if given is None else given.encode(), check=False, timeout=timeout
         )
         return Ran(done.returncode, done.text, done.stderr.decode(errors="replace"))
 
-    async def well(self, *words: str) -> Ran:
+    async def well(self, *words: str, timeout: float = TIMEOUT) -> Ran:
         """Run it; it must exit with 0."""
-        ran = await self(*words)
+        ran = await self(*words, timeout=timeout)
         assert ran.code == 0, (words, ran)
         return ran
 
