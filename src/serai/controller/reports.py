@@ -21,13 +21,11 @@ from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.lease import Claim, Lease, LeaseRecord
 from serai.schema.messages import HostReport
 from serai.schema.resource import Condition
-from serai.schema.vm import Vm, VmReport, VmState, VmStatus
+from serai.schema.vm import HOST_SILENT, Vm, VmReport, VmState, VmStatus
 from serai.schema.volume import Pool, PoolStatus
 
 log = logging.getLogger(__name__)
 
-SILENT = "host-silent"
-"""Condition of VMs whose host does not answer."""
 BEGUN = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.MIGRATING)
 """States that a VM reaches on a migration's destination only after the commit."""
 FREE_STEP = 64 << 20
@@ -48,7 +46,7 @@ def merged(vm: Vm, report: VmReport) -> VmStatus:
             "running_generation": report.generation,
             "guest_agent": report.guest_agent,
             "restarts": report.restarts,
-            "conditions": [one for one in vm.status.conditions if one.type != SILENT],
+            "conditions": [one for one in vm.status.conditions if one.type != HOST_SILENT],
         }
     )
 
@@ -186,7 +184,7 @@ async def back(tx: Transaction, host: Host) -> None:
     await tx.hosts.update_status(host.id, state=HostState.ONLINE, seen=tx.now)
     await tx.emit("host.state", f"host/{host.name}", host.id, f"{host.name} is online", state=HostState.ONLINE.value)
     for vm in await tx.vms.on_host(host.name):
-        left = [one for one in vm.status.conditions if one.type != SILENT]
+        left = [one for one in vm.status.conditions if one.type != HOST_SILENT]
         if len(left) != len(vm.status.conditions):
             await tx.vms.update_status(vm.id, conditions=left)
             await tx.emit("vm.status", f"vm/{vm.name}", vm.id, f"its host {host.name} answers again")
@@ -200,9 +198,9 @@ async def gone_silent(tx: Transaction, name: str, seconds: float) -> None:
     await tx.hosts.update_status(host.id, state=HostState.OFFLINE)
     text = f"{name} has not answered for {seconds:.0f} s"
     await tx.emit("host.state", f"host/{name}", host.id, text, state=HostState.OFFLINE.value)
-    remark = Condition(type=SILENT, message=f"host {name} does not answer; this is what it last said")
+    remark = Condition(type=HOST_SILENT, message=f"host {name} does not answer; this is what it last said")
     for vm in await tx.vms.on_host(name):
-        others = [one for one in vm.status.conditions if one.type != SILENT]
+        others = [one for one in vm.status.conditions if one.type != HOST_SILENT]
         await tx.vms.update_status(vm.id, conditions=[*others, remark])
         await tx.emit("vm.status", f"vm/{vm.name}", vm.id, remark.message)
 

@@ -87,6 +87,10 @@ class VmSpec(Frozen):
     template: bool = False
 
 
+HOST_SILENT = "host-silent"
+"""Condition of a VM whose host does not answer: its state is what the host last said."""
+
+
 class VmState(StrEnum):
     """See core/lifecycle.py for what leads from one to the other."""
 

@@ -135,6 +135,8 @@ async def test_volumes(world: World) -> None:
     assert (await world.refused("PATCH", "/v1/volumes/web1-disk0", {"size": "1G"}))["field"] == "size"
     await world.done("PATCH", "/v1/volumes/web1-disk0", {"size": "6G", "description": "d"})
     volume = await world.ok("GET", "/v1/volumes/web1-disk0")
+    grown = await world.ok("GET", "/v1/vms/web1")
+    assert (grown["spec"]["disks"][0]["size"], grown["generation"]) == (6 << 30, 2)
     assert (volume["spec"]["size"], volume["generation"], volume["description"]) == (6 << 30, 2, "d")
     assert (await world.refused("DELETE", "/v1/volumes/web1-disk0"))["field"] == "volume"
     await world.done("DELETE", "/v1/volumes/v")

@@ -14,7 +14,6 @@ import pytest
 
 from serai.controller.gateway import Hosts
 from serai.controller.jobs import VmTarget
-from serai.controller.reports import SILENT
 from serai.controller.store import Store
 from serai.lib.bus import Message
 from serai.lib.clock import ManualClock
@@ -48,7 +47,7 @@ from serai.schema.messages import (
 from serai.schema.resource import Frozen
 from serai.schema.subjects import Subjects
 from serai.schema.ticket import Purpose, Ticket
-from serai.schema.vm import Vm, VmReport, VmSpec, VmState, VmStatus
+from serai.schema.vm import HOST_SILENT, Vm, VmReport, VmSpec, VmState, VmStatus
 from serai.schema.volume import ExportKind, Pool, PoolDriverName, PoolSpec, PoolStatus
 
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
@@ -382,7 +381,7 @@ async def test_a_silent_host_is_offline_and_its_vms_are_not_dead(kit: Kit) -> No
     await kit.advance(4, lambda: kit.store.bell.newest > before)
     assert await state() is HostState.OFFLINE
     status = await kit.status(vm)
-    assert (status.state, [one.type for one in status.conditions]) == (VmState.RUNNING, [SILENT])
+    assert (status.state, [one.type for one in status.conditions]) == (VmState.RUNNING, [HOST_SILENT])
     await kit.full_report("h1", vms=[kit.said(vm)])
     assert await state() is HostState.ONLINE
     assert (await kit.status(vm)).conditions == []

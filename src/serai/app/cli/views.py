@@ -11,6 +11,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serai.schema.units import format_duration, format_size
+from serai.schema.vm import HOST_SILENT, VmState
+
+DOWN = (VmState.DEFINED, VmState.STOPPED, VmState.CRASHED)
+"""States that stay true though the VM's host is silent: nothing but a command from here ends them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,13 @@ def _host_cpus(item: Any) -> str:
 
 
 def _vm_state(item: Any) -> str:
-    pending = any(condition.type.startswith("pending") for condition in item.status.conditions)
-    return f"{item.status.state}{' (restart pending)' if pending else ''}"
+    status = item.status
+    remarks = []
+    if status.state not in DOWN and any(condition.type == HOST_SILENT for condition in status.conditions):
+        remarks.append("host offline")
+    if any(condition.type.startswith("pending") for condition in status.conditions):
+        remarks.append("restart pending")
+    return f"{status.state} ({', '.join(remarks)})" if remarks else str(status.state)
 
 
 def _vm_disk(disk: Any) -> str:

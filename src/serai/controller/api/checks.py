@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from serai.controller.store import View
@@ -10,6 +11,7 @@ from serai.schema.host import Host, HostState
 from serai.schema.image import Image, ImageState
 from serai.schema.text import unsafe
 from serai.schema.units import format_size
+from serai.schema.vm import DiskSpec, Vm
 from serai.schema.volume import Pool
 
 SECTOR = 512
@@ -33,6 +35,36 @@ async def need_pool(view: View, name: str, field: str) -> Pool:
     pool = await view.pools.find(name, field)
     need_online(await view.hosts.find(pool.spec.host, field), field)
     return pool
+
+
+async def need_holder(view: View, vm: Vm) -> None:
+    """Raises UnavailableError if the host that holds the VM's lease does not answer; without one it is nowhere."""
+    lease = await view.leases.get(vm.id)
+    host = None if lease is None else await view.hosts.seek(lease.host)
+    if host is not None and host.status.state is not HostState.ONLINE:
+        raise UnavailableError(
+            f"VM {vm.name} is on host {host.name}, which is offline",
+            field="host",
+            value=host.name,
+            remedy="Start its agent, or wait until it is back: serai host list.",
+        )
+
+
+async def need_disks(view: View, vm: Vm, disks: Iterable[DiskSpec]) -> None:
+    """Raises UnavailableError if the pool of one of the VM's disks is on a host that does not answer."""
+    for disk in disks:
+        volume = await view.volumes.seek(disk.volume or "")
+        if volume is not None:
+            pool = await view.pools.find(volume.spec.pool)
+            host = await view.hosts.find(pool.spec.host)
+            if host.status.state is not HostState.ONLINE:
+                where = f"pool {pool.name} on host {host.name}, which is offline"
+                raise UnavailableError(
+                    f"volume {volume.name} of VM {vm.name} is in {where}",
+                    field="host",
+                    value=host.name,
+                    remedy="Start its agent, or wait until it is back: serai host list.",
+                )
 
 
 def need_room(pool: Pool, size: int, field: str) -> None:

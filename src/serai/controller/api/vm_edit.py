@@ -8,7 +8,7 @@ from fastapi import Response
 
 from serai.controller import capacity
 from serai.controller.api.call import Api, Call, accepted
-from serai.controller.api.checks import refuse_while
+from serai.controller.api.checks import need_holder, refuse_while
 from serai.controller.api.vm_parts import brief, masked, resolve_disks, resolve_vnics, write_disks
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
@@ -40,6 +40,9 @@ async def edit(api: Api, call: Call) -> Response:
                 "vm.migrate",
                 remedy="Wait until it has arrived, or cancel that job.",
             )
+        if vm.status.state in ALIVE:
+            # What is changed is told to the VM's host, which would not hear it.
+            await need_holder(tx, vm)
         if body.rename is not None and body.rename != vm.name:
             vm = await _rename(tx, vm, body.rename)
         spec = await _new_spec(tx, vm, body)

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement
 from serai.controller import capacity
 from serai.controller.api import vm_edit
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
-from serai.controller.api.checks import refuse_while
+from serai.controller.api.checks import need_disks, need_holder, refuse_while
 from serai.controller.api.vm_parts import check_boot, resolve_disks, resolve_vnics, write_disks
 from serai.controller.store import Transaction, View
 from serai.controller.store.vms import ALIVE
@@ -99,6 +99,8 @@ async def delete(api: Api, call: Call) -> Response:
                 value="false",
                 remedy="Stop it first, or delete it by force (--force): what is not on its disks is lost.",
             )
+        await need_holder(tx, vm)
+        await need_disks(tx, vm, [disk for disk in vm.spec.disks if not disk.keep])
         return accepted(await call.submit(api, tx, vm, {"force": force}))
 
 
@@ -127,6 +129,8 @@ async def stop(api: Api, call: Call) -> Response:
         vm = await _find(tx, call)
         if vm.status.state is not VmState.DEFINED:
             lifecycle.follow(vm.status.state, VmEvent.STOP)
+        if vm.status.state not in (VmState.DEFINED, VmState.STOPPED):
+            await need_holder(tx, vm)
         return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=False)))
 
 
@@ -135,6 +139,7 @@ def _signal(event: VmEvent) -> Handler:
         async with api.store.transaction() as tx:
             vm = await _find(tx, call)
             lifecycle.follow(vm.status.state, event)
+            await need_holder(tx, vm)
             return accepted(await call.submit(api, tx, vm))
 
     return handle
@@ -154,6 +159,7 @@ async def migrate(api: Api, call: Call) -> Response:
         )
         lifecycle.follow(vm.status.state, VmEvent.MIGRATE)
         check_nothing_pending(vm)
+        await need_holder(tx, vm)
         to = None if body.to is None else (await tx.hosts.find(body.to, "to")).name
         hosts = await capacity.all_hosts(tx, but_vm=vm.id)
         placement.choose_destination(vm, hosts, to, await capacity.local_hosts(tx, vm))
@@ -175,6 +181,7 @@ async def clone(api: Api, call: Call) -> Response:
             )
         if await tx.vms.seek(body.name) is not None:
             raise tx.vms.taken(body.name)
+        await need_disks(tx, vm, vm.spec.disks)
         copy_id = new_id()
         made, disks = await _copy_disks(tx, vm, body.name)
         blank = [vnic.model_copy(update={"mac": None, "ip": None}) for vnic in vm.spec.vnics]

@@ -7,12 +7,14 @@ from typing import Any
 from fastapi import Response
 
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
-from serai.controller.api.checks import need_image, need_pool, need_room, refuse_while
+from serai.controller.api.checks import need_holder, need_image, need_pool, need_room, refuse_while
 from serai.controller.store import Transaction
+from serai.controller.store.vms import ALIVE
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.image import Image, ImageKind
 from serai.schema.units import format_size
+from serai.schema.vm import Vm
 from serai.schema.volume import Volume, VolumeCreate, VolumeEdit, VolumeState, VolumeStatus
 
 
@@ -62,6 +64,7 @@ async def edit(api: Api, call: Call) -> Response:
     body = call.need(VolumeEdit)
     async with api.store.transaction() as tx:
         volume = await tx.volumes.find(call.name)
+        vm = None if body.size is None or volume.status.vm is None else await tx.vms.seek(volume.status.vm)
         update: dict[str, Any] = {}
         if body.description is not None:
             update["description"] = body.description
@@ -83,12 +86,23 @@ async def edit(api: Api, call: Call) -> Response:
                     remedy="Make a smaller volume and copy what is needed.",
                 )
             need_room(await need_pool(tx, volume.spec.pool, "pool"), body.size - volume.spec.size, "size")
+            if vm is not None and vm.status.state in ALIVE:
+                await need_holder(tx, vm)
             update["spec"] = volume.spec.model_copy(update={"size": body.size})
         changed = volume.model_copy(update={**update, "generation": volume.generation + ("spec" in update)})
         await tx.volumes.replace(changed)
         await tx.emit("volume.changed", f"volume/{volume.name}", volume.id, "changed: " + ", ".join(update))
-        vm = None if body.size is None or volume.status.vm is None else await tx.vms.seek(volume.status.vm)
+        if vm is not None and "spec" in update:
+            await _grow_disk(tx, vm, changed)
         return accepted(await call.submit(api, tx, changed, None if vm is None else {"vm": vm.id}))
+
+
+async def _grow_disk(tx: Transaction, vm: Vm, volume: Volume) -> None:
+    """The VM's own spec says how large its disks are, too."""
+    update = {"size": volume.spec.size}
+    disks = [disk.model_copy(update=update) if disk.volume == volume.name else disk for disk in vm.spec.disks]
+    if disks != vm.spec.disks:
+        await tx.vms.set_spec(vm.id, vm.spec.model_copy(update={"disks": disks}))
 
 
 async def delete(api: Api, call: Call) -> Response:

@@ -1,12 +1,14 @@
-"""What `show` says of a migration: figures that nobody measured are unknown, not zero."""
+"""What `show` and `list` say: figures that nobody measured are unknown, not zero; a state is whose word it is."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
 from serai.app.cli.details import migration, rows
+from serai.app.cli.views import COLUMNS
 from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostStatus
-from serai.schema.vm import MigrationSummary
+from serai.schema.resource import Condition
+from serai.schema.vm import HOST_SILENT, MigrationSummary, Vm, VmSpec, VmState, VmStatus
 
 
 def test_unknown_figures_of_a_move_are_called_so() -> None:
@@ -31,3 +33,26 @@ def test_a_host_says_what_it_lacks_why_and_what_would_help() -> None:
     told = dict(rows("host", host))
     assert told["Accel"] == "tcg"
     assert told["No kvm"] == "there is no /dev/kvm. Guests run emulated (TCG). Load it."
+
+
+def test_a_silent_hosts_word_is_marked_as_such() -> None:
+    silent = Condition(type=HOST_SILENT, message="host h1 does not answer; this is what it last said")
+    pending = Condition(type="pending-restart", message="memory")
+    for state, conditions, shown in (
+        (VmState.RUNNING, [], "running"),
+        (VmState.RUNNING, [silent], "running (host offline)"),
+        (VmState.PAUSED, [silent, pending], "paused (host offline, restart pending)"),
+        (VmState.STOPPED, [silent], "stopped"),
+    ):
+        vm = Vm(
+            name="web1",
+            id="0" * 12,
+            generation=1,
+            created=datetime(2026, 1, 1, tzinfo=UTC),
+            spec=VmSpec(),
+            status=VmStatus(state=state, host="h1", conditions=conditions),
+        )
+        listed = {column.title: column.text(vm) for column in COLUMNS["vm"]}
+        told = dict(rows("vm", vm))
+        assert (listed["STATE"], told["State"]) == (shown, shown)
+        assert told.get("Host-silent") == (silent.message if silent in conditions else None)
