@@ -9,8 +9,8 @@ always gets the same answer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from serai.core.launch import check_machine, pin_machine
 from serai.core.migration import agreed_capabilities
@@ -51,9 +51,13 @@ def free(host: Host) -> int:
     return usable(host) - host.status.memory_committed
 
 
+def _online(host: Host) -> bool:
+    return host.status.state is HostState.ONLINE and host.status.facts is not None
+
+
 def objection(spec: VmSpec, host: Host, local: Collection[str] | None, *, pinned: bool = True) -> str | None:
     """Why this host will not do; None if it will. `local` are the only hosts that hold the VM's disks (none: any)."""
-    if host.status.state is not HostState.ONLINE or host.status.facts is None:
+    if not _online(host) or host.status.facts is None:
         return "is offline"
     if pinned and spec.host is not None and spec.host != host.name:
         return f"is not {spec.host}, which the VM asks for"
@@ -64,9 +68,13 @@ def objection(spec: VmSpec, host: Host, local: Collection[str] | None, *, pinned
     lack = _lack_of_machine(spec, host.status.facts)
     if lack is not None:
         return lack
-    if free(host) < spec.memory:
-        return f"has {format_size(max(free(host), 0))} of memory free, and {format_size(spec.memory)} is needed"
-    return None
+    return _lack_of_memory(spec, host)
+
+
+def _lack_of_memory(spec: VmSpec, host: Host) -> str | None:
+    if free(host) >= spec.memory:
+        return None
+    return f"has {format_size(max(free(host), 0))} of memory free, and {format_size(spec.memory)} is needed"
 
 
 def _lack_of_machine(spec: VmSpec, facts: HostFacts) -> str | None:
@@ -113,6 +121,39 @@ def place(
     return _choose(spec, fit, others, prefer)
 
 
+def choose_start(
+    vm: Vm,
+    hosts: Iterable[Host],
+    wanted: str | None,
+    home: str | None,
+    local: Collection[str] | None = None,
+) -> Choice:
+    """Choose where a VM that is down starts. `home` holds its lease (none: nobody has it yet).
+
+    It starts there again if that will do; else elsewhere, and the sentence says why. Naming a host outweighs
+    `spec.host` and `schedulable`. A home that is silent lets nothing go: then it starts nowhere. Raises NotFoundError,
+    ConflictError, UnavailableError, CapacityError, InvalidError, UnsupportedError.
+    """
+    candidates = sorted(hosts, key=lambda host: host.name)
+    if wanted is not None:
+        _find(candidates, wanted, "host")
+    if home is not None and not any(host.name == home and _online(host) for host in candidates):
+        raise UnavailableError(
+            f"VM {vm.name} was last on host {home}, which is offline and has not given it up: until then it starts "
+            "nowhere else, since it might run twice",
+            field="host",
+            value=home,
+            remedy=f"Start the agent of {home}, or wait until it is back: serai host list.",
+        )
+    if wanted is not None:
+        asked = _bound_to(vm, wanted)
+        return _named(vm, candidates, wanted, "host", lambda host: objection(asked, host, local or None))
+    choice = place(vm, candidates, local, prefer=home)
+    if home is None or choice.host == home:
+        return choice
+    return replace(choice, why=f"{home}, where it was, {choice.others[home]}; {choice.why}")
+
+
 def choose_destination(
     vm: Vm, hosts: Iterable[Host], wanted: str | None, local: Collection[str] | None = None
 ) -> Choice:
@@ -135,40 +176,62 @@ def choose_destination(
                 remedy="Add a host, or free memory on one.",
             )
         return _choose(vm.spec, fit, others, None)
-    host = next((host for host in candidates if host.name == wanted), None)
-    if host is None:
-        raise NotFoundError(
-            f"there is no host {wanted}", field="to", value=wanted, remedy="See which there are: serai host list."
-        )
-    if host is source:
+    if _find(candidates, wanted, "to") is source:
         raise ConflictError(
             f"VM {vm.name} runs on {wanted} already", field="to", value=wanted, remedy="Name another host."
         )
-    asked = vm.spec.model_copy(update={"host": wanted})
-    reason = objection(asked, host, local or None) or _unlike(vm, source, host)
-    if reason is not None:
-        kind: type[SeraiError] = ConflictError
-        if host.status.state is not HostState.ONLINE or host.status.facts is None:
-            kind = UnavailableError
-        elif free(host) < vm.spec.memory and not (local and wanted not in local):
-            kind = CapacityError
-        raise kind(f"host {wanted} {reason}", field="to", value=wanted, remedy="Name another host: serai host list.")
-    return Choice(wanted, "asked for by name")
+    asked = _bound_to(vm, wanted)
+    return _named(
+        vm, candidates, wanted, "to", lambda host: objection(asked, host, local or None) or _unlike(vm, source, host)
+    )
+
+
+def _find(hosts: list[Host], wanted: str, field: str) -> Host:
+    host = next((host for host in hosts if host.name == wanted), None)
+    if host is None:
+        raise NotFoundError(
+            f"there is no host {wanted}", field=field, value=wanted, remedy="See which there are: serai host list."
+        )
+    return host
+
+
+def _bound_to(vm: Vm, wanted: str) -> VmSpec:
+    return vm.spec.model_copy(update={"host": wanted})
+
+
+def _named(vm: Vm, hosts: list[Host], wanted: str, field: str, against: Callable[[Host], str | None]) -> Choice:
+    """The host that was asked for. Raises NotFoundError, or what speaks against it."""
+    host = _find(hosts, wanted, field)
+    reason = against(host)
+    if reason is None:
+        return Choice(wanted, _crowded("asked for by name", vm.spec, host))
+    kind: type[SeraiError] = ConflictError
+    if not _online(host):
+        kind = UnavailableError
+    elif reason == _lack_of_memory(vm.spec, host):
+        kind = CapacityError
+    raise kind(f"host {wanted} {reason}", field=field, value=wanted, remedy="Name another host: serai host list.")
 
 
 def _choose(spec: VmSpec, fit: list[Host], others: Mapping[str, str], prefer: str | None) -> Choice:
     preferred = next((host for host in fit if host.name == prefer), None)
     if preferred is not None:
-        return Choice(preferred.name, "it was there before", others)
+        return Choice(preferred.name, _crowded("it was there before", spec, preferred), others)
     if spec.host is not None:
-        return Choice(spec.host, "asked for by name", others)
+        return Choice(spec.host, _crowded("asked for by name", spec, fit[0]), others)
     best = min(fit, key=lambda host: (_load(spec, host), host.name))
     left = format_size(max(free(best) - spec.memory, 0))
     if len(fit) == 1:
         why = f"the only host that will do ({_reasons(others)})" if others else "the only host"
     else:
         why = f"fewest committed resources of {len(fit)} hosts: {left} of memory stays free"
-    return Choice(best.name, why, others)
+    return Choice(best.name, _crowded(why, spec, best), others)
+
+
+def _crowded(why: str, spec: VmSpec, host: Host) -> str:
+    """Processors may be promised more than once, but who asks for more than there are is told."""
+    cpus = host.status.facts.cpus if host.status.facts is not None else spec.cpus
+    return why if spec.cpus <= cpus else f"{why}; its {spec.cpus} CPUs share the {cpus} that {host.name} has"
 
 
 def _load(spec: VmSpec, host: Host) -> float:
@@ -183,7 +246,7 @@ def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[str, str]) ->
         return UnavailableError(
             "there is no host yet", field="spec.host", value=spec.host, remedy="Start a host agent: see serai doctor."
         )
-    online = [host for host in hosts if host.status.state is HostState.ONLINE and host.status.facts is not None]
+    online = [host for host in hosts if _online(host)]
     if online and spec.memory > max(usable(host) for host in online):
         largest = max(online, key=usable)
         return InvalidError(

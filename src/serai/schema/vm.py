@@ -169,6 +169,12 @@ class VmEdit(Frozen):
     template: bool | None = None
 
 
+class VmBegin(Frozen):
+    """`host` none: where it was before, or where placement puts it."""
+
+    host: Name | None = None
+
+
 class VmMigrate(Frozen):
     """`to` none: placement chooses another host."""
 

@@ -18,8 +18,8 @@ from serai.client.http import Client
 from serai.lib.bus import Message
 from serai.lib.clock import SystemClock
 from serai.lib.membus import MemBus
-from serai.schema.errors import ConflictError, HostError, StaleError
-from serai.schema.host import Ability, HostFacts
+from serai.schema.errors import ConflictError, HostError, StaleError, UnavailableError
+from serai.schema.host import Ability, HostFacts, HostState
 from serai.schema.image import ImageKind, ImageManifest
 from serai.schema.job import Job, JobState
 from serai.schema.lease import Claim
@@ -227,6 +227,72 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
     assert job.state is JobState.DONE, job.error
     status = (await world.vm("web1")).status
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
+
+
+async def goes_offline(world: World, name: str) -> None:
+    async with world.controller.store.transaction() as tx:
+        host = await tx.hosts.find(name)
+        await tx.hosts.update_status(host.id, state=HostState.OFFLINE)
+
+
+async def test_a_stopped_vm_starts_on_another_host_once_the_old_one_has_given_it_up(world: World) -> None:
+    await world.create()
+    await world.do("vm.stop", "web1", {"force": True})
+    world.agents.failing.add(Kind.VM_RELEASE)
+    job = await world.do("vm.start", "web1", {"host": "h2"})
+    assert (job.state, job.error and job.error.message) == (JobState.FAILED, "vm.release failed")
+    assert ("h2", Kind.VM_START) not in world.agents.asked
+    world.agents.failing.clear()
+    world.agents.asked.clear()
+    job = await world.do("vm.start", "web1", {"host": "h2"})
+    assert job.state is JobState.DONE, job.error
+    told = [row for row in world.agents.asked if row[1] in (Kind.VM_RELEASE, Kind.VOLUME_REFUSE, Kind.VM_START)]
+    assert told == [("h1", Kind.VM_RELEASE), ("h1", Kind.VOLUME_REFUSE), ("h2", Kind.VM_START)]
+    vm = await world.vm("web1")
+    assert (vm.status.state, vm.status.host, vm.status.epoch) == (VmState.RUNNING, "h2", 2)
+    assert vm.status.placement == "asked for by name"
+    assert job.result is not None
+    assert (job.result["host"], job.result["why"]) == ("h2", "asked for by name")
+
+
+async def test_a_vm_that_fits_its_host_no_more_starts_elsewhere_and_says_why(world: World) -> None:
+    await world.create(memory="5G")
+    await world.do("vm.stop", "web1", {"force": True})
+    await world.create("web2", host="h1", memory="5G", disks=[], vnics=[])
+    assert (await world.do("vm.start", "web1")).state is JobState.DONE
+    status = (await world.vm("web1")).status
+    assert status.host == "h2"
+    assert status.placement.startswith("h1, where it was, has 2.5G of memory free, and 5G is needed; the only host")
+
+
+async def test_a_vm_whose_host_is_silent_starts_nowhere(world: World) -> None:
+    await world.create(disks=[])
+    await world.do("vm.stop", "web1", {"force": True})
+    await goes_offline(world, "h1")
+    for body in ({}, {"host": "h1"}, {"host": "h2"}):
+        with pytest.raises(UnavailableError, match="was last on host h1, which is offline") as caught:
+            await world.client.call("vm.start", "web1", body)
+        assert (caught.value.info.field, caught.value.info.value) == ("host", "h1")
+    # As when the host fell silent between the API's look and the job's.
+    vm = await world.vm("web1")
+    world.agents.asked.clear()
+    async with world.controller.store.transaction() as tx:
+        params = {"id": vm.id, "host": "h2"}
+        job = await world.controller.engine.submit(tx, "vm.start", "vm/web1", vm.id, params, requested_by="test")
+    ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
+    assert (ended.state, ended.error and ended.error.value) == (JobState.FAILED, "h1")
+    assert world.agents.asked == []
+    assert (await world.vm("web1")).status.epoch == 1
+
+
+async def test_a_vm_whose_disks_host_is_silent_does_not_start(world: World) -> None:
+    await world.create()
+    await world.do("vm.stop", "web1", {"force": True})
+    assert (await world.do("vm.start", "web1", {"host": "h2"})).state is JobState.DONE
+    await world.do("vm.stop", "web1", {"force": True})
+    await goes_offline(world, "h1")
+    with pytest.raises(UnavailableError, match="volume web1-disk0 of VM web1 is in pool p on host h1"):
+        await world.client.call("vm.start", "web1")
 
 
 async def test_an_answer_that_is_older_than_a_report_changes_nothing(world: World) -> None:

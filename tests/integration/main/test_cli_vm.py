@@ -145,7 +145,8 @@ async def test_stopped_started_paused_reset_and_deleted(lab: Lab, serai: Serai) 
     refused(await serai("vm", "reset", name), "state", "stopped", "Start it instead.")
     refused(await serai("vm", "migrate", name), "state", "stopped", "start it first")
     refused(await serai("vm", "console", name), "state", "stopped", "Start it")
-    assert (await serai.well("vm", "start", name)).out == f"vm {name} started\n"
+    host = (await lab.vm(name)).status.host
+    assert (await serai.well("vm", "start", name)).out == f"vm {name} started on {host} (it was there before)\n"
     await guest.up()
     misused(await serai("vm", "stop", name, "--timeout", "soon"), "--timeout")
     refused(await serai("vm", "stop", name, "--timeout", "2000h"), "timeout", "7200000.0", "Use at most 86400")
@@ -153,7 +154,12 @@ async def test_stopped_started_paused_reset_and_deleted(lab: Lab, serai: Serai) 
     refused(ran, "force", "false", "Stop it first, or delete it by force (--force)")
     await serai.well("vm", "stop", name, "--force")
     assert (await lab.vm(name)).status.reason == "stopped by force"
-    await serai.well("vm", "start", name)
+    refused(await serai("vm", "start", name, "--host", "h9"), "host", "h9", "serai host list")
+    other = "h2" if host == "h1" else "h1"
+    ran = await serai.well("vm", "start", name, "--host", other)
+    assert ran.out == f"vm {name} started on {other} (asked for by name)\n"
+    await guest.up()
+    assert [where for where, pids in lab.qemus(vm).items() if pids] == [other]
     assert (await serai.well("vm", "delete", name, "--force")).out == f"vm {name} deleted\n"
     assert not any(lab.qemus(vm).values())
     assert f"{name}-disk0" not in (await serai.well("volume", "list", "-o", "name")).out.split()

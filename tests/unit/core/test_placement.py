@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serai.core.placement import choose_destination, free, place
+from serai.core.placement import choose_destination, choose_start, free, place
 from serai.schema.errors import (
     CapacityError,
     ConflictError,
@@ -213,3 +213,40 @@ def test_a_running_vm_goes_where_its_machine_is_the_same() -> None:
         with pytest.raises(ConflictError, match=words) as caught:
             choose_destination(moving, hosts, wanted)
         assert (caught.value.info.field, caught.value.info.value) == ("to", wanted)
+
+
+def test_a_vm_starts_where_it_was_or_elsewhere_and_says_why() -> None:
+    hosts = [host("h1"), host("h2", committed=7), host("h3", committed=1)]
+    assert choose_start(vm(), hosts, None, "h3").why == "it was there before"
+    assert choose_start(vm(), hosts, None, None).host == "h1"
+    choice = choose_start(vm(), hosts, None, "h2")
+    assert choice.host == "h1"
+    assert choice.why.startswith("h2, where it was, has 1G of memory free, and 2G is needed; fewest committed")
+    assert choose_start(vm(host="h1"), hosts, "h3", "h1").host == "h3"
+    assert choose_start(vm(), [host("h1"), host("h2", schedulable=False)], "h2", "h1").why == "asked for by name"
+    for wanted, kind, words, local in (
+        ("h9", NotFoundError, "no host h9", None),
+        ("h2", CapacityError, "1G of memory free", None),
+        ("h3", ConflictError, "local to h1", {"h1"}),
+    ):
+        with pytest.raises(kind, match=words) as caught:
+            choose_start(vm(), hosts, wanted, "h1", local)
+        assert (caught.value.info.field, caught.value.info.value) == ("host", wanted)
+
+
+@pytest.mark.parametrize("wanted", [None, "h1", "h2"])
+@pytest.mark.parametrize("hosts", [[host("h1", online=False), host("h2")], [host("h1"), host("h2")]])
+def test_a_vm_starts_nowhere_while_a_silent_host_may_run_it(wanted: str | None, hosts: list[Host]) -> None:
+    home = "h1" if hosts[0].status.state is HostState.OFFLINE else "h9"
+    with pytest.raises(UnavailableError, match=f"was last on host {home}") as caught:
+        choose_start(vm(), hosts, wanted, home)
+    assert (caught.value.info.field, caught.value.info.value) == ("host", home)
+
+
+def test_more_processors_than_a_host_has_are_remarked_on() -> None:
+    remark = "; its 8 CPUs share the 4 that h1 has"
+    assert place(vm(cpus=8), [host("h1")]).why == f"the only host{remark}"
+    assert place(vm(cpus=8, host="h1"), [host("h1")]).why == f"asked for by name{remark}"
+    assert place(vm(cpus=8), [host("h1")], prefer="h1").why == f"it was there before{remark}"
+    assert choose_destination(vm(cpus=8, on="h2"), [host("h1"), host("h2")], "h1").why == f"asked for by name{remark}"
+    assert place(vm(cpus=4), [host("h1")]).why == "the only host"

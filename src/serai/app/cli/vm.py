@@ -125,13 +125,38 @@ def show_(ctx: typer.Context, vm: VmArgument, output: OutputOption = Output.TABL
 
 
 @app.command()
-def start(ctx: typer.Context, vm: VmArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE) -> None:
+def start(
+    ctx: typer.Context,
+    vm: VmArgument,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Where; none: where it was, if that will do.", autocompletion=complete.hosts),
+    ] = None,
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """Start a VM.
 
+    It starts elsewhere than before only once the host that it was on has given it up.
+
     \b
-    Example: serai vm start web1
+    Examples:
+      serai vm start web1
+      serai vm start web1 --host h2
     """
-    act(ctx, "vm.start", vm, wait=wait, output=output, done="started")
+    from serai.app.cli.invalid import build
+    from serai.schema.vm import VmBegin
+
+    body = build(VmBegin, {"host": host})
+    job = run(ctx, lambda client: started(client, "vm.start", vm, body, wait=wait))
+    report(job, output, lambda ended: f"vm {vm} started{_where(ended)}", name=vm)
+
+
+def _where(job: Job) -> str:
+    """On which host a VM was started, and why there."""
+    result = job.result or {}
+    why = f" ({result['why']})" if result.get("why") else ""
+    return f" on {result['host']}{why}" if result.get("host") else ""
 
 
 @app.command()

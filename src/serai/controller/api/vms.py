@@ -19,7 +19,7 @@ from serai.core.lifecycle import VmEvent
 from serai.core.migration import check_nothing_pending
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError
-from serai.schema.vm import Vm, VmClone, VmCreate, VmMigrate, VmSpec, VmState, VmStatus
+from serai.schema.vm import Vm, VmBegin, VmClone, VmCreate, VmMigrate, VmSpec, VmState, VmStatus
 from serai.schema.volume import Volume, VolumeState, VolumeStatus
 
 CLEARED = ("vm.delete",)
@@ -105,7 +105,8 @@ async def delete(api: Api, call: Call) -> Response:
 
 
 async def start(api: Api, call: Call) -> Response:
-    """Start one that is down, if it fits somewhere."""
+    """Start one that is down: on the host that is named, or where it fits."""
+    body = call.need(VmBegin)
     async with api.store.transaction() as tx:
         vm = await _find(tx, call)
         if vm.spec.template:
@@ -119,8 +120,9 @@ async def start(api: Api, call: Call) -> Response:
         await refuse_while(
             tx, vm.id, f"VM {vm.name} is being started", "vm.create", "vm.start", remedy="Wait for that job's end."
         )
-        await _check_fits(tx, vm, vm.spec)
-        return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=True)))
+        host = None if body.host is None else (await tx.hosts.find(body.host, "host")).name
+        await _check_starts(tx, vm, host)
+        return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=True), {"host": host}))
 
 
 async def stop(api: Api, call: Call) -> Response:
@@ -238,6 +240,15 @@ async def _want_running(tx: Transaction, vm: Vm, *, running: bool) -> Vm:
 async def _check_fits(view: View, vm: Vm, spec: VmSpec) -> None:
     hosts = await capacity.all_hosts(view, but_vm=vm.id)
     placement.place(spec, hosts, await capacity.local_hosts(view, vm))
+
+
+async def _check_starts(view: View, vm: Vm, host: str | None) -> None:
+    """Raises what keeps the VM from starting on this host (none: on any)."""
+    await need_disks(view, vm, vm.spec.disks)
+    lease = await view.leases.get(vm.id)
+    hosts = await capacity.all_hosts(view, but_vm=vm.id)
+    home = None if lease is None else lease.host
+    placement.choose_start(vm, hosts, host, home, await capacity.local_hosts(view, vm))
 
 
 HANDLERS: dict[str, Handler] = {

@@ -168,7 +168,13 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
         lease = await _renew(office, ctx, vm, lease)
         report = await _send_start(office, ctx, vm, lease, await _start_command(office, ctx, parts, lease))
     await office.shelf.started(report)
-    ctx.result = {"host": lease.host, "state": report.state, "accel": report.accel, "addresses": addresses(vm)}
+    ctx.result = {
+        "host": lease.host,
+        "why": vm.status.placement,
+        "state": report.state,
+        "accel": report.accel,
+        "addresses": addresses(vm),
+    }
     if report.accel != "kvm" and facts.emulated:
         ctx.result["warning"] = facts.emulated
 

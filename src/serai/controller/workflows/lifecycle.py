@@ -8,7 +8,7 @@ from typing import Any
 from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow
 from serai.controller.workflows.common import Office, addresses, image_of, make_volume, refuse, start_vm
 from serai.controller.workflows.shelf import ForPlacing
-from serai.core.placement import Choice, place
+from serai.core.placement import Choice, choose_start, place
 from serai.schema.errors import ConflictError, NotFoundError
 from serai.schema.image import ImageKind
 from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand, VolumeDrop
@@ -74,11 +74,14 @@ def _first_host(found: ForPlacing) -> Choice:
 
 
 async def _replace(office: Office, ctx: JobContext) -> None:
-    """A stopped VM starts where it was, if that host can; else elsewhere, once the old one has let go."""
+    """A stopped VM starts where it was, or on the host that was asked for; elsewhere, once the old one has let go.
+
+    The old one's answer to the release is the proof that nothing of the VM runs there, nor ever will.
+    """
     found = await office.shelf.for_placing(ctx.params["id"])
     vm = found.vm
     lease = found.lease or await office.shelf.lease(vm.id)
-    choice = place(vm, found.hosts, found.local, prefer=lease.host)
+    choice = choose_start(vm, found.hosts, ctx.params.get("host"), lease.host, found.local)
     if choice.host != lease.host:
         body = VmRelease(vm=vm.id, epoch=lease.epoch, reason=f"starts on {choice.host}")
         await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)

@@ -115,6 +115,12 @@ def test_life(serai: Serai, api: FakeApi, verb: str) -> None:
     assert f"vm.{verb}" in [request[0] for request in api.requests]
 
 
+def test_start_takes_a_host(serai: Serai, api: FakeApi) -> None:
+    api.add("vm", "web1", {})
+    serai("vm", "start", "web1", "--host", "h2")
+    assert next(body for name, _, body in api.requests if name == "vm.start") == {"host": "h2"}
+
+
 def test_stop_takes_a_time(serai: Serai, api: FakeApi) -> None:
     api.add("vm", "web1", {})
     serai("vm", "stop", "web1", "--timeout", "2m", "--force")
