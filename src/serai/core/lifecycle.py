@@ -26,11 +26,11 @@ class VmEvent(StrEnum):
     MIGRATE = "migrate"
     MIGRATE_ENDED = "migrate-ended"
     """The move failed or was cancelled before the commit point: the VM goes on here."""
-    LEFT = "left"
-    """The destination committed: the VM is not here any more."""
     INCOMING = "incoming"
     ARRIVED = "arrived"
-    TURNED_DOWN = "turned-down"
+    FOUND_RUNNING = "found-running"
+    FOUND_PAUSED = "found-paused"
+    """What a restarted agent sees QEMU do: an earlier one may have died between an act and the record of it."""
     GUEST_OFF = "guest-off"
     STOPPED_BY_FORCE = "stopped-by-force"
     CRASHED = "crashed"
@@ -39,7 +39,7 @@ class VmEvent(StrEnum):
 
 E = VmEvent
 
-_ALIVE = (S.RUNNING, S.PAUSED, S.MIGRATING, S.STOPPING)
+_ALIVE = (S.STARTING, S.RUNNING, S.PAUSED, S.MIGRATING, S.STOPPING)
 
 TRANSITIONS: dict[tuple[VmState, VmEvent], VmState] = {
     (S.DEFINED, E.START): S.STARTING,
@@ -47,7 +47,6 @@ TRANSITIONS: dict[tuple[VmState, VmEvent], VmState] = {
     (S.CRASHED, E.START): S.STARTING,
     (S.STARTING, E.RUNS): S.RUNNING,
     (S.STARTING, E.START_FAILED): S.CRASHED,
-    (S.STARTING, E.CRASHED): S.CRASHED,
     (S.STARTING, E.STOP): S.STOPPING,
     (S.RUNNING, E.PAUSE): S.PAUSED,
     (S.PAUSED, E.PAUSE): S.PAUSED,
@@ -63,14 +62,12 @@ TRANSITIONS: dict[tuple[VmState, VmEvent], VmState] = {
     (S.CRASHED, E.STOP): S.STOPPED,
     (S.RUNNING, E.MIGRATE): S.MIGRATING,
     (S.MIGRATING, E.MIGRATE_ENDED): S.RUNNING,
-    (S.MIGRATING, E.LEFT): S.DEFINED,
     (S.DEFINED, E.INCOMING): S.STARTING,
-    (S.STOPPED, E.INCOMING): S.STARTING,
-    (S.CRASHED, E.INCOMING): S.STARTING,
     (S.STARTING, E.ARRIVED): S.RUNNING,
-    (S.STARTING, E.TURNED_DOWN): S.DEFINED,
-    **{(state, E.GUEST_OFF): S.STOPPED for state in (*_ALIVE, S.STARTING)},
-    **{(state, E.STOPPED_BY_FORCE): S.STOPPED for state in (*_ALIVE, S.STARTING)},
+    **{(state, E.FOUND_RUNNING): S.RUNNING for state in (S.STARTING, S.RUNNING, S.PAUSED, S.STOPPING)},
+    **{(state, E.FOUND_PAUSED): S.PAUSED for state in (S.RUNNING, S.PAUSED, S.STOPPING)},
+    **{(state, E.GUEST_OFF): S.STOPPED for state in _ALIVE},
+    **{(state, E.STOPPED_BY_FORCE): S.STOPPED for state in _ALIVE},
     **{(state, E.CRASHED): S.CRASHED for state in _ALIVE},
 }
 

@@ -54,16 +54,18 @@ class SourceEvent(StrEnum):
 
 
 class Act(StrEnum):
-    """What the source's agent does, in the order of the table's tuple."""
+    """What the source's agent does, in the order of the table's tuple.
+
+    Two things follow from the end itself, not from a step: with STAYED the controller has the destination turn the
+    offer down; with DONE the VM's agent ends QEMU and gives the old epoch up.
+    """
 
     CLOSE_PORT = "close the VNICs' ports"
     CONTINUE = "migrate-continue"
     CANCEL = "migrate_cancel"
     ASK_VERDICT = "ask the destination's journal"
-    ABANDON = "have the destination turn the offer down"
     OPEN_PORT = "open the VNICs' ports"
     CONT = "cont"
-    QUIT = "end QEMU"
 
 
 P = SourcePhase
@@ -84,24 +86,24 @@ SOURCE: dict[tuple[SourcePhase, SourceEvent], tuple[SourcePhase, tuple[Act, ...]
     (P.CANCELLING, V.QEMU_SETUP): (P.CANCELLING, ()),
     (P.CANCELLING, V.QEMU_CANCELLING): (P.CANCELLING, ()),
     (P.CANCELLING, V.CANCEL): (P.CANCELLING, ()),
-    (P.CANCELLING, V.QEMU_CANCELLED): (P.STAYED, (A.ABANDON, A.OPEN_PORT)),
-    (P.CANCELLING, V.QEMU_FAILED): (P.STAYED, (A.ABANDON, A.OPEN_PORT)),
+    (P.CANCELLING, V.QEMU_CANCELLED): (P.STAYED, (A.OPEN_PORT,)),
+    (P.CANCELLING, V.QEMU_FAILED): (P.STAYED, (A.OPEN_PORT,)),
     # The cancel came after all had been sent: the journal over there decides.
     (P.CANCELLING, V.QEMU_COMPLETED): (P.SENT, (A.ASK_VERDICT,)),
     (P.SWITCH, V.QEMU_DEVICE): (P.SWITCH, ()),
     (P.SWITCH, V.QEMU_ACTIVE): (P.SWITCH, ()),
     (P.SWITCH, V.QEMU_COMPLETED): (P.SENT, (A.ASK_VERDICT,)),
     **{
-        (phase, end): (P.STAYED, (A.ABANDON, A.OPEN_PORT))
+        (phase, end): (P.STAYED, (A.OPEN_PORT,))
         for phase in (P.SETUP, P.PRECOPY, P.SWITCH)
         for end in (V.QEMU_FAILED, V.QEMU_CANCELLED)
     },
     **{(phase, V.QEMU_CANCELLING): (phase, ()) for phase in (P.SETUP, P.PRECOPY, P.SWITCH)},
     (P.SENT, V.QEMU_COMPLETED): (P.SENT, ()),
-    (P.SENT, V.COMMITTED): (P.DONE, (A.QUIT,)),
+    (P.SENT, V.COMMITTED): (P.DONE, ()),
     (P.SENT, V.ABANDONED): (P.STAYED, (A.OPEN_PORT, A.CONT)),
     # QEMU itself is gone: before `sent` the VM crashed here; after, the destination may hold it.
-    **{(phase, V.QEMU_ENDED): (P.STAYED, (A.ABANDON,)) for phase in (P.SETUP, P.PRECOPY, P.CANCELLING)},
+    **{(phase, V.QEMU_ENDED): (P.STAYED, ()) for phase in (P.SETUP, P.PRECOPY, P.CANCELLING)},
     (P.SWITCH, V.QEMU_ENDED): (P.SENT, (A.ASK_VERDICT,)),
     (P.SENT, V.QEMU_ENDED): (P.SENT, ()),
 }
@@ -118,6 +120,29 @@ def source_step(phase: SourcePhase, event: SourceEvent) -> tuple[SourcePhase, tu
             value=phase,
             remedy="The switch has begun: its own outcome stands; wait for the job to end.",
         ) from None
+
+
+RESUMED: dict[str, tuple[SourcePhase, SourceEvent]] = {
+    "setup": (P.SETUP, V.CANCEL),
+    "active": (P.PRECOPY, V.CANCEL),
+    "pre-switchover": (P.PRECOPY, V.CANCEL),
+    "cancelling": (P.CANCELLING, V.QEMU_CANCELLING),
+    "device": (P.SWITCH, V.QEMU_DEVICE),
+    "completed": (P.SWITCH, V.QEMU_COMPLETED),
+}
+"""By QEMU's status: where a restarted agent finds itself, and the event that it begins with. What nobody watched is
+cancelled while that is still possible."""
+
+
+def resume_at(status: str, *, running: bool) -> tuple[SourcePhase, SourceEvent]:
+    """Where a restarted agent takes its move up, by QEMU's migration status and whether its vCPUs run.
+
+    `completed` of a VM that runs is the status of the migration that brought it here, or the verdict was `abandoned`
+    and it goes on: a source whose last state was sent stands still until then.
+    """
+    if status == "completed" and running:
+        return P.SETUP, V.QEMU_FAILED
+    return RESUMED.get(status, (P.SETUP, V.QEMU_FAILED))
 
 
 class DestinationPhase(StrEnum):

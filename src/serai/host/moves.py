@@ -293,10 +293,10 @@ class Moves:
             await self._left(agent)
             return
         agent.on_gone = None
-        agent.follow(VmEvent.MIGRATE_ENDED, f"stayed: {result.reason}", outgoing=None)
         if agent.gone.is_set():
-            agent.ended(agent.last_end or End(VmEvent.CRASHED, result.reason, failure=True))
+            agent.ended(agent.last_end or End(VmEvent.CRASHED, result.reason, failure=True), outgoing=None)
         else:
+            agent.follow(VmEvent.MIGRATE_ENDED, f"stayed: {result.reason}", outgoing=None)
             await agent.keep_running()
 
     async def _left(self, agent: VmAgent) -> None:

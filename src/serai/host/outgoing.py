@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from pydantic import ValidationError
 
-from serai.core.migration import Act, SourceEvent, SourcePhase, source_step
+from serai.core.migration import Act, SourceEvent, SourcePhase, resume_at, source_step
 from serai.drivers.hypervisor.base import Machine, MachineEvent, MigrationSetup, RunState
 from serai.host.kit import Kit
 from serai.host.records import Outgoing
@@ -30,16 +30,6 @@ VERDICT_RETRY = 0.5
 """Seconds between two questions to a destination that does not answer; outside the blackout of a move that succeeds."""
 
 STATUS_EVENT = {event.value: event for event in SourceEvent}
-RESUME_PHASE: dict[str, SourcePhase] = {
-    "setup": SourcePhase.SETUP,
-    "active": SourcePhase.PRECOPY,
-    "pre-switchover": SourcePhase.PRECOPY,
-    "cancelling": SourcePhase.CANCELLING,
-    "device": SourcePhase.SWITCH,
-    "completed": SourcePhase.SENT,
-}
-"""Where a restarted agent finds itself, by what QEMU says. In the first three it cancels: nobody watched."""
-
 ENDINGS = {SourceEvent.QEMU_FAILED: "failed", SourceEvent.QEMU_CANCELLED: "was cancelled by somebody else"}
 
 PHASE_NAMES = {
@@ -158,38 +148,29 @@ class OutgoingMove:
             if known is not None:
                 self._push(known)
 
-    async def _stands_at(self, machine: Machine) -> str:
-        """QEMU's status of this move, however long it takes to answer."""
+    async def _stands_at(self, machine: Machine) -> tuple[str, bool]:
+        """QEMU's status of this move and whether its vCPUs run, however long it takes to answer."""
         while True:
             try:
                 status = (await machine.migration_stats()).status
-                if status == "completed" and await machine.run_state() is RunState.RUNNING:
-                    # Either the status of the migration that brought the VM here, or the verdict was `abandoned` and
-                    # the VM goes on: a source whose last state was sent stands still until then.
-                    return "none"
-                return status
+                return status, await machine.run_state() is RunState.RUNNING
             except SeraiError as error:
                 if self._ended_reason is not None:
-                    return "none"
+                    return "none", False
                 log.warning("vm %s: QEMU does not say how its migration stands: %s", self._vm, error)
                 await self._kit.clock.sleep(VERDICT_RETRY)
 
     async def _take_up(self, machine: Machine) -> None:
-        status = await self._stands_at(machine)
+        status, running = await self._stands_at(machine)
         if self._ended_reason is not None:
             # It ended before it could say whether all was sent: as if it had been.
             self._phase = SourcePhase.SWITCH
             return
-        self._phase = RESUME_PHASE.get(status, SourcePhase.SETUP)
         log.info("vm %s: an interrupted move to %s stands at %s", self._vm, self.move.destination, status)
-        if self._phase is SourcePhase.SENT:
-            self._phase = SourcePhase.SWITCH
-            self._push(SourceEvent.QEMU_COMPLETED)
-        elif status in RESUME_PHASE:
-            self.cancel("the source's agent was restarted in mid-migration")
-        else:
+        self._phase, event = resume_at(status, running=running)
+        if event in (SourceEvent.CANCEL, SourceEvent.QEMU_CANCELLING, SourceEvent.QEMU_FAILED):
             self._reason = self._reason or "the source's agent was restarted in mid-migration"
-            self._push(SourceEvent.QEMU_FAILED)
+        self._push(event)
 
     def _on_event(self, event: MachineEvent) -> None:
         if event.name == "MIGRATION":
@@ -236,13 +217,9 @@ class OutgoingMove:
             case Act.CONT:
                 await machine.cont()
                 await machine.announce()
-            case Act.ASK_VERDICT | Act.ABANDON:
-                if act is Act.ASK_VERDICT:
-                    self._on_sent()
-                    self._asking = asyncio.create_task(self._ask(), name=f"verdict-{self._vm}")
-                # ABANDON is the controller's and the caller's: they tell the destination once this end is certain.
-            case Act.QUIT:
-                pass  # the VM agent ends QEMU after the statistics were read
+            case Act.ASK_VERDICT:
+                self._on_sent()
+                self._asking = asyncio.create_task(self._ask(), name=f"verdict-{self._vm}")
 
     async def _each(self, tap: str, action: Callable[[str], Awaitable[None]]) -> None:
         try:

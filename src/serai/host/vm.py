@@ -111,12 +111,12 @@ class VmAgent(KnownVm):
             return
         self.ended(end)
 
-    def ended(self, end: End) -> None:
-        """Record the end and plan a restart where the policy wants one."""
+    def ended(self, end: End, **changes: Any) -> None:
+        """Record the end, with `changes` of the record, and plan a restart where the policy wants one."""
         asked = self._asked_to_end or not self.record.wanted
         restarts = 0 if self._settled() else self.record.restarts
         delay = after_end(self.record.restart, end, asked=asked, restarts=restarts)
-        self.follow(end.event, end.reason, wanted=delay is not None, restarts=restarts)
+        self.follow(end.event, end.reason, wanted=delay is not None, restarts=restarts, **changes)
         if delay is not None:
             self._kit.tasks.start(self._restart_later(delay, end.reason))
 
@@ -325,17 +325,13 @@ class VmAgent(KnownVm):
         """After adoption: make the record say what QEMU is doing. Raises SeraiError if QEMU does not answer."""
         if self.machine is None:
             return
-        state = await self.machine.run_state()
+        found = await self.machine.run_state()
         self._running_since = self._kit.clock.monotonic()
-        if state is RunState.RUNNING:
-            wanted = VmState.RUNNING
-        elif self.state is VmState.STARTING:
+        if found is not RunState.RUNNING and self.state is VmState.STARTING:
             await self.machine.cont()  # started by an agent that died before it could say so
-            wanted = VmState.RUNNING
+            found = RunState.RUNNING
+        event = VmEvent.FOUND_RUNNING if found is RunState.RUNNING else VmEvent.FOUND_PAUSED
+        if follow(self.state, event) is self.state:
+            self.report()  # the reason for it stays
         else:
-            wanted = VmState.PAUSED
-        if self.state is not wanted:
-            self.update(
-                state=wanted, reason=f"found {state} by a restarted agent", since=self._kit.clock.now().isoformat()
-            )
-        self.report()
+            self.follow(event, f"found {found} by a restarted agent")

@@ -1,30 +1,205 @@
-"""The lifecycle table, ends of QEMU, and the restart policy."""
+"""The lifecycle table against a little model of a machine; ends of QEMU, and the restart policy."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from serai.core.lifecycle import RESTART_DELAYS, TRANSITIONS, End, VmEvent, after_end, classify_end, follow
 from serai.schema.errors import ConflictError
 from serai.schema.vm import RestartPolicy, VmState
 
+S, E = VmState, VmEvent
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(VmState, VmEvent)))
-def test_every_pair_leads_on_or_is_refused(state: VmState, event: VmEvent) -> None:
-    if (state, event) in TRANSITIONS:
-        assert follow(state, event) in VmState
+USERS: dict[VmEvent, dict[VmState, VmState]] = {
+    E.START: {S.DEFINED: S.STARTING, S.STOPPED: S.STARTING, S.CRASHED: S.STARTING},
+    E.PAUSE: {S.RUNNING: S.PAUSED, S.PAUSED: S.PAUSED},
+    E.RESUME: {S.PAUSED: S.RUNNING, S.RUNNING: S.RUNNING},
+    E.RESET: {S.RUNNING: S.RUNNING, S.PAUSED: S.PAUSED},
+    E.STOP: {
+        S.STARTING: S.STOPPING,
+        S.RUNNING: S.STOPPING,
+        S.PAUSED: S.STOPPING,
+        S.STOPPING: S.STOPPING,
+        S.STOPPED: S.STOPPED,
+        S.CRASHED: S.STOPPED,
+    },
+    E.MIGRATE: {S.RUNNING: S.MIGRATING},
+}
+"""What people ask for, and what it makes of a VM; in any other state it is refused, with the remedy."""
+
+
+@pytest.mark.parametrize(("event", "state"), list(itertools.product(USERS, VmState)))
+def test_what_is_asked_for(event: VmEvent, state: VmState) -> None:
+    wanted = USERS[event].get(state)
+    if wanted is not None:
+        assert follow(state, event) is wanted
         return
     with pytest.raises(ConflictError) as caught:
         follow(state, event)
-    assert caught.value.info.value == state
+    assert (caught.value.info.field, caught.value.info.value) == ("state", state)
+    assert caught.value.info.remedy
 
 
-def test_every_state_but_unknown_can_be_left_and_reached() -> None:
-    states = set(VmState) - {VmState.UNKNOWN}  # the controller's word for silence; no host is ever in it
-    assert {state for state, _ in TRANSITIONS} == states
-    assert set(TRANSITIONS.values()) == states
+class Life(RuleBasedStateMachine):
+    """A machine as its host sees it: whether a QEMU is there, whether its vCPUs run, and how its last one ended.
+
+    The rules change these facts and tell the table. `expected` says by the facts alone which state that is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = S.DEFINED
+        self.process = False
+        self.begun = False
+        """What starts it, or receives it, has not said yet that it runs."""
+        self.arriving = False
+        self.vcpus = False
+        self.stopping = False
+        self.moving = False
+        self.last_end: VmState | None = None
+
+    @property
+    def expected(self) -> VmState:
+        if self.begun:
+            return S.STARTING
+        if not self.process:
+            return self.last_end or S.DEFINED
+        if self.stopping:
+            return S.STOPPING
+        if self.moving:
+            return S.MIGRATING
+        return S.RUNNING if self.vcpus else S.PAUSED
+
+    def tell(self, event: VmEvent) -> None:
+        self.state = follow(self.state, event)
+
+    @initialize(arrives=st.booleans())
+    def begin(self, arrives: bool) -> None:
+        """A VM comes to a host to be started, or by a move."""
+        self.begun = self.arriving = self.process = arrives
+        if arrives:
+            self.tell(E.INCOMING)
+
+    @invariant()
+    def it_is_what_the_facts_say(self) -> None:
+        assert self.state is self.expected
+
+    @precondition(lambda self: not self.process and not self.begun)
+    @rule(outcome=st.sampled_from(["it runs", "it fails", "QEMU dies", "the agent dies"]))
+    def start(self, outcome: str) -> None:
+        self.tell(E.START)
+        self.begun = True
+        self.it_is_what_the_facts_say()
+        if outcome == "the agent dies":
+            self.process = True  # its vCPUs wait for the first `cont`, or have had it
+            return
+        self.begun = False
+        if outcome == "it runs":
+            self.process = self.vcpus = True
+            self.tell(E.RUNS)
+        else:
+            self.last_end = S.CRASHED
+            self.tell(E.START_FAILED if outcome == "it fails" else E.CRASHED)
+
+    @precondition(lambda self: self.arriving)
+    @rule()
+    def commit(self) -> None:
+        """The move's other ends leave no VM here."""
+        self.begun = self.arriving = False
+        self.vcpus = True
+        self.tell(E.ARRIVED)
+
+    @rule(event=st.sampled_from([E.PAUSE, E.RESUME, E.RESET, E.MIGRATE, E.START]))
+    def ask(self, event: VmEvent) -> None:
+        """A user asks at any time. What the machine cannot do is refused, and changes nothing."""
+        settled = self.process and not (self.begun or self.stopping or self.moving)
+        possible = {
+            E.PAUSE: settled,
+            E.RESUME: settled,
+            E.RESET: settled,
+            E.MIGRATE: settled and self.vcpus,
+            E.START: False,  # `start` does what is possible
+        }
+        if event is E.START and not self.process and not self.begun:
+            return
+        if not possible[event]:
+            with pytest.raises(ConflictError):
+                follow(self.state, event)
+            return
+        self.vcpus = {E.PAUSE: False, E.RESUME: True}.get(event, self.vcpus)
+        self.moving = event is E.MIGRATE
+        self.tell(event)
+
+    @precondition(lambda self: self.state is S.RUNNING)
+    @rule()
+    def move(self) -> None:
+        self.ask(E.MIGRATE)
+
+    @precondition(lambda self: not self.arriving)
+    @rule()
+    def stop(self) -> None:
+        """Of one that is down already: the crash is known, it is to stay down."""
+        if self.moving:
+            with pytest.raises(ConflictError):
+                follow(self.state, E.STOP)
+        elif self.process:
+            self.stopping, self.begun = True, False
+            self.tell(E.STOP)
+        elif self.last_end is not None:
+            self.last_end = S.STOPPED
+            self.tell(E.STOP)
+
+    @precondition(lambda self: self.moving)
+    @rule(paused=st.booleans())
+    def stay(self, paused: bool) -> None:
+        """The move ended before its commit; a disk's error on the way is found when it is to go on."""
+        self.moving = False
+        self.tell(E.MIGRATE_ENDED)
+        self.it_is_what_the_facts_say()
+        if paused:
+            self.io_error()
+
+    @precondition(lambda self: self.vcpus and not (self.begun or self.stopping or self.moving))
+    @rule()
+    def io_error(self) -> None:
+        self.vcpus = False
+        self.tell(E.IO_ERROR)
+
+    @precondition(lambda self: self.process and not self.arriving)
+    @rule(how=st.sampled_from([E.GUEST_OFF, E.STOPPED_BY_FORCE, E.CRASHED]))
+    def end(self, how: VmEvent) -> None:
+        """However QEMU ends, whatever it was at. (While it arrives, its end turns the offer down.)"""
+        self.process = self.begun = self.vcpus = self.stopping = self.moving = False
+        self.last_end = S.CRASHED if how is E.CRASHED else S.STOPPED
+        self.tell(how)
+
+    @precondition(lambda self: self.process and not self.arriving and not self.moving)
+    @rule(changed=st.booleans())
+    def another_agent_looks(self, changed: bool) -> None:
+        """The one before it may have died between an act and its record. A shutdown is asked for anew, if at all."""
+        self.vcpus = self.begun or self.vcpus is not changed  # a start is carried to its end
+        self.begun = self.stopping = False
+        self.tell(E.FOUND_RUNNING if self.vcpus else E.FOUND_PAUSED)
+
+
+Life.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestLife: Any = Life.TestCase
+
+
+@pytest.mark.parametrize("state", [S.STARTING, S.RUNNING, S.PAUSED, S.MIGRATING, S.STOPPING])
+def test_an_end_is_told_apart_whatever_the_vm_was_at(state: VmState) -> None:
+    ends = {event: follow(state, event) for event in (E.GUEST_OFF, E.STOPPED_BY_FORCE, E.CRASHED)}
+    assert ends == {E.GUEST_OFF: S.STOPPED, E.STOPPED_BY_FORCE: S.STOPPED, E.CRASHED: S.CRASHED}
+
+
+def test_a_host_is_never_told_a_state_that_is_the_controllers_word_for_silence() -> None:
+    assert S.UNKNOWN not in {state for state, _ in TRANSITIONS} | set(TRANSITIONS.values())
 
 
 def test_a_vm_on_the_move_can_be_neither_stopped_nor_paused_nor_moved() -> None:
