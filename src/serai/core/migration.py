@@ -7,7 +7,8 @@ Why the commit is safe with nothing but local work in the blackout:
   in the stream after its end mark (`suppress-vmdesc`), QEMU fails on the source only if its last write failed, and then
   the destination has not loaded. So `failed` before `sent` means: not committed, and the source goes on.
 - After `sent` the source stays paused until the destination's journal has been read: `committed` or `abandoned`.
-- `migrate_cancel` is asked for only before `migrate-continue`: after that the outcome is the switch's own.
+- `migrate_cancel` is asked for only before `migrate-continue`: after that the outcome is the switch's own. (A QEMU that
+  is cancelled while it writes its last bytes goes on, whatever has arrived.)
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def source_step(phase: SourcePhase, event: SourceEvent) -> tuple[SourcePhase, tu
 RESUMED: dict[str, tuple[SourcePhase, SourceEvent]] = {
     "setup": (P.SETUP, V.CANCEL),
     "active": (P.PRECOPY, V.CANCEL),
-    "pre-switchover": (P.PRECOPY, V.CANCEL),
+    # Perhaps the agent before it has said `migrate-continue` already: it is too late to cancel.
+    "pre-switchover": (P.PRECOPY, V.QEMU_PRE_SWITCHOVER),
     "cancelling": (P.CANCELLING, V.QEMU_CANCELLING),
     "device": (P.SWITCH, V.QEMU_DEVICE),
     "completed": (P.SWITCH, V.QEMU_COMPLETED),

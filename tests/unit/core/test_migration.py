@@ -15,6 +15,7 @@ from serai.core.migration import (
     SourceEvent,
     SourcePhase,
     agreed_capabilities,
+    resume_at,
     source_step,
 )
 from serai.schema.errors import ConflictError
@@ -39,7 +40,7 @@ def test_the_source_never_takes_back_what_may_have_arrived(events: list[SourceEv
             continued = continued or act is Act.CONTINUE
             # After all was sent only the destination's word lets the VM run here.
             assert act is not Act.CONT or abandoned
-            assert act is not Act.QUIT or event is SourceEvent.COMMITTED
+        assert phase is not SourcePhase.DONE or event is SourceEvent.COMMITTED
         if phase.ended:
             return
 
@@ -56,6 +57,46 @@ def reachable(phase: SourcePhase) -> set[SourcePhase]:
 @pytest.mark.parametrize("phase", [phase for phase in SourcePhase if not phase.ended])
 def test_every_phase_can_end(phase: SourcePhase) -> None:
     assert SourcePhase.STAYED in reachable(phase)
+
+
+WITH_QEMU = [key for key in SOURCE if key[1] is not SourceEvent.QEMU_ENDED]
+
+
+@pytest.mark.parametrize(("phase", "event"), WITH_QEMU)
+def test_what_every_step_brings_along(phase: SourcePhase, event: SourceEvent) -> None:
+    after, acts = SOURCE[phase, event]
+    # A VM that stays has its ports open; one that is about to be sent is told to go on, and has them closed.
+    assert (Act.OPEN_PORT in acts) is (after is SourcePhase.STAYED)
+    assert (acts == (Act.CONTINUE, Act.CLOSE_PORT)) is (after is SourcePhase.SWITCH and phase is not SourcePhase.SWITCH)
+    # The destination is asked once, when all was sent.
+    assert (acts == (Act.ASK_VERDICT,)) is (after is SourcePhase.SENT and phase is not SourcePhase.SENT)
+    assert (Act.CONT in acts) is (event is SourceEvent.ABANDONED)
+
+
+@pytest.mark.parametrize("phase", [SourcePhase.CANCELLING, SourcePhase.SWITCH, SourcePhase.SENT])
+def test_whenever_all_was_sent_the_destination_decides(phase: SourcePhase) -> None:
+    assert source_step(phase, SourceEvent.QEMU_COMPLETED)[0] is SourcePhase.SENT
+
+
+@pytest.mark.parametrize(
+    ("status", "running", "phase", "event"),
+    [
+        ("none", True, SourcePhase.SETUP, SourceEvent.QEMU_FAILED),
+        ("failed", True, SourcePhase.SETUP, SourceEvent.QEMU_FAILED),
+        ("setup", True, SourcePhase.SETUP, SourceEvent.CANCEL),
+        ("active", True, SourcePhase.PRECOPY, SourceEvent.CANCEL),
+        ("pre-switchover", False, SourcePhase.PRECOPY, SourceEvent.QEMU_PRE_SWITCHOVER),
+        ("cancelling", True, SourcePhase.CANCELLING, SourceEvent.QEMU_CANCELLING),
+        ("device", False, SourcePhase.SWITCH, SourceEvent.QEMU_DEVICE),
+        ("completed", False, SourcePhase.SWITCH, SourceEvent.QEMU_COMPLETED),
+        ("completed", True, SourcePhase.SETUP, SourceEvent.QEMU_FAILED),
+    ],
+)
+def test_where_a_restarted_agent_takes_it_up(
+    status: str, running: bool, phase: SourcePhase, event: SourceEvent
+) -> None:
+    assert resume_at(status, running=running) == (phase, event)
+    source_step(phase, event)  # it is a step of the table
 
 
 def test_ended_is_ended() -> None:
