@@ -25,6 +25,11 @@ from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.vm import VmState
 
 VM = "0123456789ab"
+CLAIMS = {
+    DestinationPhase.PREPARED: Claim.OFFERED,
+    DestinationPhase.COMMITTED: Claim.COMMITTED,
+    DestinationPhase.ABANDONED: Claim.ABANDONED,
+}
 ENDS = ("completed", "failed", "cancelled")
 
 
@@ -230,6 +235,7 @@ class Host:
                 self.tell(VmEvent.CRASHED, "QEMU ended on the move")
             else:
                 self.tell(VmEvent.MIGRATE_ENDED, "stayed")
+                self.qemu.vcpus = self.port = True  # whatever the table did: it is to run here now
 
     def _do(self, act: Act) -> None:
         if act is Act.ASK_VERDICT:
@@ -261,15 +267,14 @@ class Host:
         before, self.destination = self.destination, DESTINATION[self.destination, event]
         if self.destination is before:
             return
-        if self.destination is DestinationPhase.ABANDONED:
-            self.write(self.record.epoch, Claim.ABANDONED)
-            self.clear()
-        else:
-            self.write(self.record.epoch, Claim.COMMITTED)
+        self.write(self.record.epoch, CLAIMS[self.destination])
 
     def arrive(self) -> bool:
-        """After the commit: run. Whether there was anything to do."""
+        """What was decided: run, or be cleared away. Whether there was anything to do."""
         record = self.record
+        if self.destination is DestinationPhase.ABANDONED:
+            self.clear()
+            return True
         if record is None or record.incoming is None or self.claim(record.epoch) is not Claim.COMMITTED:
             return False
         self.tell(VmEvent.ARRIVED, "arrived")
@@ -312,11 +317,11 @@ class Host:
                 self.source, event = resume_at(qemu.status, running=qemu.vcpus)
                 self.inbox.append(event)
         elif record.incoming is not None:
-            if self.claim(record.epoch) is Claim.OFFERED:
-                self.destination = DestinationPhase.PREPARED
+            self.destination = {claim: phase for phase, claim in CLAIMS.items()}[
+                self.claim(record.epoch) or Claim.OFFERED
+            ]
+            if self.destination is DestinationPhase.PREPARED:
                 self._look()
-            else:
-                self.arrive()
         elif qemu is None:
             self._qemu_ended()
 

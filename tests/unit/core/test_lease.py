@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from serai.core import lease as rules
@@ -31,12 +33,26 @@ def test_the_holder_cannot_be_offered_its_own_lease() -> None:
     assert (caught.value.info.field, caught.value.info.value) == ("to", "h1")
 
 
-@pytest.mark.parametrize("final", [Claim.ABANDONED, Claim.RELEASED])
-def test_final_claims_stay(final: Claim) -> None:
-    for wanted in Claim:
-        if wanted is not final:
-            with pytest.raises(StaleError):
-                rules.step(final, wanted)
+STEPS = {
+    (None, Claim.HELD),
+    (None, Claim.OFFERED),
+    (None, Claim.ABANDONED),
+    (None, Claim.RELEASED),
+    (Claim.OFFERED, Claim.COMMITTED),
+    (Claim.OFFERED, Claim.ABANDONED),
+    (Claim.HELD, Claim.RELEASED),
+    (Claim.COMMITTED, Claim.RELEASED),
+}
+
+
+@pytest.mark.parametrize(("current", "wanted"), list(itertools.product([None, *Claim], Claim)))
+def test_the_steps_of_a_claim(current: Claim | None, wanted: Claim) -> None:
+    """Those of `STEPS`, and repeats; what was abandoned or released stays so."""
+    if current is wanted or (current, wanted) in STEPS:
+        assert rules.step(current, wanted) is wanted
+    else:
+        with pytest.raises(StaleError, match=wanted):
+            rules.step(current, wanted)
 
 
 def test_a_release_ends_lower_epochs_too() -> None:

@@ -7,6 +7,7 @@ is committed stays so; and once all has gone on that can, one copy runs, or none
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ NAMES = ("h1", "h2", "h3")
 ENDS = ("source", "to")
 ORDERS = (0, 2, 5, 8, 11, 14)
 """Which of `Moves.steps` come first: the job's, agents that hear, those that arrive, QEMUs, who asks, the job's end."""
+MOST = 24
+"""Steps that a move without a fault takes at the most."""
 LONG = 200
 """More steps than any move has."""
 
@@ -75,6 +78,7 @@ class Moves(RuleBasedStateMachine):
         try:
             self.hosts[move.to].prepare(move, self.stream)
         except StaleError:
+            assert self.hosts[move.to].claim(move.epoch) is Claim.ABANDONED
             return False
         return True
 
@@ -126,8 +130,14 @@ class Moves(RuleBasedStateMachine):
         self.move = None
         return True
 
-    def any_step(self) -> bool:
-        return any(step() for step in self.steps)
+    def any_step(self, first: int = 0) -> bool:
+        return any(step() for step in self.steps[first:] + self.steps[:first])
+
+    def go(self, count: int, first: int) -> None:
+        """Some steps, those from `first` on before the others."""
+        for _ in range(count):
+            self.any_step(first)
+            self.check()
 
     # --- what goes wrong ---
 
@@ -222,9 +232,7 @@ class Moves(RuleBasedStateMachine):
         if self.move is None:
             self.offer(to)
         for steps, first, fault, end in course:
-            for _ in range(steps):
-                any(step() for step in self.steps[first:] + self.steps[:first])
-                self.check()
+            self.go(steps, first)
             fault(self, end)
             self.check()
 
@@ -312,24 +320,28 @@ class Moves(RuleBasedStateMachine):
         self.all_settles()
 
 
-@pytest.mark.parametrize("steps", range(5))
-@pytest.mark.parametrize("told", range(20))
-def test_a_restarted_agent_cancels_nothing_that_may_have_been_told_to_go_on(told: int, steps: int) -> None:
-    """An agent dies after any step of a move, and QEMU does some more before the next one hears of anything."""
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("fault", Moves.FAULTS)
+def test_one_fault_after_any_step_of_a_move(fault: Callable[[Moves, str], None], end: str) -> None:
+    """And some more steps in another order, before all settles."""
+    for told, (first, steps) in itertools.product(range(MOST), ((0, 0), (2, 3), (5, 2), (8, 1), (8, 2), (8, 3))):
+        moves = Moves()
+        moves.offer("h2")
+        moves.go(told, ORDERS[0])
+        fault(moves, end)
+        moves.go(steps, first)
+        moves.go(2, 2)  # who heard of it late acts on it
+        moves.all_settles()
+        moves.check()
+
+
+def test_a_move_without_a_fault_arrives() -> None:
     moves = Moves()
-    moves.offer("h2")
-    for _ in range(told):
-        moves.any_step()
-    source = moves.hosts["h1"]
-    moves.an_agent_dies_and_starts("source")
-    for _ in range(steps):
-        if source.qemu is not None:
-            source.qemu.step()
-    source.hear()
-    if source.qemu is not None:
-        source.qemu.step()
-    moves.all_settles()
-    moves.check()
+    for to in ("h2", "h1", "h3"):
+        moves.offer(to)
+        for _ in range(MOST):
+            moves.go(1, ORDERS[0])
+        assert (moves.move, moves.lease.host, moves.hosts[to].runs) == (None, to, True)
 
 
 Moves.TestCase.settings = settings(max_examples=300, stateful_step_count=12, deadline=None)
