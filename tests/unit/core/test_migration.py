@@ -71,6 +71,7 @@ def test_what_every_step_brings_along(phase: SourcePhase, event: SourceEvent) ->
     # The destination is asked once, when all was sent.
     assert (acts == (Act.ASK_VERDICT,)) is (after is SourcePhase.SENT and phase is not SourcePhase.SENT)
     assert (Act.CONT in acts) is (event is SourceEvent.ABANDONED)
+    assert (Act.CANCEL in acts) is (event is SourceEvent.CANCEL and phase is not SourcePhase.CANCELLING)
 
 
 @pytest.mark.parametrize("phase", [SourcePhase.CANCELLING, SourcePhase.SWITCH, SourcePhase.SENT])
@@ -112,7 +113,9 @@ def test_a_cancel_after_the_switch_is_refused_with_a_remedy() -> None:
 def test_the_destination_decides_once() -> None:
     for phase in (DestinationPhase.COMMITTED, DestinationPhase.ABANDONED):
         assert {DESTINATION[phase, event] for event in DestinationEvent} == {phase}
-    assert DESTINATION[DestinationPhase.PREPARED, DestinationEvent.LOADED] is DestinationPhase.COMMITTED
+    decided = {event: DESTINATION[DestinationPhase.PREPARED, event] for event in DestinationEvent}
+    assert decided.pop(DestinationEvent.LOADED) is DestinationPhase.COMMITTED
+    assert set(decided.values()) == {DestinationPhase.ABANDONED}
 
 
 def facts(*capabilities: str, suppress_vmdesc: bool = True) -> HostFacts:
