@@ -33,8 +33,12 @@ from serai.schema.job import Job, JobState
 from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmCreate, VmMigrate, VmSpec, VmState, VnicSpec
 
 from .invariant import Watch
+from .looking import PATIENCE, journal, received, recorded, until
 
-PATIENCE = 60.0
+GOING_ON = (VmState.RUNNING, VmState.STARTING, VmState.MIGRATING, VmState.STOPPING, VmState.UNKNOWN)
+"""States that are no reason, in the end, for a VM that does not run."""
+SOME_STATE = 1 << 18
+"""Bytes over a migration link that are more than what two QEMUs say to one another before the guest's memory."""
 LINK_RATE = 10**9
 """Of each link of the lab, in bit/s."""
 
@@ -116,15 +120,23 @@ class Lab:
         """The newest process of a role: `agent h1`, `controller ctl`, `nats-server ctl`."""
         return [row for row in LabFolder.of(self.name).load().processes if row.role == role][-1]
 
-    def kill(self, role: str) -> None:
-        """kill -9."""
-        os.kill(self.record(role).pid, signal.SIGKILL)
+    async def kill(self, role: str) -> None:
+        """kill -9, and wait until it is gone."""
+        record = self.record(role)
+        os.kill(record.pid, signal.SIGKILL)
+        await until(lambda: not record.alive, f"the end of {role}")
 
     async def restart(self, role: str) -> None:
-        """Start a killed agent or controller again, with the configuration that it had."""
+        """Start a killed agent or controller again, with its configuration, and wait until it is ready."""
         folder = LabFolder.of(self.name)
-        programs = services.Programs(folder, folder.load())
-        await programs.restart(role)
+        log = folder.logs / f"{role.replace(' ', '-')}.log"
+
+        def said() -> int:
+            return log.read_bytes().count(b" is ready: ")
+
+        before = said()
+        await services.Programs(folder, folder.load()).restart(role)
+        await until(lambda: said() > before, f"{role} to be ready")
 
     async def restart_bus(self) -> None:
         """Start a killed nats-server again, at the address that it had."""
@@ -146,10 +158,36 @@ class Lab:
             assert time.monotonic() < deadline, [(row.name, row.status.state) for row in rows]
             await asyncio.sleep(0.1)
 
+    async def in_precopy(self, vm: Vm, to: str) -> None:
+        """Wait until a move sends the guest's memory."""
+
+        def moving() -> bool:
+            record = journal(self.name, str(vm.status.host), "vm", vm.id)
+            return record is not None and record["outgoing"] is not None
+
+        await until(moving, "the source's agent to start the move")
+        (pid,) = self.qemus(vm)[to]
+        before = received(pid)
+        await until(lambda: received(pid) > before + SOME_STATE, "the state's first bytes")
+
     def watch(self, vm: Vm) -> Watch:
-        """Counts the VM's running copies for as long as it is entered."""
+        """Holds the VM to the invariant for as long as it is entered."""
         plan = LabFolder.of(self.name).load().plan
-        return Watch(lambda: {pid for host in plan.hosts for pid in qemus_in(plan.netns(host), vm.id)})
+
+        async def told() -> str | None:
+            try:
+                status = (await self.vm(vm.name)).status
+            except SeraiError:
+                return None
+            if status.state in GOING_ON:
+                return None
+            return "it is paused" if status.state is VmState.PAUSED else status.reason or None
+
+        return Watch(
+            lambda: {pid for host in plan.hosts for pid in qemus_in(plan.netns(host), vm.id)},
+            lambda: recorded(self.name, plan.hosts, vm.id),
+            told,
+        )
 
 
 def qemus_in(netns: str, vm: str) -> list[int]:
@@ -201,4 +239,4 @@ async def lab(lab_name: str) -> AsyncIterator[Lab]:
             await ground.clean()
 
 
-__all__ = ["Lab", "VmState", "enter", "process"]
+__all__ = ["PATIENCE", "Lab", "VmState", "enter", "process"]

@@ -137,7 +137,7 @@ async def test_it_goes_without_an_agent_too(lab: Lab, serai: Serai, uplink: Upli
     """The change itself may have cut off, or killed, whoever was to undo it."""
     ran = await take(serai, "--confirm-within", "5s")
     assert ran.code == 0, ran.err
-    lab.kill(f"agent {HOST}")
+    await lab.kill(f"agent {HOST}")
     try:
         await gone(uplink)
         assert await uplink.addresses("up0") == [HERE]

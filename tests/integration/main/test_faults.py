@@ -21,13 +21,8 @@ SLOW: dict[str, Any] = {"memory": 256 << 20, "cmdline": "serai.mem=300:150"}
 """A guest whose pre-copy never converges: time to kill things in it."""
 
 
-async def in_precopy(lab: Lab, name: str) -> None:
-    await lab.until(name, lambda vm: vm.status.state is VmState.MIGRATING)
-    await asyncio.sleep(0.7)
-
-
-def one_copy(lab: Lab, vm: object, host: str) -> None:
-    counts = {name: len(pids) for name, pids in lab.qemus(vm).items()}  # type: ignore[arg-type] # a Vm
+def one_copy(lab: Lab, vm: Vm, host: str) -> None:
+    counts = {name: len(pids) for name, pids in lab.qemus(vm).items()}
     assert counts == {name: int(name == host) for name in counts}
 
 
@@ -52,13 +47,14 @@ async def test_a_killed_agent_finds_its_vm_again(lab: Lab) -> None:
     guest = lab.guest(vm)
     boot_id, (pid,) = await guest.boot_id(), lab.qemus(vm)["h1"]
     check_apart(vm, pid, lab.record("agent h1").pid)
-    lab.kill("agent h1")
-    assert await guest.boot_id() == boot_id
-    await lab.restart("agent h1")
-    await lab.online("h1")
-    assert lab.qemus(vm)["h1"] == [pid]
-    await lab.done(await lab.client.call("vm.pause", vm.name))
-    await lab.done(await lab.client.call("vm.resume", vm.name))
+    async with lab.watch(vm):
+        await lab.kill("agent h1")
+        assert await guest.boot_id() == boot_id
+        await lab.restart("agent h1")
+        await lab.online("h1")
+        assert lab.qemus(vm)["h1"] == [pid]
+        await lab.done(await lab.client.call("vm.pause", vm.name))
+        await lab.done(await lab.client.call("vm.resume", vm.name))
     assert await guest.boot_id() == boot_id
     await lab.done(await lab.client.call("vm.delete", vm.name, query={"force": True}))
     assert not [group for group in groups(vm) if group.exists()]
@@ -68,7 +64,7 @@ async def test_destination_qemu_killed_in_precopy(lab: Lab) -> None:
     vm = await lab.create(**SLOW)
     async with lab.watch(vm):
         job = await lab.migrate(vm.name, "h2")
-        await in_precopy(lab, vm.name)
+        await lab.in_precopy(vm, "h2")
         for pid in lab.qemus(vm)["h2"]:
             os.kill(pid, signal.SIGKILL)
         ended = await lab.client.wait_job(job.id)
@@ -85,9 +81,8 @@ async def test_an_agent_killed_in_mid_migration(lab: Lab, role: str) -> None:
     vm = await lab.create(**SLOW)
     async with lab.watch(vm):
         job = await lab.migrate(vm.name, "h2")
-        await in_precopy(lab, vm.name)
-        lab.kill(role)
-        await asyncio.sleep(0.5)
+        await lab.in_precopy(vm, "h2")
+        await lab.kill(role)
         await lab.restart(role)
         await lab.online("h1", "h2")
         if role == "agent h2":
@@ -103,8 +98,8 @@ async def test_the_controller_killed_in_mid_migration(lab: Lab) -> None:
     vm = await lab.create(**SLOW)
     async with lab.watch(vm):
         job = await lab.migrate(vm.name, "h2")
-        await in_precopy(lab, vm.name)
-        lab.kill("controller ctl")
+        await lab.in_precopy(vm, "h2")
+        await lab.kill("controller ctl")
         await lab.restart("controller ctl")
         await lab.online("h1", "h2", "h3")
         ended = await lab.client.wait_job(job.id)
@@ -117,13 +112,14 @@ async def test_the_controller_killed_in_mid_migration(lab: Lab) -> None:
 async def test_killed_qemu_is_a_crash_with_its_reason_and_restarts_by_policy(lab: Lab) -> None:
     stays = await lab.create()
     comes_back = await lab.create(restart=RestartPolicy.ON_FAILURE)
-    for vm in (stays, comes_back):
-        os.kill(lab.qemus(vm)["h1"][0], signal.SIGKILL)
-    crashed = await lab.until(stays.name, lambda now: now.status.state is VmState.CRASHED)
-    assert "signal 9" in crashed.status.reason
-    again = await lab.until(
-        comes_back.name, lambda now: now.status.state is VmState.RUNNING and now.status.restarts == 1
-    )
+    async with lab.watch(stays), lab.watch(comes_back):
+        for vm in (stays, comes_back):
+            os.kill(lab.qemus(vm)["h1"][0], signal.SIGKILL)
+        crashed = await lab.until(stays.name, lambda now: now.status.state is VmState.CRASHED)
+        assert "signal 9" in crashed.status.reason
+        again = await lab.until(
+            comes_back.name, lambda now: now.status.state is VmState.RUNNING and now.status.restarts == 1
+        )
     assert "signal 9" in again.status.reason
     await lab.guest(comes_back).up()
 
@@ -131,16 +127,22 @@ async def test_killed_qemu_is_a_crash_with_its_reason_and_restarts_by_policy(lab
 async def test_a_guests_own_poweroff_and_panic(lab: Lab) -> None:
     off = await lab.create()
     panics = await lab.create()
-    await lab.guest(off).power_off()
-    await lab.guest(panics).panic()
-    stopped = await lab.until(off.name, lambda now: now.status.state is VmState.STOPPED)
+    async with lab.watch(off), lab.watch(panics):
+        await lab.guest(off).power_off()
+        await lab.guest(panics).panic()
+        stopped = await lab.until(off.name, lambda now: now.status.state is VmState.STOPPED)
+        crashed = await lab.until(panics.name, lambda now: now.status.state is VmState.CRASHED)
     assert "itself" in stopped.status.reason
-    crashed = await lab.until(panics.name, lambda now: now.status.state is VmState.CRASHED)
     assert "panicked" in crashed.status.reason
 
 
 async def test_shut_down_start_reset_pause(lab: Lab) -> None:
     vm = await lab.create()
+    async with lab.watch(vm):
+        await shut_down_and_start(lab, vm)
+
+
+async def shut_down_and_start(lab: Lab, vm: Vm) -> None:
     guest = lab.guest(vm)
     first = await guest.boot_id()
     await lab.done(await lab.client.call("vm.reset", vm.name))
@@ -167,31 +169,17 @@ async def test_the_bus_away_for_30_seconds(lab: Lab) -> None:
     guest = lab.guest(vm)
     boot_id, pid = await guest.boot_id(), lab.qemus(vm)["h1"]
     stops = await lab.create()
-    lab.kill("nats-server ctl")
-    # What happens while nobody can be told of it is told afterwards.
-    await lab.guest(stops).power_off()
-    await asyncio.sleep(30)
-    assert await guest.boot_id() == boot_id
-    shown = await lab.vm(vm.name)
-    assert shown.status.state is VmState.RUNNING, "silence on the bus never means that a VM is dead"
-    await lab.restart_bus()
-    await lab.online("h1", "h2", "h3")
-    await lab.until(stops.name, lambda now: now.status.state is VmState.STOPPED)
-    assert lab.qemus(vm)["h1"] == pid
-    await lab.done(await lab.migrate(vm.name, "h2"))
-    assert await guest.boot_id() == boot_id
-
-
-async def test_after_the_commit_a_crash_is_the_vms_own(lab: Lab) -> None:
-    vm = await lab.create(restart=RestartPolicy.ON_FAILURE)
-    guest = lab.guest(vm)
-    boot_id = await guest.boot_id()
-    async with lab.watch(vm):
+    async with lab.watch(vm), lab.watch(stops):
+        await lab.kill("nats-server ctl")
+        # What happens while nobody can be told of it is told afterwards.
+        await lab.guest(stops).power_off()
+        await asyncio.sleep(30)
+        assert await guest.boot_id() == boot_id
+        shown = await lab.vm(vm.name)
+        assert shown.status.state is VmState.RUNNING, "silence on the bus never means that a VM is dead"
+        await lab.restart_bus()
+        await lab.online("h1", "h2", "h3")
+        await lab.until(stops.name, lambda now: now.status.state is VmState.STOPPED)
+        assert lab.qemus(vm)["h1"] == pid
         await lab.done(await lab.migrate(vm.name, "h2"))
-        os.kill(lab.qemus(vm)["h2"][0], signal.SIGKILL)
-        again = await lab.until(vm.name, lambda now: now.status.state is VmState.RUNNING and now.status.restarts == 1)
-    assert again.status.host == "h2"
-    assert "signal 9" in again.status.reason
-    await guest.up()
-    assert await guest.boot_id() != boot_id
-    one_copy(lab, vm, "h2")
+    assert await guest.boot_id() == boot_id

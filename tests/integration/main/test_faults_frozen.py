@@ -1,7 +1,7 @@
 """Agents and QEMUs that stand still (SIGSTOP) beside others that work.
 
 The destination's agent stands still while its QEMU has all state: what happens then is decided once, when it wakes. How
-the move is held until then is told in `test_faults_switch.py`. A QEMU that stands still concerns its own VM only.
+the move is held until then is told in `stand.py`. A QEMU that stands still concerns its own VM only.
 """
 
 from __future__ import annotations
@@ -9,35 +9,23 @@ from __future__ import annotations
 import os
 import select
 import signal
-from pathlib import Path
 
 import pytest
 
 from serai.schema.vm import VmState
 
 from .conftest import Lab
-from .test_faults_switch import MUCH, Stand, held, until
-
-MIGRATION_PORTS = range(49152, 49216)
-
-
-def receiving(pid: int) -> bool:
-    """A QEMU has a migration's stream open, or still waits for one. It closes it once it has loaded the state."""
-    inodes = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
-    for line in Path(f"/proc/{pid}/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
-        columns = line.split()
-        if int(columns[1].partition(":")[2], 16) in MIGRATION_PORTS and f"socket:[{columns[9]}]" in inodes:
-            return True
-    return False
+from .looking import streaming, until
+from .stand import MUCH, Stand, held
 
 
 async def loaded_unseen(stand: Stand) -> int:
     """Let the destination's QEMU load the state while nobody watches; its pid. Its agent is frozen."""
     agent, qemu = stand.lab.record("agent h2").pid, stand.destination
-    assert receiving(qemu)
+    assert streaming(qemu)
     stand.freeze(agent)
     stand.thaw(qemu)
-    await until(lambda: not receiving(qemu), "the destination's QEMU to have loaded the state")
+    await until(lambda: not streaming(qemu), "the destination's QEMU to have loaded the state")
     assert stand.claim() == "offered"
     return qemu
 
@@ -67,8 +55,8 @@ async def test_loaded_and_killed_while_its_agent_stands_still(lab: Lab, agent: s
         if agent == "goes on":
             stand.thaw_all()
         else:
-            await stand.kill("agent h2")
-            await stand.restart("agent h2")
+            await lab.kill("agent h2")
+            await lab.restart("agent h2")
         # Nothing was committed, and the source has the VM still.
         await stand.stays(reason="the destination's QEMU")
 
@@ -80,15 +68,17 @@ async def test_an_agent_starts_anew_beside_a_qemu_that_stands_still(lab: Lab) ->
     (pid,) = lab.qemus(stopped)["h1"]
     os.kill(pid, signal.SIGSTOP)
     try:
-        lab.kill("agent h1")
-        job = await lab.client.call("vm.pause", other.name)
-        await lab.restart("agent h1")
-        await lab.done(job)
-        assert (await lab.vm(other.name)).status.state is VmState.PAUSED
-        # No event told the new agent: it looked.
-        await lab.until(other.name, lambda now: now.status.guest_agent)
+        async with lab.watch(other):
+            await lab.kill("agent h1")
+            job = await lab.client.call("vm.pause", other.name)
+            await lab.restart("agent h1")
+            await lab.done(job)
+            assert (await lab.vm(other.name)).status.state is VmState.PAUSED
+            # No event told the new agent: it looked.
+            await lab.until(other.name, lambda now: now.status.guest_agent)
     finally:
         os.kill(pid, signal.SIGCONT)
-    await lab.until(stopped.name, lambda now: now.status.state is VmState.RUNNING)
-    await lab.done(await lab.client.call("vm.pause", stopped.name))
+    async with lab.watch(stopped):
+        await lab.until(stopped.name, lambda now: now.status.state is VmState.RUNNING)
+        await lab.done(await lab.client.call("vm.pause", stopped.name))
     assert lab.qemus(stopped)["h1"] == [pid]

@@ -128,7 +128,7 @@ async def test_an_import_with_a_token_survives_a_killed_controller_and_shows_it_
     async with asyncio.timeout(60):
         while not site.asked:
             await asyncio.sleep(0.05)
-    lab.kill("controller ctl")
+    await lab.kill("controller ctl")
     await lab.restart("controller ctl")
     await lab.online("h1", "h2", "h3")
     site.may.set()

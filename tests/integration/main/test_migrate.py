@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from serai.lab.probe import Prober
@@ -25,9 +23,8 @@ async def test_a_running_vm_moves_with_all_that_is_its_own(lab: Lab) -> None:
         async with await Prober.start(lab.name, guest.address) as prober:
             await prober.answered()
             job = await lab.done(await lab.migrate(vm.name, "h2"))
-            await asyncio.sleep(0.5)
+            await echo.more(2)
             seen = await prober.stop()
-        await echo.more(2)
         echo.check()
     after = await lab.vm(vm.name)
     assert (after.status.host, after.status.state) == ("h2", VmState.RUNNING)
@@ -77,8 +74,7 @@ async def test_cancel_leaves_it_where_it_was(lab: Lab) -> None:
     vm = await lab.create(memory=256 << 20, cmdline="serai.mem=300:150")
     async with lab.watch(vm):
         job = await lab.migrate(vm.name, "h2")
-        await lab.until(vm.name, lambda now: now.status.state is VmState.MIGRATING)
-        await asyncio.sleep(1.0)
+        await lab.in_precopy(vm, "h2")
         await lab.client.call("job.cancel", job.id)
         ended = await lab.client.wait_job(job.id)
         assert ended.state is JobState.CANCELLED, ended

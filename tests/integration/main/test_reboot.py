@@ -28,7 +28,7 @@ async def test_after_a_reboot_vms_start_in_their_order(lab: Lab) -> None:
     second = await lab.create(host=HOST, up=False, autostart=True, autostart_order=2)
     first = await lab.create(host=HOST, up=False, autostart=True, autostart_order=1)
     manual = await lab.create(host=HOST, up=False, autostart=False)
-    lab.kill(f"agent {HOST}")
+    await lab.kill(f"agent {HOST}")
     for vm in (first, second, manual):
         for pid in lab.qemus(vm)[HOST]:
             os.kill(pid, signal.SIGKILL)

@@ -88,7 +88,7 @@ async def test_a_controller_killed_in_mid_growth_lets_the_vm_go_on_when_it_is_ba
     with frozen(lab, "agent h1"):
         job = await lab.client.call("volume.edit", volume, body=VolumeEdit(size=48 * MIB))
         await lab.until(vm.name, lambda now: now.status.state is VmState.PAUSED)
-        lab.kill("controller ctl")
+        await lab.kill("controller ctl")
     await lab.restart("controller ctl")
     await lab.online("h1", "h2", "h3")
     ended = await lab.done(job)
