@@ -37,6 +37,7 @@ MIGRATION = {
 }
 STATES: dict[str, dict[str, Any]] = {
     "vm.start": {"state": "running"},
+    "vm.restart": {"state": "running"},
     "vm.stop": {"state": "stopped"},
     "vm.pause": {"state": "paused"},
     "vm.resume": {"state": "running"},

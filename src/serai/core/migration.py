@@ -217,6 +217,6 @@ def check_nothing_pending(vm: Vm) -> None:
         f"VM {vm.name} does not run with what it is to have after a restart: {'; '.join(waiting)}",
         field="state",
         value=PENDING,
-        remedy=f"Restart it (serai vm stop {vm.name}, then serai vm start {vm.name}), "
+        remedy=f"Restart it (serai vm restart {vm.name}), "
         f"or take the changes back (serai vm edit {vm.name}); then it moves.",
     )

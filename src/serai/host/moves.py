@@ -62,7 +62,7 @@ def _check_alike(record: VmRecord) -> None:
             f"VM {record.launch.name} runs with other CPUs, memory or devices than it is to have after a restart",
             field="state",
             value="pending-restart",
-            remedy=f"Restart it (serai vm stop {record.launch.name}, then serai vm start {record.launch.name}), "
+            remedy=f"Restart it (serai vm restart {record.launch.name}), "
             "so that the pending changes apply, or take them back; then it moves.",
         )
 

@@ -73,6 +73,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint("vm.delete", "DELETE", "/v1/vms/{name}", "Delete a VM", None, Job, job=True, query=("force",)),
         Endpoint("vm.start", "POST", "/v1/vms/{name}/start", "Start a VM", VmBegin, Job, job=True),
         Endpoint("vm.stop", "POST", "/v1/vms/{name}/stop", "Shut a VM down", VmStop, Job, job=True),
+        Endpoint("vm.restart", "POST", "/v1/vms/{name}/restart", "Stop a VM and start it", VmStop, Job, job=True),
         Endpoint("vm.reset", "POST", "/v1/vms/{name}/reset", "Reset a VM", None, Job, job=True),
         Endpoint("vm.pause", "POST", "/v1/vms/{name}/pause", "Pause a VM's vCPUs", None, Job, job=True),
         Endpoint("vm.resume", "POST", "/v1/vms/{name}/resume", "Resume a paused VM", None, Job, job=True),

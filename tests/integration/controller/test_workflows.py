@@ -126,7 +126,15 @@ class Agents:
             return Empty()
         now = SystemClock().now()
         self.sequence += 1
-        return VmReport(vm=vm, host=host, epoch=self._epochs[vm], state=state, since=now, sequence=self.sequence - 1)
+        return VmReport(
+            vm=vm,
+            host=host,
+            epoch=self._epochs[vm],
+            state=state,
+            reason="as asked" if state is VmState.STOPPED else "",
+            since=now,
+            sequence=self.sequence - 1,
+        )
 
 
 class World:
@@ -227,6 +235,24 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
     assert job.state is JobState.DONE, job.error
     status = (await world.vm("web1")).status
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
+
+
+async def test_a_restart_stops_and_starts(world: World) -> None:
+    await world.create()
+    world.agents.asked.clear()
+    job = await world.do("vm.restart", "web1", {"timeout": 5})
+    assert job.state is JobState.DONE, job.error
+    lives = [row for row in world.agents.asked if row[1] in (Kind.VM_STOP, Kind.VM_START)]
+    assert lives == [("h1", Kind.VM_STOP), ("h1", Kind.VM_START)]
+    assert [step.name for step in job.steps] == ["stop", "place", "start"]
+    assert job.result is not None
+    assert (job.result["host"], job.result["stopped"]) == ("h1", "as asked")
+    vm = await world.vm("web1")
+    assert (vm.status.state, vm.spec.running) == (VmState.RUNNING, True)
+    world.agents.failing.add(Kind.VM_STOP)
+    world.agents.asked.clear()
+    assert (await world.do("vm.restart", "web1")).state is JobState.FAILED
+    assert ("h1", Kind.VM_START) not in world.agents.asked
 
 
 async def goes_offline(world: World, name: str) -> None:

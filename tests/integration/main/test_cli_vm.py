@@ -148,6 +148,11 @@ async def test_stopped_started_paused_reset_and_deleted(lab: Lab, serai: Serai) 
     host = (await lab.vm(name)).status.host
     assert (await serai.well("vm", "start", name)).out == f"vm {name} started on {host} (it was there before)\n"
     await guest.up()
+    boot = await guest.boot_id()
+    ran = await serai.well("vm", "restart", name)
+    assert ran.out == f"vm {name} restarted on {host} (shut down as asked; it was there before)\n"
+    await guest.up()
+    assert await guest.boot_id() != boot
     misused(await serai("vm", "stop", name, "--timeout", "soon"), "--timeout")
     refused(await serai("vm", "stop", name, "--timeout", "2000h"), "timeout", "7200000.0", "Use at most 86400")
     ran = await serai("vm", "delete", name)
@@ -163,7 +168,7 @@ async def test_stopped_started_paused_reset_and_deleted(lab: Lab, serai: Serai) 
     assert (await serai.well("vm", "delete", name, "--force")).out == f"vm {name} deleted\n"
     assert not any(lab.qemus(vm).values())
     assert f"{name}-disk0" not in (await serai.well("volume", "list", "-o", "name")).out.split()
-    for verb in ("show", "start", "stop", "pause", "resume", "reset", "delete", "migrate", "console", "ssh"):
+    for verb in ("show", "start", "stop", "restart", "pause", "resume", "reset", "delete", "migrate", "console", "ssh"):
         refused(await serai("vm", verb, name), "vm", name, "serai vm list")
 
 

@@ -127,7 +127,7 @@ async def test_what_needs_a_restart_is_pending_until_then_and_keeps_it_from_movi
     async with Shell(serai.argv, name) as guest:
         assert [await guest.ask(what) for what in (CPUS, DISKS, NICS)] == ["0-1", "vda vdb", "eth0 eth1"]
     ran = await serai("vm", "migrate", name, "--to", "h2")
-    refused(ran, "state", "pending-restart", f"Restart it (serai vm stop {name}, then serai vm start {name})")
+    refused(ran, "state", "pending-restart", f"Restart it (serai vm restart {name})")
     assert (await lab.vm(name)).status.host == "h1"
     # QEMU has it open: it is nobody else's yet.
     refused(await serai("volume", "delete", f"{name}-disk0"), "volume", f"{name}-disk0", "once the VM has restarted")

@@ -31,6 +31,7 @@ async def test_a_vm_on_an_offline_host_is_not_asked_anything(world: World, subte
     for method, path, body in (
         ("POST", "/stop", {"timeout": 3}),
         ("POST", "/stop", {"force": True}),
+        ("POST", "/restart", None),
         ("POST", "/reset", None),
         ("POST", "/pause", None),
         ("POST", "/migrate", {"to": "h1"}),

@@ -153,7 +153,7 @@ async def test_a_vm_that_waits_for_a_restart_does_not_move(world: World) -> None
     error = await world.refused("POST", "/v1/vms/web1/migrate", {"to": "h2"})
     assert (error["status"], error["field"], error["value"]) == (409, "state", "pending-restart")
     assert remark.message in error["message"]
-    assert "serai vm stop web1" in error["remedy"]
+    assert "serai vm restart web1" in error["remedy"]
     # Its host has restarted it since: the remark is a past one.
     async with world.store.transaction() as tx:
         await tx.vms.update_status(vm.id, running_generation=vm.generation)
@@ -221,6 +221,32 @@ async def test_starting_and_stopping_change_what_is_wanted(world: World) -> None
     await world.becomes("web1", VmState.STOPPED)
     for verb in ("pause", "resume", "reset"):
         assert (await world.refused("POST", f"/v1/vms/web1/{verb}"))["status"] == 409
+
+
+async def test_a_restart_is_for_one_that_is_up_and_can_start_again(world: World) -> None:
+    await world.create("web1")
+    for state in (VmState.STOPPED, VmState.CRASHED):
+        await world.becomes("web1", state)
+        error = await world.refused("POST", "/v1/vms/web1/restart")
+        assert (error["status"], error["field"], error["value"]) == (409, "state", state)
+        assert "serai vm start web1" in error["remedy"]
+    await world.becomes("web1", VmState.MIGRATING)
+    assert (await world.refused("POST", "/v1/vms/web1/restart"))["field"] == "state"
+    await world.becomes("web1", VmState.RUNNING)
+    job = await world.done("POST", "/v1/vms/web1/restart", {"timeout": 5})
+    assert (job.params["timeout"], job.params["force"]) == (5.0, False)
+    held = await hold(world, "vm.restart", "/v1/vms/web1/restart", None)
+    assert (await world.refused("POST", "/v1/vms/web1/restart"))["value"] == held["id"]
+    await world.becomes("web1", VmState.STOPPED)
+    assert (await world.refused("POST", "/v1/vms/web1/start"))["value"] == held["id"]
+    await world.ok("POST", f"/v1/jobs/{held['id']}/cancel")
+    await world.engine.wait(held["id"])
+    # It would not find the memory again: it is not stopped.
+    await world.becomes("web1", VmState.RUNNING)
+    async with world.store.transaction() as tx:
+        vm = await tx.vms.find("web1")
+        await tx.vms.set_spec(vm.id, vm.spec.model_copy(update={"memory": 64 * GIB}))
+    assert (await world.refused("POST", "/v1/vms/web1/restart"))["field"] == "spec.memory"
 
 
 async def test_user_data_is_in_the_spec_and_nowhere_else(world: World) -> None:

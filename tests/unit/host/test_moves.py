@@ -248,7 +248,7 @@ async def test_a_vm_with_pending_changes_of_its_shape_stays(trip: Trip) -> None:
     await trip.over()
     trip.check()
     assert not trip.committed
-    assert "serai vm stop web1" in trip.reason
+    assert "serai vm restart web1" in trip.reason
     record = trip.source.records.vm(VM)
     assert record is not None
     assert (record.launch.memory, record.launch.generation) == (64 << 20, 1)

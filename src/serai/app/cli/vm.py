@@ -24,6 +24,7 @@ from serai.app.cli.session import run
 
 if TYPE_CHECKING:
     from serai.schema.job import Job
+    from serai.schema.vm import VmStop
 
 app = noun("Virtual machines: create, move, change, reach them.")
 
@@ -32,6 +33,10 @@ RestartOption = Annotated[
     str, typer.Option(metavar="always|on-failure|never", help="Start again after it ended by itself.")
 ]
 DiskOption = Annotated[list[str] | None, typer.Option(metavar="POOL:SIZE", help=f"A disk: {parse.DISK}; repeatable.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Do not ask the guest: pull the plug.")]
+StopTimeoutOption = Annotated[
+    str, typer.Option(metavar="TIME", help="How long the guest may take to shut down, such as 90s.")
+]
 VnicOption = Annotated[list[str] | None, typer.Option(metavar="NETWORK", help=f"A VNIC: {parse.VNIC}; repeatable.")]
 
 
@@ -153,9 +158,10 @@ def start(
 
 
 def _where(job: Job) -> str:
-    """On which host a VM was started, and why there."""
+    """On which host a VM was started, how it was stopped before that, and why it is there."""
     result = job.result or {}
-    why = f" ({result['why']})" if result.get("why") else ""
+    words = [str(result[key]) for key in ("stopped", "why") if result.get(key)]
+    why = f" ({'; '.join(words)})" if words else ""
     return f" on {result['host']}{why}" if result.get("host") else ""
 
 
@@ -163,8 +169,8 @@ def _where(job: Job) -> str:
 def stop(
     ctx: typer.Context,
     vm: VmArgument,
-    force: Annotated[bool, typer.Option("--force", help="Do not ask the guest: pull the plug.")] = False,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="How long the guest may take, such as 90s.")] = "60s",
+    force: ForceOption = False,
+    timeout: StopTimeoutOption = "60s",
     wait: WaitOption = True,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -175,6 +181,10 @@ def stop(
       serai vm stop web1 --timeout 2m
       serai vm stop web1 --force
     """
+    act(ctx, "vm.stop", vm, _how_to_stop(force, timeout), wait=wait, output=output, done="stopped")
+
+
+def _how_to_stop(force: bool, timeout: str) -> VmStop:
     from serai.app.cli.invalid import build
     from serai.schema.units import parse_duration
     from serai.schema.vm import VmStop
@@ -183,8 +193,28 @@ def stop(
         seconds = parse_duration(timeout)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--timeout") from error
-    body = build(VmStop, {"force": force, "timeout": seconds})
-    act(ctx, "vm.stop", vm, body, wait=wait, output=output, done="stopped")
+    return build(VmStop, {"force": force, "timeout": seconds})
+
+
+@app.command()
+def restart(
+    ctx: typer.Context,
+    vm: VmArgument,
+    force: ForceOption = False,
+    timeout: StopTimeoutOption = "60s",
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Shut a VM down as `vm stop` does, and start it again: what was edited and waited for that is in it then.
+
+    \b
+    Examples:
+      serai vm restart web1
+      serai vm restart web1 --timeout 2m
+    """
+    body = _how_to_stop(force, timeout)
+    job = run(ctx, lambda client: started(client, "vm.restart", vm, body, wait=wait))
+    report(job, output, lambda ended: f"vm {vm} restarted{_where(ended)}", name=vm)
 
 
 @app.command()

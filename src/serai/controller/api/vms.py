@@ -118,7 +118,13 @@ async def start(api: Api, call: Call) -> Response:
             )
         lifecycle.follow(vm.status.state, VmEvent.START)
         await refuse_while(
-            tx, vm.id, f"VM {vm.name} is being started", "vm.create", "vm.start", remedy="Wait for that job's end."
+            tx,
+            vm.id,
+            f"VM {vm.name} is being started",
+            "vm.create",
+            "vm.start",
+            "vm.restart",
+            remedy="Wait for that job's end.",
         )
         host = None if body.host is None else (await tx.hosts.find(body.host, "host")).name
         await _check_starts(tx, vm, host)
@@ -134,6 +140,27 @@ async def stop(api: Api, call: Call) -> Response:
         if vm.status.state not in (VmState.DEFINED, VmState.STOPPED):
             await need_holder(tx, vm)
         return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=False)))
+
+
+async def restart(api: Api, call: Call) -> Response:
+    """Shut one down that is up, and start it again: what was edited meanwhile is in it then."""
+    async with api.store.transaction() as tx:
+        vm = await _find(tx, call)
+        if vm.status.state in (VmState.DEFINED, VmState.STOPPED, VmState.CRASHED):
+            raise ConflictError(
+                f"VM {vm.name} is {vm.status.state}",
+                field="state",
+                value=vm.status.state,
+                remedy=f"Start it: serai vm start {vm.name}.",
+            )
+        lifecycle.follow(vm.status.state, VmEvent.STOP)
+        await refuse_while(
+            tx, vm.id, f"VM {vm.name} is being restarted", "vm.restart", remedy="Wait for that job's end."
+        )
+        # Before it is stopped: one that could not start again goes on.
+        await need_holder(tx, vm)
+        await _check_starts(tx, vm, None)
+        return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=True)))
 
 
 def _signal(event: VmEvent) -> Handler:
@@ -259,6 +286,7 @@ HANDLERS: dict[str, Handler] = {
     "vm.delete": delete,
     "vm.start": start,
     "vm.stop": stop,
+    "vm.restart": restart,
     "vm.reset": _signal(VmEvent.RESET),
     "vm.pause": _signal(VmEvent.PAUSE),
     "vm.resume": _signal(VmEvent.RESUME),

@@ -128,7 +128,7 @@ async def _way_out_of(tx: Transaction, vm: str, volume: str) -> str:
     found = await tx.vms.seek(vm)
     if found is None or volume in [disk.volume for disk in found.spec.disks]:
         return f"Take the disk from it first: serai vm edit {vm} --remove-disk."
-    return f"It is free once the VM has restarted: serai vm stop {vm}, then serai vm start {vm}."
+    return f"It is free once the VM has restarted: serai vm restart {vm}."
 
 
 def check_holds(image: Image, size: int, size_field: str, image_field: str) -> None:

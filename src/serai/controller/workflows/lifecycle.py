@@ -15,6 +15,9 @@ from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand, Volu
 from serai.schema.vm import VmState
 from serai.schema.volume import VolumeState
 
+STOPPED = "stopped"
+"""Key in a job's data: how the VM was stopped."""
+
 
 def workflows(office: Office) -> list[Workflow]:
     """All kinds of this file."""
@@ -42,6 +45,14 @@ def workflows(office: Office) -> list[Workflow]:
         Workflow(
             "vm.start",
             (
+                StepDef("place", bound(_replace), repeatable=True),
+                StepDef("start", bound(_start), repeatable=True),
+            ),
+        ),
+        Workflow(
+            "vm.restart",
+            (
+                StepDef("stop", bound(_stop), repeatable=True, cancellable=False),
                 StepDef("place", bound(_replace), repeatable=True),
                 StepDef("start", bound(_start), repeatable=True),
             ),
@@ -115,6 +126,8 @@ async def _start(office: Office, ctx: JobContext) -> None:
         ctx.result = {"host": vm.status.host, "state": VmState.STOPPED, "addresses": addresses(vm)}
         return
     await start_vm(office, ctx, vm.id)
+    if STOPPED in ctx.data:
+        ctx.result = {**(ctx.result or {}), "stopped": ctx.data[STOPPED]}
 
 
 async def _stop(office: Office, ctx: JobContext) -> None:
@@ -127,6 +140,7 @@ async def _stop(office: Office, ctx: JobContext) -> None:
     report = await ctx.command(Kind.VM_STOP, VmTarget(vm.id), f"vm/{vm.id}", body, deadline=timeout + 60.0)
     await office.shelf.take_report(report)
     ctx.result = {"state": report.state, "reason": report.reason}
+    ctx.data[STOPPED] = report.reason
 
 
 def _signal(kind: Kind) -> Callable[[Office, JobContext], Awaitable[None]]:

@@ -106,7 +106,7 @@ def test_a_failed_job_is_the_error_it_failed_with(serai: Serai, api: FakeApi) ->
     assert "step work: failed" in ran.err
 
 
-@pytest.mark.parametrize("verb", ["start", "stop", "reset", "pause", "resume", "delete"])
+@pytest.mark.parametrize("verb", ["start", "stop", "restart", "reset", "pause", "resume", "delete"])
 def test_life(serai: Serai, api: FakeApi, verb: str) -> None:
     api.add("vm", "web1", {}, {"state": "running"})
     ran = serai("vm", verb, "web1")
