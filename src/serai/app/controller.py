@@ -114,7 +114,7 @@ async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -
         extras = await make_extras(store, hosts, bus)
         engine = Engine(store, hosts, extras.workflows)
         auth = await prepare(store, config.token_file)
-        api = Api(store, engine, extras.open_console, extras.receive_upload)
+        api = Api(store, engine, extras.open_console, extras.receive_upload, hosts.heard)
         await hosts.start()
         stack.push_async_callback(hosts.stop)
         await engine.start()

@@ -16,6 +16,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -80,6 +81,8 @@ class Hosts:
         self._clock = clock or SystemClock()
         self._silence = silence
         self._seen: dict[str, float] = {}
+        self._heard: dict[str, datetime] = {}
+        """By host: when it spoke last. Kept here: a write for each report would be for this alone."""
         self._progress: dict[str, tuple[str, OnProgress]] = {}
         """By command: the host that was asked, whose word alone counts, and who listens."""
         self._hellos: dict[str, asyncio.Event] = {}
@@ -234,7 +237,7 @@ class Hosts:
             raise InvalidError("a hello on another host's subject", field="host", value=hello.host)
         async with self._store.transaction() as tx:
             host = await reports.greet(tx, hello.host, hello.facts, new_id())
-        self._seen[hello.host] = self._clock.monotonic()
+        self._note(hello.host)
         if (waiting := self._hellos.pop(hello.host, None)) is not None:
             waiting.set()
         return dump(Welcome(host_id=host.id, time=self._clock.now()))
@@ -275,7 +278,7 @@ class Hosts:
             for pool_id, status in report.pools.items()
             if pool_id in known and reports.pool_changed(known[pool_id].status, status)
         ]
-        self._seen[report.host] = self._clock.monotonic()
+        self._note(report.host)
         returned = host.status.state is not HostState.ONLINE
         if returned or fresh or concerned or missing or pools:
             async with self._store.transaction() as tx:
@@ -288,6 +291,13 @@ class Hosts:
                 await reports.write_unlisted(tx, report)
                 await reports.write_pools(tx, pools)
         return dump(Empty())
+
+    def _note(self, host: str) -> None:
+        self._seen[host], self._heard[host] = self._clock.monotonic(), self._clock.now()
+
+    def heard(self, host: str) -> datetime | None:
+        """When the host spoke last, if it did since this controller was started."""
+        return self._heard.get(host)
 
     async def _on_redeem(self, message: Message) -> bytes:
         asked = _parse(TicketRedeem, message)
@@ -314,7 +324,7 @@ class Hosts:
                     continue
                 log.warning("host %s has not answered for %.0f s", name, now - seen)
                 async with self._store.transaction() as tx:
-                    await reports.gone_silent(tx, name, now - seen)
+                    await reports.gone_silent(tx, name, now - seen, self._heard.get(name))
                 # It may have spoken while this was written; then its next report brings it back.
                 if self._seen.get(name) == seen:
                     del self._seen[name]

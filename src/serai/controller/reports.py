@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from serai.controller.store import Transaction, View
@@ -190,12 +191,15 @@ async def back(tx: Transaction, host: Host) -> None:
             await tx.emit("vm.status", f"vm/{vm.name}", vm.id, f"its host {host.name} answers again")
 
 
-async def gone_silent(tx: Transaction, name: str, seconds: float) -> None:
-    """A host does not answer. Its VMs keep their state: silence never means that a VM is dead."""
+async def gone_silent(tx: Transaction, name: str, seconds: float, heard: datetime | None) -> None:
+    """A host does not answer; `heard`: when it did last, if that is known.
+
+    Its VMs keep their state: silence never means that a VM is dead.
+    """
     host = await tx.hosts.seek(name)
     if host is None or host.status.state is not HostState.ONLINE:
         return
-    await tx.hosts.update_status(host.id, state=HostState.OFFLINE)
+    await tx.hosts.update_status(host.id, state=HostState.OFFLINE, seen=heard or host.status.seen)
     text = f"{name} has not answered for {seconds:.0f} s"
     await tx.emit("host.state", f"host/{name}", host.id, text, state=HostState.OFFLINE.value)
     remark = Condition(type=HOST_SILENT, message=f"host {name} does not answer; this is what it last said")

@@ -74,6 +74,7 @@ class HostSpec(Frozen):
 class HostStatus(Frozen):
     state: HostState = HostState.OFFLINE
     seen: datetime | None = None
+    """When it spoke last."""
     facts: HostFacts | None = None
     cpus_committed: int = 0
     memory_committed: int = 0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from serai.schema.messages import (
     Command,
     Empty,
     Hello,
+    HostReport,
     Kind,
     Reply,
     Verdict,
@@ -235,6 +237,21 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
     assert job.state is JobState.DONE, job.error
     status = (await world.vm("web1")).status
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
+
+
+async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
+    async def seen() -> list[datetime]:
+        shown = await world.client.call("host.show", "h1")
+        edited = await world.client.call("host.edit", "h1", {"description": "x"})
+        (listed,) = [host for host in (await world.client.call("host.list")).items if host.name == "h1"]
+        return [host.status.seen for host in (shown, edited, listed)]
+
+    before = await seen()
+    report = HostReport(host="h1", time=SystemClock().now())
+    await world.agents.bus.request(Subjects.host_report("h1"), dump(report), timeout=5)
+    after = await seen()
+    assert len(set(before)) == len(set(after)) == 1
+    assert after[0] > before[0]
 
 
 async def test_a_restart_stops_and_starts(world: World) -> None:

@@ -240,7 +240,7 @@ async def test_a_restart_is_for_one_that_is_up_and_can_start_again(world: World)
     await world.becomes("web1", VmState.STOPPED)
     assert (await world.refused("POST", "/v1/vms/web1/start"))["value"] == held["id"]
     await world.ok("POST", f"/v1/jobs/{held['id']}/cancel")
-    await world.engine.wait(held["id"])
+    await ended(world.store, held["id"])
     # It would not find the memory again: it is not stopped.
     await world.becomes("web1", VmState.RUNNING)
     async with world.store.transaction() as tx:

@@ -387,6 +387,24 @@ async def test_a_silent_host_is_offline_and_its_vms_are_not_dead(kit: Kit) -> No
     assert (await kit.status(vm)).conditions == []
 
 
+async def test_when_a_host_spoke_last_is_known_and_written_only_at_its_silence(kit: Kit) -> None:
+    await kit.host("h1")
+
+    async def stored() -> datetime | None:
+        async with kit.store.read() as view:
+            return (await view.hosts.find("h1")).status.seen
+
+    joined = await stored()
+    await kit.advance(5)
+    last = kit.clock.now()
+    await kit.full_report("h1")
+    assert (kit.hosts.heard("h1"), await stored()) == (last, joined)
+    assert kit.hosts.heard("h9") is None
+    before = kit.store.bell.newest
+    await kit.advance(17, lambda: kit.store.bell.newest > before)
+    assert (kit.hosts.heard("h1"), await stored()) == (last, last)
+
+
 async def test_a_vm_that_its_host_does_not_list_is_not_shown_as_running(kit: Kit) -> None:
     vm = await kit.vm()
     await kit.host("h1")

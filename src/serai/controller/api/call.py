@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
 
@@ -64,6 +65,10 @@ ReceiveUpload = Callable[[Image, AsyncIterator[bytes]], Awaitable[None]]
 """Takes an image's content to its end; returns once it is safe, raises SeraiError if it cannot be used."""
 
 
+def _never(_: str) -> datetime | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Api:
     """What handlers work with. Without `open_console` or `receive_upload` those routes answer `unsupported`."""
@@ -72,6 +77,8 @@ class Api:
     engine: Engine
     open_console: OpenConsole | None = None
     receive_upload: ReceiveUpload | None = None
+    heard: Callable[[str], datetime | None] = _never
+    """When a host, by name, spoke last; none if it has not since the controller was started."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server goes down: open event streams end then."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import Response
 
 from serai.controller import capacity
 from serai.controller.api.call import WRITTEN, Api, Call, Handler, accepted, answer, page_of
 from serai.controller.api.checks import need_online
+from serai.controller.store import View
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.host import Host, HostEdit, HostSpec
 from serai.schema.units import format_size
@@ -16,13 +19,22 @@ async def list_(api: Api, call: Call) -> Response:
     """With what is committed on each."""
     async with api.store.read() as view:
         found, following = await view.hosts.models(call.limit, call.cursor)
-        return page_of(await capacity.with_committed(view, found), following)
+        return page_of(await _filled(api, view, found), following)
 
 
 async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
-        return answer((await capacity.with_committed(view, [await view.hosts.find(call.name)]))[0])
+        return answer((await _filled(api, view, [await view.hosts.find(call.name)]))[0])
+
+
+async def _filled(api: Api, view: View, hosts: Sequence[Host]) -> list[Host]:
+    """The hosts with what is committed on each, and when each spoke last."""
+    found = []
+    for host in await capacity.with_committed(view, hosts):
+        heard = api.heard(host.name) or host.status.seen
+        found.append(host.model_copy(update={"status": host.status.model_copy(update={"seen": heard})}))
+    return found
 
 
 async def edit(api: Api, call: Call) -> Response:
@@ -39,7 +51,7 @@ async def edit(api: Api, call: Call) -> Response:
         if changed != host:
             await tx.hosts.replace(changed)
             await tx.emit("host.changed", f"host/{host.name}", host.id, "changed: " + ", ".join(changes))
-        return answer((await capacity.with_committed(tx, [changed]))[0])
+        return answer((await _filled(api, tx, [changed]))[0])
 
 
 def _check_reserve(host: Host, reserve: int | None) -> None:
