@@ -49,6 +49,17 @@ async def test_a_tap_lives_as_long_as_its_descriptor(network: NetworkDriver) -> 
     assert await _taps(network) == []
 
 
+async def test_bridges_are_listed_and_nothing_else(network: NetworkDriver) -> None:
+    assert await network.list_bridges() == []
+    await network.ensure_bridge("br-lan", 1500)
+    await network.ensure_bridge("br-dmz", 1500)
+    tap = await network.create_tap(VNIC, open_port=True)
+    try:
+        assert await network.list_bridges() == ["br-dmz", "br-lan"]
+    finally:
+        tap.close()
+
+
 async def test_a_port_opens_and_closes(network: NetworkDriver) -> None:
     await network.ensure_bridge("br-lan", 1500)
     await network.ensure_bridge("br-lan", 1500)

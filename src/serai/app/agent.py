@@ -20,6 +20,7 @@ from pathlib import Path
 from serai.drivers.hypervisor.base import Hypervisor, HypervisorFacts
 from serai.drivers.image.seed import write_seed
 from serai.drivers.image.store import ImageStore
+from serai.drivers.network.base import NetworkDriver
 from serai.host import registry
 from serai.host.agent import HostAgent
 from serai.host.consoles import Consoles
@@ -103,7 +104,7 @@ class HostParts:
             images = self._images(tls, store)
             storage = self._storage(records, store)
             await storage.start()
-            agent = self._agent(records, storage, await self._find_out(hypervisor))
+            agent = self._agent(records, storage, network, await self._find_out(hypervisor))
             kit = Kit(
                 host=config.name,
                 paths=paths,
@@ -139,7 +140,9 @@ class HostParts:
             self._tasks.start(self._look_again(hypervisor, agent), "look-again")
             await asyncio.Event().wait()
 
-    def _agent(self, records: Records, storage: HostStorage, facts: HypervisorFacts) -> HostAgent:
+    def _agent(
+        self, records: Records, storage: HostStorage, network: NetworkDriver, facts: HypervisorFacts
+    ) -> HostAgent:
         return HostAgent(
             name=self._config.name,
             bus=self._bus,
@@ -148,6 +151,7 @@ class HostParts:
             records=records,
             facts=self._facts(facts),
             storage=storage,
+            network=network,
         )
 
     def _make_folders(self, tls: TlsFiles) -> None:

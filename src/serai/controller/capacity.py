@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from serai.controller.store import View
 from serai.controller.store.vms import Committed
 from serai.core import ipam
+from serai.core.placement import Ties
 from serai.schema.host import Host
-from serai.schema.network import Network
+from serai.schema.network import MISSING, READY, Network
 from serai.schema.vm import Vm
 from serai.schema.volume import ExportKind, Pool
 
@@ -40,22 +42,33 @@ async def with_volumes(view: View, pools: Sequence[Pool]) -> list[Pool]:
     return filled
 
 
-async def with_addresses(view: View, networks: Sequence[Network]) -> list[Network]:
-    """The networks with how many of their addresses are taken."""
+async def with_use(view: View, networks: Sequence[Network]) -> list[Network]:
+    """The networks with how many of their addresses are taken, and which hosts have their bridge."""
     counts = await view.networks.counts()
+    said = {host.name: host.status.bridges for host in await view.hosts.all() if host.status.bridges is not None}
     filled = []
     for network in networks:
-        update = {"addresses_used": counts.get(network.id, 0), "addresses_total": ipam.total(network.spec)}
+        have = [name for name, bridges in said.items() if network.spec.bridge in bridges]
+        update: dict[str, Any] = {
+            "state": MISSING if said and not have else READY,
+            "hosts": sorted(have),
+            "without": sorted(said.keys() - set(have)),
+            "addresses_used": counts.get(network.id, 0),
+            "addresses_total": ipam.total(network.spec),
+        }
         filled.append(network.model_copy(update={"status": network.status.model_copy(update=update)}))
     return filled
 
 
-async def local_hosts(view: View, vm: Vm) -> set[str]:
-    """The hosts to which a VM's disks bind it: those of its pools that are not exported. Empty: any host will do."""
-    found = set()
+async def ties(view: View, vm: Vm, *, starts: bool = True) -> Ties:
+    """What ties a VM to some hosts: its pools that are not exported and, if it starts there, its networks' bridges."""
+    local, bridges = set(), {}
     for disk in vm.spec.disks:
         name = disk.pool if disk.pool is not None else (await view.volumes.find(disk.volume or "")).spec.pool
         pool = await view.pools.find(name)
         if pool.spec.export is ExportKind.NONE:
-            found.add(pool.spec.host)
-    return found
+            local.add(pool.spec.host)
+    for vnic in vm.spec.vnics if starts else ():
+        network = await view.networks.find(vnic.network)
+        bridges[network.spec.bridge] = network.name
+    return Ties(local, bridges)

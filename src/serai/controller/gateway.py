@@ -280,7 +280,8 @@ class Hosts:
         ]
         self._note(report.host)
         returned = host.status.state is not HostState.ONLINE
-        if returned or fresh or concerned or missing or pools:
+        bridges = report.bridges if report.bridges != host.status.bridges else None
+        if returned or fresh or concerned or missing or pools or bridges is not None:
             async with self._store.transaction() as tx:
                 if returned:
                     await reports.back(tx, host)
@@ -290,6 +291,8 @@ class Hosts:
                     await reports.apply(tx, one)
                 await reports.write_unlisted(tx, report)
                 await reports.write_pools(tx, pools)
+                if bridges is not None:
+                    await reports.write_bridges(tx, host, bridges)
         return dump(Empty())
 
     def _note(self, host: str) -> None:

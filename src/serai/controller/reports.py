@@ -165,7 +165,8 @@ async def write_unlisted(tx: Transaction, said: HostReport) -> None:
 async def greet(tx: Transaction, name: str, facts: HostFacts, new_id: str) -> Host:
     """A host said hello: made if it is new, its facts written, online."""
     known = await tx.hosts.seek(name)
-    status = HostStatus(state=HostState.ONLINE, seen=tx.now, facts=facts)
+    bridges = None if known is None else known.status.bridges
+    status = HostStatus(state=HostState.ONLINE, seen=tx.now, facts=facts, bridges=bridges)
     if known is None:
         host = Host(name=name, id=new_id, generation=1, created=tx.now, spec=HostSpec(), status=status)
         await tx.hosts.insert(host)
@@ -207,6 +208,13 @@ async def gone_silent(tx: Transaction, name: str, seconds: float, heard: datetim
         others = [one for one in vm.status.conditions if one.type != HOST_SILENT]
         await tx.vms.update_status(vm.id, conditions=[*others, remark])
         await tx.emit("vm.status", f"vm/{vm.name}", vm.id, remark.message)
+
+
+async def write_bridges(tx: Transaction, host: Host, bridges: list[str]) -> None:
+    """Write which bridges a host has: VMs are placed by it."""
+    await tx.hosts.update_status(host.id, bridges=bridges)
+    text = f"{host.name} has {', '.join(bridges) or 'none'}"
+    await tx.emit("host.bridges", f"host/{host.name}", host.id, text, bridges=bridges)
 
 
 def pool_changed(before: PoolStatus, after: PoolStatus) -> bool:

@@ -19,6 +19,7 @@ class VmEvent(StrEnum):
     START = "start"
     RUNS = "runs"
     START_FAILED = "start-failed"
+    """It never ran, so it has not crashed."""
     PAUSE = "pause"
     RESUME = "resume"
     RESET = "reset"
@@ -46,7 +47,7 @@ TRANSITIONS: dict[tuple[VmState, VmEvent], VmState] = {
     (S.STOPPED, E.START): S.STARTING,
     (S.CRASHED, E.START): S.STARTING,
     (S.STARTING, E.RUNS): S.RUNNING,
-    (S.STARTING, E.START_FAILED): S.CRASHED,
+    (S.STARTING, E.START_FAILED): S.STOPPED,
     (S.STARTING, E.STOP): S.STOPPING,
     (S.RUNNING, E.PAUSE): S.PAUSED,
     (S.PAUSED, E.PAUSE): S.PAUSED,

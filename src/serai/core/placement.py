@@ -1,10 +1,10 @@
 """Placement: filter the hosts, weigh those that are left, and say why.
 
-A host is out if it is offline, takes no new VMs, is not among those that the VM's disks or its spec allow, has a QEMU
-without the VM's machine, or has too little memory left: `memory - memory_reserve - memory_committed`. Memory is never
-promised twice; processors may be, so they only weigh. Of the rest the one with the smallest share of its memory and
-processors committed is taken (after the VM is counted in), by name where they are equal, so that the same question
-always gets the same answer.
+A host is out if it is offline, takes no new VMs, is not among those that the VM's disks or its spec allow, has no
+bridge for one of its networks, has a QEMU without the VM's machine, or has too little memory left: `memory -
+memory_reserve - memory_committed`. Memory is never promised twice; processors may be, so they only weigh. Of the rest
+the one with the smallest share of its memory and processors committed is taken (after the VM is counted in), by name
+where they are equal, so that the same question always gets the same answer.
 """
 
 from __future__ import annotations
@@ -32,6 +32,18 @@ CPU_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
+class Ties:
+    """What ties a VM to some hosts. `local`: the only ones that hold disks which are not exported (none: any will do).
+    `bridges`: what the host must have, each with the name of a network that is on it."""
+
+    local: Collection[str] = ()
+    bridges: Mapping[str, str] = field(default_factory=dict)
+
+
+FREE = Ties()
+
+
+@dataclass(frozen=True)
 class Choice:
     """A host, and a sentence for people. `others` says of each other host why not."""
 
@@ -55,20 +67,25 @@ def _online(host: Host) -> bool:
     return host.status.state is HostState.ONLINE and host.status.facts is not None
 
 
-def objection(spec: VmSpec, host: Host, local: Collection[str] | None, *, pinned: bool = True) -> str | None:
-    """Why this host will not do; None if it will. `local` are the only hosts that hold the VM's disks (none: any)."""
+def objection(spec: VmSpec, host: Host, ties: Ties) -> str | None:
+    """Why this host will not do; None if it will."""
     if not _online(host) or host.status.facts is None:
         return "is offline"
-    if pinned and spec.host is not None and spec.host != host.name:
+    if spec.host is not None and spec.host != host.name:
         return f"is not {spec.host}, which the VM asks for"
     if not host.spec.schedulable and spec.host != host.name:
         return "takes no new VMs"
-    if local is not None and host.name not in local:
-        return f"cannot reach the VM's disks, which are local to {_list(local)}"
-    lack = _lack_of_machine(spec, host.status.facts)
-    if lack is not None:
-        return lack
-    return _lack_of_memory(spec, host)
+    if ties.local and host.name not in ties.local:
+        return f"cannot reach the VM's disks, which are local to {_list(ties.local)}"
+    return _lack_of_bridge(ties, host) or _lack_of_machine(spec, host.status.facts) or _lack_of_memory(spec, host)
+
+
+def _lack_of_bridge(ties: Ties, host: Host) -> str | None:
+    """Which bridge is not there; a host that has not said which it has is not judged."""
+    for bridge, network in ties.bridges.items():
+        if not _may_have(host, bridge):
+            return f"has no bridge {bridge} (network {network})"
+    return None
 
 
 def _lack_of_memory(spec: VmSpec, host: Host) -> str | None:
@@ -103,21 +120,19 @@ def _unlike(vm: Vm, source: Host | None, host: Host) -> str | None:
     return None
 
 
-def place(
-    vm: Vm | VmSpec, hosts: Iterable[Host], local: Collection[str] | None = None, *, prefer: str | None = None
-) -> Choice:
+def place(vm: Vm | VmSpec, hosts: Iterable[Host], ties: Ties = FREE, *, prefer: str | None = None) -> Choice:
     """Choose a host for a VM that starts. `hosts` come with what other VMs have been promised on them.
 
-    `local`: the hosts that hold disks which are not exported (none or empty: any will do). `prefer` is taken if it
-    will do. Raises CapacityError, UnavailableError, with the reason for each host.
+    `prefer` is taken if it will do. Raises CapacityError, UnavailableError, ConflictError, with the reason for each
+    host.
     """
     spec = vm.spec if isinstance(vm, Vm) else vm
     candidates = sorted(hosts, key=lambda host: host.name)
-    against = {host.name: objection(spec, host, local or None) for host in candidates}
+    against = {host.name: objection(spec, host, ties) for host in candidates}
     fit = [host for host in candidates if against[host.name] is None]
     others = {name: reason for name, reason in against.items() if reason is not None}
     if not fit:
-        raise _nothing_fits(spec, candidates, others)
+        raise _nothing_fits(spec, candidates, others, ties)
     return _choose(spec, fit, others, prefer)
 
 
@@ -126,7 +141,7 @@ def choose_start(
     hosts: Iterable[Host],
     wanted: str | None,
     home: str | None,
-    local: Collection[str] | None = None,
+    ties: Ties = FREE,
 ) -> Choice:
     """Choose where a VM that is down starts. `home` holds its lease (none: nobody has it yet).
 
@@ -147,16 +162,14 @@ def choose_start(
         )
     if wanted is not None:
         asked = _bound_to(vm, wanted)
-        return _named(vm, candidates, wanted, "host", lambda host: objection(asked, host, local or None))
-    choice = place(vm, candidates, local, prefer=home)
+        return _named(vm, candidates, wanted, "host", lambda host: objection(asked, host, ties))
+    choice = place(vm, candidates, ties, prefer=home)
     if home is None or choice.host == home:
         return choice
     return replace(choice, why=f"{home}, where it was, {choice.others[home]}; {choice.why}")
 
 
-def choose_destination(
-    vm: Vm, hosts: Iterable[Host], wanted: str | None, local: Collection[str] | None = None
-) -> Choice:
+def choose_destination(vm: Vm, hosts: Iterable[Host], wanted: str | None, ties: Ties = FREE) -> Choice:
     """Choose where a running VM moves. A host named by `wanted` is the answer or the refusal names `to`.
 
     Naming a host outweighs `spec.host` and `schedulable`. Raises NotFoundError, ConflictError, UnavailableError,
@@ -166,7 +179,7 @@ def choose_destination(
     source = next((host for host in candidates if host.name == vm.status.host), None)
     if wanted is None:
         rest = [host for host in candidates if host is not source]
-        against = {host.name: objection(vm.spec, host, local or None) or _unlike(vm, source, host) for host in rest}
+        against = {host.name: objection(vm.spec, host, ties) or _unlike(vm, source, host) for host in rest}
         fit = [host for host in rest if against[host.name] is None]
         others = {name: reason for name, reason in against.items() if reason is not None}
         if not fit:
@@ -181,9 +194,7 @@ def choose_destination(
             f"VM {vm.name} runs on {wanted} already", field="to", value=wanted, remedy="Name another host."
         )
     asked = _bound_to(vm, wanted)
-    return _named(
-        vm, candidates, wanted, "to", lambda host: objection(asked, host, local or None) or _unlike(vm, source, host)
-    )
+    return _named(vm, candidates, wanted, "to", lambda host: objection(asked, host, ties) or _unlike(vm, source, host))
 
 
 def _find(hosts: list[Host], wanted: str, field: str) -> Host:
@@ -241,7 +252,7 @@ def _load(spec: VmSpec, host: Host) -> float:
     return round(memory + CPU_WEIGHT * cpus, 9)
 
 
-def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[str, str]) -> SeraiError:
+def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[str, str], ties: Ties) -> SeraiError:
     if not hosts:
         return UnavailableError(
             "there is no host yet", field="spec.host", value=spec.host, remedy="Start a host agent: see serai doctor."
@@ -271,6 +282,15 @@ def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[str, str]) ->
             value=spec.host,
             remedy="Name a host, or let one take new VMs: serai host edit NAME --schedulable.",
         )
+    lacking = [bridge for bridge in ties.bridges if not any(_may_have(host, bridge) for host in online)]
+    if online and lacking:
+        return ConflictError(
+            f"no host will do: {_reasons(others)}",
+            field="spec.vnics",
+            value=ties.bridges[lacking[0]],
+            remedy=f"Make the bridge {lacking[0]} on a host, for example with 'serai host network take UPLINK --host "
+            f"HOST --bridge {lacking[0]}'.",
+        )
     if online and all(host.status.facts and _lack_of_machine(spec, host.status.facts) for host in online):
         return UnsupportedError(
             f"no host will do: {_reasons(others)}",
@@ -285,6 +305,10 @@ def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[str, str]) ->
         value=format_size(spec.memory) if online else spec.host,
         remedy="Stop a VM, ask for less, or add a host." if online else "Start a host's agent.",
     )
+
+
+def _may_have(host: Host, bridge: str) -> bool:
+    return host.status.bridges is None or bridge in host.status.bridges
 
 
 def _reasons(others: Mapping[str, str]) -> str:

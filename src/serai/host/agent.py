@@ -16,6 +16,7 @@ import logging
 
 from pydantic import ValidationError
 
+from serai.drivers.network.base import NetworkDriver
 from serai.host.executor import Executor
 from serai.host.records import Records
 from serai.host.storage import HostStorage
@@ -67,6 +68,7 @@ class HostAgent:
         records: Records,
         facts: HostFacts,
         storage: HostStorage,
+        network: NetworkDriver,
     ) -> None:
         self._name = name
         self._bus = bus
@@ -75,6 +77,7 @@ class HostAgent:
         self._records = records
         self._facts = facts
         self._storage = storage
+        self._network = network
         self._running: dict[str, asyncio.Task[Reply]] = {}
         self._subscriptions: list[Subscription] = []
         self._vms: Vms | None = None
@@ -158,8 +161,16 @@ class HostAgent:
             vms=self._vms.reports(),
             leases=self._records.leases(),
             pools=await self._storage.statuses(),
+            bridges=await self._bridges(),
         )
         await self._bus.publish(Subjects.host_report(self._name), dump(report))
+
+    async def _bridges(self) -> list[str] | None:
+        try:
+            return await self._network.list_bridges()
+        except SeraiError as error:
+            log.warning("which bridges there are cannot be told: %s", error)
+            return None
 
     # --- commands ---
 

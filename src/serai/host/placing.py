@@ -10,7 +10,22 @@ from pathlib import Path
 from serai.drivers.hypervisor.base import Placing
 from serai.drivers.network.base import Tap
 from serai.host.kit import Kit
-from serai.schema.attach import Launch
+from serai.schema.attach import Launch, VnicAttachment
+from serai.schema.errors import NotFoundError
+
+
+async def make_tap(kit: Kit, vnic: VnicAttachment, *, open_port: bool) -> Tap:
+    """The VNIC's tap on its bridge. Raises NotFoundError, with this host's name, where the bridge is missing."""
+    try:
+        return await kit.network.create_tap(vnic, open_port=open_port)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"host {kit.host} has no bridge {vnic.bridge}",
+            field="spec.bridge",
+            value=vnic.bridge,
+            remedy=f"Make it there, for example: serai host network take UPLINK --host {kit.host} "
+            f"--bridge {vnic.bridge}.",
+        ) from error
 
 
 @contextlib.asynccontextmanager
@@ -19,7 +34,7 @@ async def place(kit: Kit, launch: Launch, *, open_ports: bool) -> AsyncIterator[
     taps: dict[int, Tap] = {}
     try:
         for vnic in launch.vnics:
-            taps[vnic.index] = await kit.network.create_tap(vnic, open_port=open_ports)
+            taps[vnic.index] = await make_tap(kit, vnic, open_port=open_ports)
         seed: Path | None = None
         if launch.seed is not None:
             seed = kit.paths.vm_state(launch.vm) / "seed.iso"

@@ -199,6 +199,7 @@ class VmAgent(KnownVm):
                 log.warning("vm %s: could not announce %s: %s", self.vm, vnic.mac, error)
 
     async def _launch(self, reason: str) -> None:
+        crashed = self.state is VmState.CRASHED
         self.follow(VmEvent.START, reason)
         try:
             async with place(self._kit, self.record.launch, open_ports=True) as placing:
@@ -208,7 +209,9 @@ class VmAgent(KnownVm):
         except Exception as error:
             await self._kill()
             words = self.last_end.reason if self.last_end is not None and not self._asked_to_end else str(error)
-            self.follow(VmEvent.START_FAILED, f"could not start: {words}", wanted=False)
+            # One that never ran has not crashed; one that had, and does not come up again, is no better for the try.
+            event = VmEvent.CRASHED if crashed else VmEvent.START_FAILED
+            self.follow(event, f"could not start: {words}", wanted=False)
             raise
         self._running_since = self._kit.clock.monotonic()
         self.follow(VmEvent.RUNS, reason)

@@ -16,6 +16,7 @@ from serai.core.lifecycle import End, VmEvent
 from serai.drivers.hypervisor.base import Machine
 from serai.host.kit import Kit
 from serai.host.moves import Moves
+from serai.host.placing import make_tap
 from serai.host.records import VmRecord
 from serai.host.vm import ALIVE, VmAgent
 from serai.schema.attach import Launch, VnicAttachment
@@ -299,7 +300,7 @@ class Vms:
         return changes
 
     async def _plug_vnic(self, agent: VmAgent, vnic: Any) -> None:
-        tap = await self._kit.network.create_tap(vnic, open_port=True)
+        tap = await make_tap(self._kit, vnic, open_port=True)
         try:
             await agent.live_machine().attach_vnic(vnic, tap.fd)
         finally:

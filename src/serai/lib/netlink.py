@@ -100,6 +100,12 @@ def links() -> dict[str, Link]:
         return found
 
 
+def bridges() -> list[str]:
+    """Names of this namespace's bridges."""
+    with _route("list bridges") as route:
+        return sorted(message.get_attr("IFLA_IFNAME") for message in route.get_links(kind="bridge"))
+
+
 def add_veth(name: str, peer: str, *, peer_netns: str | None = None, netns: str | None = None) -> None:
     """A veth pair, each end directly in its namespace (by name; none: this one)."""
     with _route(f"create the veth pair {name}-{peer}") as route:

@@ -76,6 +76,8 @@ class HostStatus(Frozen):
     seen: datetime | None = None
     """When it spoke last."""
     facts: HostFacts | None = None
+    bridges: list[str] | None = None
+    """Names, by its last report; none: it has not said."""
     cpus_committed: int = 0
     memory_committed: int = 0
     vms: int = 0

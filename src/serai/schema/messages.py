@@ -97,6 +97,8 @@ class HostReport(Frozen):
     leases: list[LeaseRecord] = Field(default_factory=list)
     """The last record of each VM and epoch that is not yet confirmed by the controller."""
     pools: dict[str, PoolStatus] = Field(default_factory=dict)
+    bridges: list[str] | None = None
+    """Names, sorted; none: it could not be found out."""
 
 
 class Empty(Frozen):

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from serai.schema.resource import Description, Frozen, Labels, Name, Resource
 
+READY, MISSING = "ready", "missing"
 NAMESERVERS_MAX = 8
 RESERVED_LINKS = ("all", "default", "lo", "bonding_masters")
 """Names that mean something else under /proc/sys/net or /sys/class/net."""
@@ -100,7 +101,12 @@ class NetworkWish(NetworkSpec):
 
 
 class NetworkStatus(Frozen):
-    state: str = "ready"
+    """`hosts` have the network's bridge, those `without` do not; one that has not said is in neither. `missing`: no
+    host has it, so that no VM can start on this network."""
+
+    state: str = READY
+    hosts: list[str] = Field(default_factory=list)
+    without: list[str] = Field(default_factory=list)
     addresses_used: int = 0
     addresses_total: int = 0
 

@@ -31,6 +31,7 @@ from serai.schema.messages import (
     HostReport,
     Kind,
     Reply,
+    UplinkTaken,
     Verdict,
     VmConfigured,
     VmMigrateCancel,
@@ -41,6 +42,7 @@ from serai.schema.messages import (
     VolumeAdmitted,
     dump,
 )
+from serai.schema.network import NetworkStatus
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import PoolStatus
@@ -252,6 +254,51 @@ async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
     after = await seen()
     assert len(set(before)) == len(set(after)) == 1
     assert after[0] > before[0]
+
+
+async def test_who_has_a_networks_bridge_is_shown_and_placement_goes_by_it(world: World) -> None:
+    async def says(host: str, *bridges: str) -> None:
+        report = HostReport(host=host, time=SystemClock().now(), bridges=list(bridges))
+        await world.agents.bus.request(Subjects.host_report(host), dump(report), timeout=5)
+
+    async def shown() -> NetworkStatus:
+        found: NetworkStatus = (await world.client.call("network.show", "n2")).status
+        return found
+
+    made = await world.client.call(
+        "network.create", None, {"name": "n2", "spec": {"bridge": "br-n2", "subnet": "10.78.0.0/24"}}
+    )
+    assert (made.status.state, made.status.hosts, made.status.without) == ("ready", [], [])
+    await says("h1", "br-lan")
+    await says("h2", "br-lan")
+    status = await shown()
+    assert (status.state, status.hosts, status.without) == ("missing", [], ["h1", "h2"])
+    with pytest.raises(ConflictError, match="h1 has no bridge br-n2"):
+        await world.create(vnics=[{"network": "n2"}])
+    # It may be defined: its bridge may be there once it starts.
+    job = await world.create(vnics=[{"network": "n2"}], running=False)
+    assert (job.state, (await world.vm("web1")).status.host) == (JobState.DONE, "h1")
+    with pytest.raises(ConflictError, match="h1 has no bridge br-n2"):
+        await world.client.call("vm.start", "web1")
+    world.agents.answers[Kind.UPLINK_TAKE] = UplinkTaken(token="t", deadline=SystemClock().now())
+    assert (await world.do("host.take", "h2", {"uplink": "eth2", "bridge": "br-n2"})).state is JobState.DONE
+    status = await shown()
+    assert (status.state, status.hosts, status.without) == ("ready", ["h2"], ["h1"])
+    assert (await world.do("vm.start", "web1")).state is JobState.DONE
+    vm = await world.vm("web1")
+    assert vm.status.host == "h2"
+    assert vm.status.placement.startswith("h1, where it was, has no bridge br-n2 (network n2); the only host")
+    with pytest.raises(ConflictError, match="h1 has no bridge br-n2"):
+        await world.client.call("vm.migrate", "web1", {"to": "h1"})
+
+
+async def test_a_vm_whose_start_failed_is_stopped_and_says_why(world: World) -> None:
+    await world.create()
+    await world.do("vm.stop", "web1", {"force": True})
+    world.agents.failing.add(Kind.VM_START)
+    assert (await world.do("vm.start", "web1")).state is JobState.FAILED
+    status = (await world.vm("web1")).status
+    assert (status.state, status.reason) == (VmState.STOPPED, "could not start: vm.start failed")
 
 
 async def test_a_restart_stops_and_starts(world: World) -> None:

@@ -207,8 +207,9 @@ async def test_a_network_from_its_first_to_its_last_day(lab: Lab, serai: Serai) 
     good = ("--bridge", "br-cli", "--subnet", "10.81.0.0/24", "--range", "10.81.0.10-10.81.0.19")
     ran = await serai("network", "create", name, *good, "--gateway", "10.81.0.1", "--mtu", "1400")
     assert (ran.code, ran.out) == (0, f"network {name} created\n"), ran.err
+    assert "There is no bridge br-cli on h1, h2, h3: no VM starts on this network." in ran.err
     (row,) = [row for row in (await serai("network", "list")).rows if row[0] == name]
-    assert row[1:] == ["ready", "br-cli", "10.81.0.0/24", "10.81.0.1", "0/10"]
+    assert row[1:] == ["missing", "br-cli", "10.81.0.0/24", "10.81.0.1", "0/10"]
     assert (await serai("network", "show", name, "-o", "json")).json["spec"]["mtu"] == 1400
 
     lan = ("--bridge", "br-lan", "--subnet", "10.77.0.0/24", "--range", "10.77.0.120-10.77.0.130")
@@ -232,6 +233,8 @@ async def test_a_network_from_its_first_to_its_last_day(lab: Lab, serai: Serai) 
     assert "other" not in (await serai("network", "list", "-o", "name")).out.split()
 
     lab.vms.append(vm)
+    ran = await serai(*("vm", "create", vm, "--image", "tiny", "--memory", "64M", "--network", name))
+    refused(ran, "spec.vnics", name, "--bridge br-cli")
     ran = await serai(*("vm", "create", vm, "--image", "tiny", "--memory", "64M", "--no-start", "--network", name))
     assert ran.code == 0, ran.err
     assert (await serai("network", "show", name, "-o", "json")).json["status"]["addresses_used"] == 1

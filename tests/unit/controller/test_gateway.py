@@ -405,6 +405,25 @@ async def test_when_a_host_spoke_last_is_known_and_written_only_at_its_silence(k
     assert (kit.hosts.heard("h1"), await stored()) == (last, last)
 
 
+async def test_a_hosts_bridges_are_kept_and_written_when_they_change(kit: Kit) -> None:
+    await kit.host("h1")
+
+    async def stored() -> list[str] | None:
+        async with kit.store.read() as view:
+            return (await view.hosts.find("h1")).status.bridges
+
+    assert await stored() is None
+    await kit.full_report("h1", bridges=["br-lan"])
+    assert await stored() == ["br-lan"]
+    before = kit.store.bell.newest
+    await kit.full_report("h1", bridges=["br-lan"])
+    await kit.full_report("h1")
+    await kit.host("h1")
+    assert (await stored(), kit.store.bell.newest) == (["br-lan"], before)
+    await kit.full_report("h1", bridges=[])
+    assert await stored() == []
+
+
 async def test_a_vm_that_its_host_does_not_list_is_not_shown_as_running(kit: Kit) -> None:
     vm = await kit.vm()
     await kit.host("h1")

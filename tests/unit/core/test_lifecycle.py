@@ -104,7 +104,7 @@ class Life(RuleBasedStateMachine):
             self.process = self.vcpus = True
             self.tell(E.RUNS)
         else:
-            self.last_end = S.CRASHED
+            self.last_end = S.STOPPED if outcome == "it fails" else S.CRASHED
             self.tell(E.START_FAILED if outcome == "it fails" else E.CRASHED)
 
     @precondition(lambda self: self.arriving)

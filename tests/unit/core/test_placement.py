@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serai.core.placement import choose_destination, choose_start, free, place
+from serai.core.placement import Ties, choose_destination, choose_start, free, place
 from serai.schema.errors import (
     CapacityError,
     ConflictError,
@@ -28,6 +28,7 @@ MACHINES = ["pc-q35-9.2", "pc-q35-10.0", "microvm"]
 
 
 def host(name: str, memory: int = 8, committed: int = 0, *, online: bool = True, cpus: int = 0, **spec: Any) -> Host:
+    bridges = spec.pop("bridges", None)
     facts = HostFacts(
         cpus=4,
         memory=memory * GIB,
@@ -46,6 +47,7 @@ def host(name: str, memory: int = 8, committed: int = 0, *, online: bool = True,
         status=HostStatus(
             state=HostState.ONLINE if online else HostState.OFFLINE,
             facts=facts,
+            bridges=bridges,
             memory_committed=committed * GIB,
             cpus_committed=cpus,
         ),
@@ -85,8 +87,8 @@ def test_pins_reserves_and_unschedulable_hosts() -> None:
     assert place(vm(), [host("h1", schedulable=False), host("h2", committed=5)]).host == "h2"
     assert place(vm(host="h1"), [host("h1", schedulable=False), host("h2")]).host == "h1"
     assert place(vm(), [host("h1", reserve=7 * GIB), host("h2", committed=5)]).host == "h2"
-    assert place(vm(), [host("h1"), host("h2")], {"h2"}).host == "h2"
-    assert place(vm(), [host("h1"), host("h2")], set()).host == "h1"
+    assert place(vm(), [host("h1"), host("h2")], Ties({"h2"})).host == "h2"
+    assert place(vm(), [host("h1"), host("h2")], Ties(set())).host == "h1"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_when_nothing_fits(asked: Vm, hosts: list[Host], kind: type[SeraiError],
 def test_destinations_that_cannot_be(wanted: str, kind: type[SeraiError], words: str) -> None:
     hosts = [host("h1"), host("h3", online=False), host("h4", committed=7), host("h5")]
     with pytest.raises(kind, match=words) as caught:
-        choose_destination(vm(on="h1"), hosts, wanted, {"h1", "h4"})
+        choose_destination(vm(on="h1"), hosts, wanted, Ties({"h1", "h4"}))
     assert (caught.value.info.field, caught.value.info.value) == ("to", wanted)
 
 
@@ -224,13 +226,13 @@ def test_a_vm_starts_where_it_was_or_elsewhere_and_says_why() -> None:
     assert choice.why.startswith("h2, where it was, has 1G of memory free, and 2G is needed; fewest committed")
     assert choose_start(vm(host="h1"), hosts, "h3", "h1").host == "h3"
     assert choose_start(vm(), [host("h1"), host("h2", schedulable=False)], "h2", "h1").why == "asked for by name"
-    for wanted, kind, words, local in (
-        ("h9", NotFoundError, "no host h9", None),
-        ("h2", CapacityError, "1G of memory free", None),
-        ("h3", ConflictError, "local to h1", {"h1"}),
+    for wanted, kind, words, ties in (
+        ("h9", NotFoundError, "no host h9", Ties()),
+        ("h2", CapacityError, "1G of memory free", Ties()),
+        ("h3", ConflictError, "local to h1", Ties({"h1"})),
     ):
         with pytest.raises(kind, match=words) as caught:
-            choose_start(vm(), hosts, wanted, "h1", local)
+            choose_start(vm(), hosts, wanted, "h1", ties)
         assert (caught.value.info.field, caught.value.info.value) == ("host", wanted)
 
 
@@ -250,3 +252,23 @@ def test_more_processors_than_a_host_has_are_remarked_on() -> None:
     assert place(vm(cpus=8), [host("h1")], prefer="h1").why == f"it was there before{remark}"
     assert choose_destination(vm(cpus=8, on="h2"), [host("h1"), host("h2")], "h1").why == f"asked for by name{remark}"
     assert place(vm(cpus=4), [host("h1")]).why == "the only host"
+
+
+def test_a_host_without_the_bridge_of_a_network_is_out() -> None:
+    ties = Ties(bridges={"br-lan": "lan", "br-n2": "n2"})
+    with_it = host("h2", committed=4, bridges=["br-lan", "br-n2"])
+    choice = place(vm(), [host("h1", bridges=["br-lan"]), with_it], ties)
+    assert (choice.host, choice.others) == ("h2", {"h1": "has no bridge br-n2 (network n2)"})
+    assert place(vm(), [host("h1"), with_it], ties).host == "h1"  # it has not said which it has
+    without = [host("h1", bridges=["br-lan"]), host("h3", bridges=[])]
+    with pytest.raises(
+        ConflictError, match=r"h1 has no bridge br-n2 \(network n2\); h3 has no bridge br-lan"
+    ) as caught:
+        place(vm(), without, ties)
+    assert (caught.value.info.field, caught.value.info.value) == ("spec.vnics", "n2")
+    assert "--bridge br-n2" in (caught.value.info.remedy or "")
+    with pytest.raises(ConflictError, match="h1 has no bridge br-n2"):
+        choose_destination(vm(on="h2"), [*without, with_it], "h1", ties)
+    with pytest.raises(ConflictError, match="h1 has no bridge br-n2"):
+        choose_start(vm(), [*without, with_it], "h1", "h2", ties)
+    assert choose_start(vm(), [*without, with_it], None, "h1", ties).why.startswith("h1, where it was, has no bridge")

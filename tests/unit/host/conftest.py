@@ -167,6 +167,7 @@ class Host:
             records=self.records,
             facts=FACTS,
             storage=storage,
+            network=self.network,
         )
         self.kit = Kit(
             host=self.name,

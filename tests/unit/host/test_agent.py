@@ -11,7 +11,7 @@ from serai.drivers.hypervisor.fake import FakeMachine
 from serai.host.storage import HostStorage
 from serai.lib.ids import new_id
 from serai.schema.attach import Launch, VnicAttachment
-from serai.schema.errors import ConflictError, SeraiError, StaleError
+from serai.schema.errors import ConflictError, NotFoundError, SeraiError, StaleError
 from serai.schema.lease import Claim
 from serai.schema.messages import Kind, VmConfigure, VmRelease, VmSignal, VmStart, VmStopCommand
 from serai.schema.vm import RestartPolicy, VmState
@@ -191,7 +191,7 @@ async def test_a_start_that_fails_says_why_and_can_be_tried_again(ground: Ground
     h1.hypervisor.fail_start = "no such drive"
     with pytest.raises(SeraiError, match="no such drive"):
         await ground.run_vm("h1", restart=RestartPolicy.ALWAYS)
-    assert (h1.state(), h1.processes()) == (VmState.CRASHED, [])
+    assert (h1.state(), h1.processes()) == (VmState.STOPPED, [])
     assert "no such drive" in h1.reason()
     h1.hypervisor.fail_start = None
     assert (await ground.run_vm("h1")).state is VmState.RUNNING
@@ -202,8 +202,20 @@ async def test_a_restart_that_fails_is_tried_again(ground: Ground, h1: Host) -> 
     h1.hypervisor.fail_start = "the target does not answer"
     h1.process().end(by_signal=9)
     await ground.until(lambda: "target does not answer" in h1.reason())
+    assert h1.state() is VmState.CRASHED
     h1.hypervisor.fail_start = None
     await ground.until(lambda: h1.running)
+
+
+async def test_a_host_without_the_bridge_names_itself_and_reports_which_it_has(ground: Ground, h1: Host) -> None:
+    await ground.until(lambda: any(report.bridges == ["br-lan"] for report in ground.host_reports))
+    h1.network.bridges.clear()
+    with pytest.raises(NotFoundError, match="host h1 has no bridge br-lan") as caught:
+        await ground.run_vm("h1")
+    assert (caught.value.info.field, caught.value.info.value) == ("spec.bridge", "br-lan")
+    assert "--host h1 --bridge br-lan" in (caught.value.info.remedy or "")
+    assert (h1.state(), "could not start: host h1 has no bridge br-lan" in h1.reason()) == (VmState.STOPPED, True)
+    await ground.until(lambda: ground.host_reports[-1].bridges == [])
 
 
 async def test_a_stale_epoch_starts_nothing(ground: Ground, h1: Host) -> None:

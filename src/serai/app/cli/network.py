@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,11 @@ from serai.app.cli.options import (
     OutputOption,
     noun,
 )
-from serai.app.cli.output import say, show
+from serai.app.cli.output import note, say, show
 from serai.app.cli.session import run
+
+if TYPE_CHECKING:
+    from serai.schema.network import Network
 
 app = noun("Networks that VMs join.")
 
@@ -28,7 +31,7 @@ app = noun("Networks that VMs join.")
 def create_(
     ctx: typer.Context,
     name: NameArgument,
-    bridge: Annotated[str, typer.Option(help="The bridge that each host has for it.")],
+    bridge: Annotated[str, typer.Option(help="The bridge that each host has for it; nobody makes it for you.")],
     subnet: Annotated[str, typer.Option(metavar="CIDR", help="Its addresses, such as 10.77.0.0/24.")],
     gateway: Annotated[str | None, typer.Option(metavar="ADDRESS", help="What guests route through.")] = None,
     nameserver: Annotated[list[str] | None, typer.Option(metavar="ADDRESS", help="Repeatable.")] = None,
@@ -66,6 +69,16 @@ def create_(
         say(f"network {name} created")
     else:
         show("network", made, output)
+    if made.status.without:
+        note(_no_bridge(made))
+
+
+def _no_bridge(network: Network) -> str:
+    """What follows from hosts that have no bridge for a network."""
+    bridge, without = network.spec.bridge, ", ".join(network.status.without)
+    where = "no VM starts on this network" if not network.status.hosts else "its VMs start elsewhere"
+    remedy = f"serai host network take UPLINK --host HOST --bridge {bridge}"
+    return f"There is no bridge {bridge} on {without}: {where}. Make it there, for example: {remedy}."
 
 
 def _range(text: str | None) -> tuple[str | None, str | None]:

@@ -179,6 +179,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("GATEWAY", lambda item: str(item.spec.gateway or "-")),
         Column("ADDRESSES", lambda item: f"{item.status.addresses_used}/{item.status.addresses_total}"),
         Column("MTU", lambda item: str(item.spec.mtu), wide=True),
+        Column("HOSTS", lambda item: ",".join(item.status.hosts) or "-", wide=True),
+        Column("NO BRIDGE ON", lambda item: ",".join(item.status.without) or "-", wide=True),
         LABELS,
         AGE,
         ID,

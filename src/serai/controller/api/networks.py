@@ -1,4 +1,4 @@
-"""Networks. They are only written down here: hosts see to the bridge when a VM needs it."""
+"""Networks. They are only written down here: who runs the hosts makes their bridges, and placement goes by them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ async def list_(api: Api, call: Call) -> Response:
     """With how many addresses are taken."""
     async with api.store.read() as view:
         found, following = await view.networks.models(call.limit, call.cursor)
-        return page_of(await capacity.with_addresses(view, found), following)
+        return page_of(await capacity.with_use(view, found), following)
 
 
 async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
-        return answer((await capacity.with_addresses(view, [await view.networks.find(call.name)]))[0])
+        return answer((await capacity.with_use(view, [await view.networks.find(call.name)]))[0])
 
 
 async def create(api: Api, call: Call) -> Response:
@@ -51,7 +51,7 @@ async def create(api: Api, call: Call) -> Response:
         )
         await tx.networks.insert(network)
         await tx.emit("network.created", f"network/{network.name}", network.id, str(body.spec.subnet))
-    return answer(network, 201)
+        return answer((await capacity.with_use(tx, [network]))[0], 201)
 
 
 async def delete(api: Api, call: Call) -> Response:

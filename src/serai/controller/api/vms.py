@@ -191,7 +191,7 @@ async def migrate(api: Api, call: Call) -> Response:
         await need_holder(tx, vm)
         to = None if body.to is None else (await tx.hosts.find(body.to, "to")).name
         hosts = await capacity.all_hosts(tx, but_vm=vm.id)
-        placement.choose_destination(vm, hosts, to, await capacity.local_hosts(tx, vm))
+        placement.choose_destination(vm, hosts, to, await capacity.ties(tx, vm))
         # Without a name the workflow chooses when its turn has come; that one will do now was checked.
         return accepted(await call.submit(api, tx, vm, {"to": to}))
 
@@ -266,7 +266,7 @@ async def _want_running(tx: Transaction, vm: Vm, *, running: bool) -> Vm:
 
 async def _check_fits(view: View, vm: Vm, spec: VmSpec) -> None:
     hosts = await capacity.all_hosts(view, but_vm=vm.id)
-    placement.place(spec, hosts, await capacity.local_hosts(view, vm))
+    placement.place(spec, hosts, await capacity.ties(view, vm, starts=spec.running))
 
 
 async def _check_starts(view: View, vm: Vm, host: str | None) -> None:
@@ -275,7 +275,7 @@ async def _check_starts(view: View, vm: Vm, host: str | None) -> None:
     lease = await view.leases.get(vm.id)
     hosts = await capacity.all_hosts(view, but_vm=vm.id)
     home = None if lease is None else lease.host
-    placement.choose_start(vm, hosts, host, home, await capacity.local_hosts(view, vm))
+    placement.choose_start(vm, hosts, host, home, await capacity.ties(view, vm))
 
 
 HANDLERS: dict[str, Handler] = {

@@ -14,7 +14,7 @@ from serai.controller.workflows.copies import bring_image, with_copy
 from serai.controller.workflows.shelf import ForLaunch, Shelf
 from serai.core import launch as plan
 from serai.schema.attach import Launch
-from serai.schema.errors import ConflictError, NotFoundError, SeraiError, StaleError, UnavailableError
+from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.image import Image, ImageKind
 from serai.schema.lease import Lease
@@ -201,10 +201,9 @@ async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, bod
         await office.shelf.set_vm_status(vm.id, state=VmState.UNKNOWN, reason=error.info.message)
         raise
     except SeraiError as error:
-        # Refused before anything was begun: the epoch is over there, or there is nothing sound to boot from.
-        over = isinstance(error, StaleError) or (isinstance(error, NotFoundError) and error.info.field == "image")
-        state = VmState.STOPPED if over else VmState.CRASHED
-        await office.shelf.set_vm_status(vm.id, state=state, reason=error.info.message)
+        # It did not run: unless it had crashed before, nothing has.
+        state = VmState.CRASHED if vm.status.state is VmState.CRASHED else VmState.STOPPED
+        await office.shelf.set_vm_status(vm.id, state=state, reason=f"could not start: {error.info.message}")
         raise
     return report
 

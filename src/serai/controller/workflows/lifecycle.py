@@ -81,7 +81,7 @@ async def _place(office: Office, ctx: JobContext) -> None:
 
 def _first_host(found: ForPlacing) -> Choice:
     # A lease that is there is from before a crash: the step comes again.
-    return place(found.vm, found.hosts, found.local, prefer=found.lease.host if found.lease is not None else None)
+    return place(found.vm, found.hosts, found.ties, prefer=found.lease.host if found.lease is not None else None)
 
 
 async def _replace(office: Office, ctx: JobContext) -> None:
@@ -92,7 +92,7 @@ async def _replace(office: Office, ctx: JobContext) -> None:
     found = await office.shelf.for_placing(ctx.params["id"])
     vm = found.vm
     lease = found.lease or await office.shelf.lease(vm.id)
-    choice = choose_start(vm, found.hosts, ctx.params.get("host"), lease.host, found.local)
+    choice = choose_start(vm, found.hosts, ctx.params.get("host"), lease.host, found.ties)
     if choice.host != lease.host:
         body = VmRelease(vm=vm.id, epoch=lease.epoch, reason=f"starts on {choice.host}")
         await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)

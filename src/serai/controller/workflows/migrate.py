@@ -97,7 +97,7 @@ def _decide(found: ForPlacing, wanted: str | None) -> dict[str, Any]:
             remedy="Start it first; a stopped VM starts wherever placement puts it.",
         )
     check_nothing_pending(vm)
-    choice = choose_destination(vm, found.hosts, wanted, found.local)
+    choice = choose_destination(vm, found.hosts, wanted, found.ties)
     by_name = {host.name: host for host in found.hosts}
     source, destination = facts_of(by_name[lease.host]), facts_of(by_name[choice.host])
     plan.check_machine(vm.spec.machine_type or "", destination, source, runs_on=vm.status.accel)

@@ -77,6 +77,8 @@ async def _take(office: Office, ctx: JobContext) -> None:
         confirm_within=float(ctx.params.get("confirm_within", 60.0)),
     )
     taken: UplinkTaken = await ctx.command(Kind.UPLINK_TAKE, host.name, f"uplink/{host.id}", body)
+    # Known at once: its next report may be seconds away, and says so if it is undone.
+    await office.shelf.add_bridge(host.id, body.bridge)
     ctx.result = {"bridge": body.bridge, "confirm_before": taken.deadline.isoformat()}
 
 

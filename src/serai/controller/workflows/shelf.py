@@ -13,7 +13,7 @@ from serai.controller.jobs import JobContext
 from serai.controller.store.secrets import IMAGE_URL
 from serai.controller.store.store import Store, Transaction, View
 from serai.core.migration import PENDING
-from serai.core.placement import Choice
+from serai.core.placement import Choice, Ties
 from serai.lib.ids import new_secret
 from serai.schema.errors import ConflictError, NotFoundError
 from serai.schema.host import Host
@@ -30,18 +30,18 @@ TICKET_LIFE = timedelta(seconds=60)
 
 @dataclass(frozen=True)
 class ForPlacing:
-    """A VM, its lease, all hosts (without what the VM itself holds there), and those that its disks bind it to."""
+    """A VM, its lease, all hosts (without what the VM itself holds there), and what ties it to some of them."""
 
     vm: Vm
     lease: Lease | None
     hosts: list[Host]
-    local: set[str]
+    ties: Ties
 
 
 async def _for_placing(view: View, vm_id: str) -> ForPlacing:
     vm, lease = await view.vms.find(vm_id), await view.leases.get(vm_id)
     hosts = await capacity.all_hosts(view, but_vm=vm_id)
-    return ForPlacing(vm, lease, hosts, await capacity.local_hosts(view, vm))
+    return ForPlacing(vm, lease, hosts, await capacity.ties(view, vm, starts=vm.spec.running))
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,14 @@ class Shelf:
         async with self._store.transaction() as write:
             return await write.leases.advance(vm, host)
 
-    # --- pools, volumes, images ---
+    # --- hosts, pools, volumes, images ---
+
+    async def add_bridge(self, host: str, bridge: str) -> None:
+        """A host has one more bridge."""
+        async with self._store.transaction() as write:
+            found = await write.hosts.get(host)
+            if found.status.bridges is not None and bridge not in found.status.bridges:
+                await reports.write_bridges(write, found, sorted([*found.status.bridges, bridge]))
 
     async def set_pool_status(self, pool: str, status: PoolStatus) -> None:
         async with self._store.transaction() as write:

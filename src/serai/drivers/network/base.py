@@ -57,6 +57,10 @@ class NetworkDriver(Protocol):
         """A bridge of this name is there and up; one that exists is left as it is. InvalidError if it is no bridge."""
         ...
 
+    async def list_bridges(self) -> list[str]:
+        """Names of the bridges that are there, sorted."""
+        ...
+
     async def create_tap(self, vnic: VnicAttachment, *, open_port: bool) -> Tap:
         """Create the VNIC's tap on its bridge. HostError for a name that is taken: somebody holds that tap."""
         ...

@@ -21,6 +21,9 @@ class FakeNetwork:
     async def ensure_bridge(self, name: str, mtu: int) -> None:
         self.bridges.add(name)
 
+    async def list_bridges(self) -> list[str]:
+        return sorted(self.bridges)
+
     async def create_tap(self, vnic: VnicAttachment, *, open_port: bool) -> Tap:
         if vnic.bridge not in self.bridges:
             raise NotFoundError("this host has no such bridge", field="spec.bridge", value=vnic.bridge)

@@ -74,6 +74,9 @@ class BridgeNetwork:
         elif not found.up:
             await self._call(netlink.set_link_sync, name, up=True)
 
+    async def list_bridges(self) -> list[str]:
+        return await self._call(netlink.bridges)
+
     async def create_tap(self, vnic: VnicAttachment, *, open_port: bool) -> Tap:
         present = await self._call(netlink.links)
         if vnic.bridge not in present:
