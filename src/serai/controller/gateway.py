@@ -135,7 +135,13 @@ class Hosts:
         command = Command(
             id=command_id, kind=kind, key=key, generation=generation, job=job, body=json.loads(dump(body))
         )
-        listener = on_progress or _ignore
+
+        def listener(said: Progress) -> None:
+            if waits is not None:
+                waits(said.waits_for)
+            if on_progress is not None:
+                on_progress(said)
+
         try:
             reply = await self._ask(command, target, DEADLINE if deadline is None else deadline, listener, waits, check)
         finally:
@@ -163,6 +169,7 @@ class Hosts:
     ) -> Reply:
         kind, payload = command.kind, dump(command)
         pause, answered = PAUSE_FIRST, self._clock.monotonic()
+        silent_told = False
         while True:
             if check is not None:
                 check()
@@ -188,13 +195,16 @@ class Hosts:
                     ) from error
                 if waits is not None:
                     waits(f"{who} to answer {kind}")
+                    silent_told = True
                 await self._clock.sleep(min(pause, max(deadline - silent, 0.01)))
                 pause = min(pause * 2, PAUSE_MOST)
                 continue
             if reply.state != "running":
                 return reply
-            if waits is not None:
+            if waits is not None and silent_told:
+                # What the host itself waits for is its own to say, and to take back.
                 waits("")
+                silent_told = False
             pause, answered = PAUSE_FIRST, self._clock.monotonic()
 
     async def _request(self, host: str, subject: str, payload: bytes) -> bytes | None:

@@ -239,8 +239,8 @@ class HostAgent:
                 f"{command.key} is at generation {newest} here already", field="generation", value=command.generation
             )
 
-        def report(phase: str, fraction: float | None) -> None:
-            progress = Progress(command=command.id, phase=phase, fraction=fraction)
+        def report(phase: str, fraction: float | None, waits_for: str = "") -> None:
+            progress = Progress(command=command.id, phase=phase, fraction=fraction, waits_for=waits_for)
             self._tasks.start(self._publish_progress(progress))
 
         result = await self._executor.run(command, report)

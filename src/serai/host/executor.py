@@ -6,7 +6,7 @@ Handlers are idempotent: a command whose answer was lost with a killed agent is 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -47,8 +47,13 @@ from serai.schema.messages import (
     VolumeRefuse,
 )
 
-Report = Callable[[str, float | None], None]
-"""Phase and fraction, passed on as `Progress`."""
+
+class Report(Protocol):
+    """What is told of a command at work; passed on as `Progress`."""
+
+    def __call__(self, phase: str, fraction: float | None, waits_for: str = "") -> None: ...
+
+
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
@@ -89,7 +94,7 @@ class Executor:
         self._on(Kind.VM_PREPARE, VmPrepare, self._prepare)
         self._on(Kind.VM_ABANDON, VmAbandon, lambda body, _: moves.abandon(body))
         self._on(Kind.VM_RELEASE, VmRelease, lambda body, _: vms.release(body))
-        self._on(Kind.VM_MIGRATE, VmMigrateStart, lambda body, _: moves.migrate(body))
+        self._on(Kind.VM_MIGRATE, VmMigrateStart, self._migrate)
         self._on(Kind.VM_MIGRATE_CANCEL, VmMigrateCancel, self._cancel)
         self._on(Kind.VM_STOP, VmStopCommand, self._stop)
         self._on(Kind.VM_PAUSE, VmSignal, lambda body, _: vms.agent(body.vm).signal(VmEvent.PAUSE))
@@ -119,6 +124,9 @@ class Executor:
     async def _prepare(self, body: VmPrepare, _: Report) -> BaseModel:
         await self._images.check_boot(body.launch)
         return await self._vms.moves.prepare(body)
+
+    async def _migrate(self, body: VmMigrateStart, report: Report) -> BaseModel:
+        return await self._vms.moves.migrate(body, lambda waits_for: report("commit", None, waits_for))
 
     async def _cancel(self, body: VmMigrateCancel, _: Report) -> BaseModel:
         return self._vms.moves.cancel(body)

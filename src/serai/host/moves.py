@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from serai.core.lifecycle import End, VmEvent, follow
@@ -234,10 +234,16 @@ class Moves:
 
     # --- source ---
 
-    async def migrate(self, body: VmMigrateStart) -> VmMigrated:
-        """Move a VM away; returns when the outcome is certain. Repeats of one offer share one outcome."""
+    async def migrate(self, body: VmMigrateStart, tell: Callable[[str], None]) -> VmMigrated:
+        """Move a VM away; returns when the outcome is certain. Repeats of one offer share one outcome.
+
+        `tell`: told what the move waits for, as long as it does (see `OutgoingMove.tell`).
+        """
         known = self._outcomes.get(body.offer_id)
         if known is not None:
+            leaving = self._outgoing.get(body.vm)
+            if leaving is not None and leaving.move.offer_id == body.offer_id:
+                leaving.tell = tell
             return await asyncio.shield(known)
         agent = self._agents.get(body.vm)
         if agent is None:
@@ -250,6 +256,7 @@ class Moves:
             move = Outgoing(offer_id=body.offer_id, epoch=body.epoch, destination=body.destination)
             agent.follow(VmEvent.MIGRATE, f"moving to {body.destination}", outgoing=move)
             outgoing = self._leave(agent, move)
+            outgoing.tell = tell
         outcome: asyncio.Future[VmMigrated] = asyncio.get_running_loop().create_future()
         self._outcomes[body.offer_id] = outcome
         while len(self._outcomes) > OUTCOMES_KEPT:

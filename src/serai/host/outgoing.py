@@ -61,7 +61,8 @@ class OutgoingMove:
         self._machine: Machine | None = None
         self._whole = False
         """This object saw the move from its start: what it timed is the move's."""
-        self.waits_for = ""
+        self.tell: Callable[[str], None] = lambda _: None
+        """Told in words what the outcome waits for, again and again until it is certain."""
 
     @property
     def phase(self) -> SourcePhase:
@@ -235,11 +236,9 @@ class OutgoingMove:
                 verdict = await self._kit.ask_verdict(self.move.destination, question)
             except (SeraiError, ValidationError) as error:
                 # Whatever is wrong over there: only a verdict ends the waiting.
-                self.waits_for = f"{self.move.destination}'s journal: {error}"
-                log.warning("vm %s stays paused, waiting for %s", self._vm, self.waits_for)
+                self._waits(str(error))
                 await self._kit.clock.sleep(VERDICT_RETRY)
                 continue
-            self.waits_for = ""
             if verdict.claim is Claim.COMMITTED:
                 # The move took until the VM ran, not until the destination found the time to say so.
                 self._push(SourceEvent.COMMITTED, ago=verdict.runs_s)
@@ -248,6 +247,12 @@ class OutgoingMove:
                 self._reason = self._reason or verdict.reason or "the destination turned it down"
                 self._push(SourceEvent.ABANDONED)
                 return
+            self._waits("it has not decided yet")
+
+    def _waits(self, why: str) -> None:
+        waits_for = f"{self.move.destination}'s journal: {why}"
+        log.warning("vm %s stays paused, waiting for %s", self._vm, waits_for)
+        self.tell(waits_for)
 
     async def _why(self, error: str) -> str:
         """What is known of a migration that failed here: the phase, QEMU's own words, and the destination's."""

@@ -68,12 +68,15 @@ class Reply(Frozen):
 
 
 class Progress(Frozen):
-    """On `Subjects.progress(host, command id)`: best effort, lost without harm. `fraction` 0 to 1 or none."""
+    """On `Subjects.progress(host, command id)`: best effort, lost without harm. `fraction` 0 to 1 or none.
+
+    `waits_for`: whom or what the host waits for, in words; "" while it goes on. It is said again as long as it is so.
+    """
 
     command: Id
     phase: str
     fraction: float | None = None
-    data: dict[str, Any] = Field(default_factory=dict)
+    waits_for: str = ""
 
 
 class Hello(Frozen):

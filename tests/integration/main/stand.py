@@ -154,6 +154,14 @@ class Stand:
         found = journal(self.lab.name, self.to, "lease", f"{self.vm.id}/{self.vm.status.epoch + 1}")
         return None if found is None else str(found["claim"])
 
+    async def waits_for(self, text: str) -> None:
+        """What `serai job show` says that the move waits for."""
+        assert self.job is not None
+        deadline = time.monotonic() + PATIENCE
+        while (job := await self.lab.client.call("job.show", self.job.id)).waits_for != text:
+            assert time.monotonic() < deadline, f"it waits for {job.waits_for!r}"
+            await asyncio.sleep(0.05)
+
     # --- the outcome ---
 
     async def ended(self) -> Job:

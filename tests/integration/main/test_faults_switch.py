@@ -25,6 +25,7 @@ async def test_destination_qemu_killed_while_the_last_state_is_sent(lab: Lab) ->
 
 async def test_destination_qemu_killed_with_all_sent_and_nothing_committed(lab: Lab) -> None:
     async with held(lab, MUCH) as stand:
+        await stand.waits_for("h2's journal: it has not decided yet")
         os.kill(stand.destination, signal.SIGKILL)
         await stand.stays(reason="signal 9")
 

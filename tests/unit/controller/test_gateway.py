@@ -207,6 +207,29 @@ async def test_progress_and_vm_commands_find_their_way(kit: Kit) -> None:
     assert [word.phase for word in seen] == ["of h2"]
 
 
+async def test_what_the_host_waits_for_is_shown_until_it_says_otherwise(kit: Kit) -> None:
+    """Being asked again does not take it back; an answer does."""
+    waits: list[str] = []
+    asked: list[str] = []
+
+    async def answer(message: Message) -> bytes:
+        command = Command.model_validate_json(message.payload)
+        asked.append(command.id)
+        if len(asked) == 1:
+            word = Progress(command=command.id, phase="commit", waits_for="h2's journal")
+            await kit.bus.publish(Subjects.progress("h1", command.id), dump(word))
+            while not waits:
+                await asyncio.sleep(0.001)
+        if len(asked) < 4:
+            return dump(Reply(state="running"))
+        assert waits == ["h2's journal"]
+        return dump(Reply(state="done", result={"state": "ready"}))
+
+    await kit.bus.subscribe(Subjects.host_command("h1"), answer)
+    await kit.send(waits=waits.append)
+    assert waits == ["h2's journal", ""]
+
+
 @pytest.mark.parametrize("way", [["h2"], ["h2", "h1"], ["h1"]])
 async def test_a_vm_whose_lease_changes_is_asked_of_no_other_holder(kit: Kit, way: list[str]) -> None:
     vm = await kit.vm("h1")

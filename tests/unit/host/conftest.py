@@ -49,6 +49,7 @@ from serai.schema.messages import (
     Hello,
     HostReport,
     Kind,
+    Progress,
     Reply,
     Verdict,
     VerdictAsk,
@@ -303,12 +304,15 @@ class Ground:
         self.reports: list[VmReport] = []
         self.host_reports: list[HostReport] = []
         self.hellos: list[Hello] = []
+        self.waits: list[str] = []
+        """What hosts said that their commands wait for."""
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self.bus.subscribe(Subjects.vm_report("*", "*"), self._on_report)
         await self.bus.subscribe("host.*.report", self._on_host_report)
         await self.bus.subscribe(Subjects.hello("*"), self._on_hello)
+        await self.bus.subscribe(Subjects.progress("*", "*"), self._on_progress)
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -326,6 +330,11 @@ class Ground:
 
     async def _on_host_report(self, message: Any) -> None:
         self.host_reports.append(HostReport.model_validate_json(message.payload))
+
+    async def _on_progress(self, message: Any) -> None:
+        said = Progress.model_validate_json(message.payload).waits_for
+        if said:
+            self.waits.append(said)
 
     async def _on_hello(self, message: Any) -> bytes:
         self.hellos.append(Hello.model_validate_json(message.payload))

@@ -178,6 +178,7 @@ async def test_a_vm_moves(trip: Trip) -> None:
     assert trip.committed
     assert trip.destination.running
     assert trip.destination.network.announced == ["52:54:00:00:00:01"]
+    assert not trip.ground.waits
 
 
 async def test_a_vm_moves_there_and_back_and_there(trip: Trip) -> None:
@@ -430,6 +431,32 @@ async def test_an_agent_is_killed_at_any_line_of_its_journal(trip: Trip, line: i
     await trip.over()
     trip.check()
     assert (trip.destination if trip.committed else trip.source).running
+
+
+async def test_a_move_says_whose_word_it_waits_for(trip: Trip) -> None:
+    """Also to who asks a restarted agent."""
+    await held(trip, "completed")
+    trip.source.cut = True
+    trip.ground.world.release("completed")
+    said = "h2's journal: the bus is away."
+    await trip.ground.until(lambda: said in trip.ground.waits)
+    await trip.source.restart()
+    trip.ground.waits.clear()
+    start = VmMigrateStart(
+        vm=VM,
+        epoch=trip.epoch,
+        offer_id=trip.offer,
+        destination="h2",
+        address="",
+        port=1,
+        tls_hostname="",
+        capabilities=CAPABILITIES,
+    )
+    asking = asyncio.create_task(trip.ground.ask("h1", Kind.VM_MIGRATE, start))
+    await trip.ground.until(lambda: said in trip.ground.waits)
+    trip.source.cut = False
+    await trip.ground.until(asking.done)
+    assert asking.result().committed
 
 
 async def test_the_bus_is_cut_between_the_last_state_and_the_verdict(trip: Trip) -> None:
