@@ -33,8 +33,40 @@ async def test_the_description_has_every_route(bare: World) -> None:
         described = paths[row.path][row.method.lower()]
         assert described["summary"] == row.summary
         assert ("requestBody" in described) == (row.body is not None)
-    assert "put" in paths["/v1/images/{name}/content"]
     assert HANDLERS.keys() == ENDPOINTS.keys()
+
+
+async def test_the_description_says_who_is_let_in(bare: World) -> None:
+    document = (await bare.http.get("/v1/openapi.json")).json()
+    scheme = document["components"]["securitySchemes"]["HTTPBearer"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            wanted = None if path == "/v1/health" else [{"HTTPBearer": []}]
+            assert operation.get("security") == wanted, path
+
+
+async def test_the_description_has_what_is_not_json(bare: World) -> None:
+    """Each with what is really taken or sent."""
+    paths = (await bare.http.get("/v1/openapi.json")).json()["paths"]
+    upload = paths["/v1/images/{name}/content"]["put"]
+    assert upload["requestBody"]["content"].keys() == {"application/octet-stream"}
+    assert upload["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Image")
+    events = paths["/v1/events"]["get"]
+    assert events["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
+    assert {"after", "Last-Event-ID"} <= {row["name"] for row in events["parameters"]}
+    console = paths["/v1/vms/{name}/console"]["get"]
+    assert {"101", "426"} <= console["responses"].keys()
+    answer = await bare.http.get("/v1/vms/web1/console")
+    assert (answer.status_code, answer.headers["upgrade"]) == (426, "websocket")
+    assert "serai vm console web1" in answer.json()["error"]["remedy"]
+    for row in ENDPOINTS.values():
+        described = paths[row.path][row.method.lower()]
+        if row.job:
+            assert "Location" in described["responses"]["202"]["headers"]
+        named = {given["name"] for given in described.get("parameters", [])}
+        assert ("X-Serai-Reason" in named) == row.job
+        assert set(row.query) <= named
 
 
 async def test_lists_go_by_pages(bare: World) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from serai.controller.api import events, hosts, images, jobs, networks, pools, streams, vms, volumes
+from serai.controller.api import describe, events, hosts, images, jobs, networks, pools, streams, vms, volumes
 from serai.controller.api.auth import PRINCIPAL, Auth, Guard
 from serai.controller.api.body import BodyGate
 from serai.controller.api.call import NUMBER_MAX, VERSION, Api, Call, Handler, reason_of, refusal
@@ -114,6 +114,9 @@ def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
         tags=[endpoint.name.partition(".")[0]],
         response_model=result,
         status_code=_status(endpoint),
+        dependencies=[describe.BEARER],
+        responses=describe.responses(endpoint),
+        openapi_extra=describe.headers(endpoint),
     )
 
 

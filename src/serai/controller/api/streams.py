@@ -6,24 +6,33 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from serai.controller.api import describe
 from serai.controller.api.call import VERSION, Api, Reader, Writer, answer, nothing, refusal
 from serai.schema.errors import ConflictError, InvalidError, SeraiError, UnsupportedError
-from serai.schema.image import ImageSource, ImageState
+from serai.schema.image import Image, ImageSource, ImageState
+from serai.schema.resource import Frozen
 from serai.schema.vm import Vm
 
 CHUNK = 1 << 16
 GOING_AWAY = 1001
+CONSOLE = "/v1/vms/{name}/console"
+
+
+class Health(Frozen):
+    """What the controller says of itself to everybody."""
+
+    status: str
+    version: str
 
 
 def add_routes(app: FastAPI, api: Api) -> None:
     """Put them into the app."""
 
-    async def health() -> JSONResponse:
-        return JSONResponse({"status": "ok", "version": VERSION})
+    async def health() -> Response:
+        return answer(Health(status="ok", version=VERSION))
 
     async def content(name: str, request: Request) -> Response:
         return await _upload(api, name, request)
@@ -31,11 +40,44 @@ def add_routes(app: FastAPI, api: Api) -> None:
     async def console(socket: WebSocket, name: str) -> None:
         await _console(api, socket, name)
 
-    app.add_api_route("/v1/health", health, methods=["GET"], summary="Whether the controller answers")
     app.add_api_route(
-        "/v1/images/{name}/content", content, methods=["PUT"], summary="Upload an image", response_model=None
+        "/v1/health", health, methods=["GET"], summary="Whether the controller answers", response_model=Health
     )
-    app.add_api_websocket_route("/v1/vms/{name}/console", console)
+    app.add_api_route(
+        "/v1/images/{name}/content",
+        content,
+        methods=["PUT"],
+        summary="Upload an image",
+        tags=["image"],
+        response_model=Image,
+        dependencies=[describe.BEARER],
+        openapi_extra=describe.UPLOAD,
+    )
+    app.add_api_websocket_route(CONSOLE, console)
+    app.add_api_route(
+        CONSOLE,
+        _no_socket,
+        methods=["GET"],
+        summary="A VM's serial console, as a WebSocket",
+        tags=["vm"],
+        status_code=101,
+        response_model=None,
+        dependencies=[describe.BEARER],
+        responses=describe.CONSOLE,
+    )
+
+
+async def _no_socket(name: str) -> Response:
+    """What a plain GET of a console is answered; it is here also so that the API's description has the path."""
+    error = UnsupportedError(
+        "a console is a WebSocket",
+        field="Upgrade",
+        remedy=f"Ask for it with `Upgrade: websocket`, or use the CLI: serai vm console {name}.",
+    )
+    response = refusal(error)
+    response.status_code = 426
+    response.headers["Upgrade"] = "websocket"
+    return response
 
 
 async def _upload(api: Api, name: str, request: Request) -> Response:
