@@ -18,7 +18,7 @@ from serai.controller.store import JobRecord, Store, Transaction
 from serai.lib.ids import new_id
 from serai.lib.tasks import Tasks
 from serai.schema.errors import UnsupportedError
-from serai.schema.job import Job, Step
+from serai.schema.job import Job, Step, StepState
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,12 @@ class Engine:
         *,
         requested_by: str,
         reason: str = "",
+        data: Mapping[str, Any] | None = None,
     ) -> Job:
-        """Write a job as part of `tx`; it starts once that is committed. Raises UnsupportedError."""
+        """Write a job as part of `tx`; it starts once that is committed. Raises UnsupportedError.
+
+        `data`: the workflow's memory to begin with, JSON; unlike `params` it is shown to nobody.
+        """
         workflow = self._workflows.get(kind)
         if workflow is None:
             raise UnsupportedError(f"this controller has no workflow {kind}", field="kind", value=kind)
@@ -79,10 +83,15 @@ class Engine:
             requested_by=requested_by,
             reason=reason,
             params=dict(params),
-            steps=[Step(name=step.name) for step in workflow.steps],
+            steps=[
+                Step(name=step.name, state=StepState.DONE, started=tx.now, ended=tx.now)
+                if step.written
+                else Step(name=step.name)
+                for step in workflow.steps
+            ],
             created=tx.now,
         )
-        record = JobRecord(job)
+        record = JobRecord(job, dict(data or {}))
         await tx.jobs.insert(record)
         await tx.emit("job.state", target, job.id, "", job=job.id, kind=kind, state=job.state.value, step="")
         tx.on_commit(lambda: self._launch(record))

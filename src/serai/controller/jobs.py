@@ -10,6 +10,8 @@ A workflow is a list of named steps, recorded before and after each runs. The ru
   tolerate that nothing, or half, was done. A failing undo is tried again until it succeeds, and `waits_for` says why.
 - After a step with `point_of_no_return` nothing is undone: cancelling is too late, and a later step that fails is tried
   again until it succeeds. Those later steps must be repeatable.
+- A step that is `written` is what whoever submitted the job wrote in the same transaction. It is done from the
+  beginning: it never runs, and its undo takes that back whatever becomes of the job, also if none of it ever began.
 - A cancel takes effect before the next step that is `cancellable`, and inside one wherever it calls `check_cancel`
   or waits for a host that does not answer. A step that can stop what it started watches `cancelled` itself.
 """
@@ -194,6 +196,16 @@ class StepDef:
     repeatable: bool = False
     cancellable: bool = True
     point_of_no_return: bool = False
+    written: bool = False
+
+
+async def _never(ctx: JobContext) -> None:
+    raise AssertionError(f"step {ctx.step} is done from the beginning")
+
+
+def written(name: str, undo: StepRun) -> StepDef:
+    """The first step of a job whose submission changed what was there before; see the module's text."""
+    return StepDef(name, _never, undo=undo, written=True)
 
 
 def target_lock(job: Job) -> Sequence[str]:

@@ -129,10 +129,15 @@ class Run:
         try:
             while not granted.done():
                 if fresh and self.ctx.cancelled.is_set():
-                    error = CancelledByUserError("cancelled before it began")
-                    self._skip_pending()
-                    await self._end(JobState.CANCELLED, error.info)
-                    return False
+                    error = CancelledByUserError("cancelled before it began").info
+                    if not any(step.written for step in self.workflow.steps):
+                        self._skip_pending()
+                        await self._end(JobState.CANCELLED, error)
+                        return False
+                    # What was written with it is taken back when nobody else is at work there.
+                    fresh = False
+                    self._set(state=JobState.UNDOING, error=error)
+                    await self._write()
                 blockers = self._locks.blockers(self._wish)
                 self.ctx.waits_for("; ".join(f"{name}: {self._directory.describe(j)}" for name, j in blockers.items()))
                 waits = {granted, cancelled} if fresh else {granted}

@@ -43,6 +43,7 @@ from serai.schema.messages import (
     VolumeAdmit,
     VolumeDrop,
     VolumeGrow,
+    VolumeLook,
     VolumeMake,
     VolumeRefuse,
 )
@@ -107,6 +108,7 @@ class Executor:
         self._on(Kind.VOLUME_MAKE, VolumeMake, storage.make)
         self._on(Kind.VOLUME_DROP, VolumeDrop, lambda body, _: storage.drop(body))
         self._on(Kind.VOLUME_GROW, VolumeGrow, lambda body, _: storage.grow(body))
+        self._on(Kind.VOLUME_LOOK, VolumeLook, lambda body, _: storage.look(body))
         self._on(Kind.VOLUME_ADMIT, VolumeAdmit, lambda body, _: storage.admit(body))
         self._on(Kind.VOLUME_REFUSE, VolumeRefuse, lambda body, _: storage.refuse(body))
         self._on(Kind.IMAGE_MAKE, ImageMake, images.make)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.host.records import Records
@@ -17,8 +18,10 @@ from serai.schema.messages import (
     VolumeAdmitted,
     VolumeDrop,
     VolumeGrow,
+    VolumeLook,
     VolumeMake,
     VolumeRefuse,
+    VolumeSeen,
 )
 from serai.schema.volume import ExportKind, PoolStatus
 
@@ -46,6 +49,7 @@ class HostStorage:
         self._image_disk = image_disk
         self._pools: dict[str, PoolDriver] = {}
         self._opening = asyncio.Lock()
+        self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def start(self) -> None:
         """Open the pools of the journal again, and the target with what it exported."""
@@ -172,8 +176,16 @@ class HostStorage:
 
     # --- volumes ---
 
+    def _alone(self, volume: str) -> asyncio.Lock:
+        """One thing at a time: a copy that was given up must be at its end before it is deleted, or it would stay."""
+        return self._busy.setdefault(volume, asyncio.Lock())
+
     async def make(self, body: VolumeMake, report: Report) -> None:
         """Create a volume, empty, from an image or as a copy of another; one that is there whole already stays."""
+        async with self._alone(body.volume):
+            await self._make(body, report)
+
+    async def _make(self, body: VolumeMake, report: Report) -> None:
         driver = self._pool(body.pool)
         present = {volume.id: volume for volume in await driver.list_volumes()}
         if body.volume not in present:
@@ -193,18 +205,28 @@ class HostStorage:
 
     async def drop(self, body: VolumeDrop) -> None:
         """End its export and delete it; one that is gone is deleted already."""
-        if self._exports(body.pool):
-            await self._target().unexport(body.volume)
-        await self._pool(body.pool).delete_volume(body.volume)
+        async with self._alone(body.volume):
+            if self._exports(body.pool):
+                await self._target().unexport(body.volume)
+            await self._pool(body.pool).delete_volume(body.volume)
 
     async def grow(self, body: VolumeGrow) -> None:
         """Make a volume, and its LUN, larger."""
-        await self._pool(body.pool).grow_volume(body.volume, body.size)
-        if self._exports(body.pool):
-            try:
-                await self._target().grow(body.volume)
-            except NotFoundError:
-                log.debug("volume %s is not exported: nobody has to be told of its size", body.volume)
+        async with self._alone(body.volume):
+            await self._pool(body.pool).grow_volume(body.volume, body.size)
+            if self._exports(body.pool):
+                try:
+                    await self._target().grow(body.volume)
+                except NotFoundError:
+                    log.debug("volume %s is not exported: nobody has to be told of its size", body.volume)
+
+    async def look(self, body: VolumeLook) -> VolumeSeen:
+        """How large a volume is now. Raises NotFoundError."""
+        async with self._alone(body.volume):
+            for volume in await self._pool(body.pool).list_volumes():
+                if volume.id == body.volume:
+                    return VolumeSeen(size=volume.size)
+        raise NotFoundError("there is no such volume in the pool", field="volume", value=body.volume)
 
     async def admit(self, body: VolumeAdmit) -> VolumeAdmitted:
         """Export the volume if it is not yet, and let one lease epoch in."""

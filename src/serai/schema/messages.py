@@ -294,6 +294,19 @@ class VolumeGrow(Frozen):
     size: int
 
 
+class VolumeLook(Frozen):
+    """How large a volume is; answered with `VolumeSeen`."""
+
+    pool: Id
+    volume: Id
+
+
+class VolumeSeen(Frozen):
+    """In bytes."""
+
+    size: int
+
+
 class VolumeAdmit(Frozen):
     """Export the volume if it is not yet, and let `admission` in."""
 
@@ -393,6 +406,7 @@ class Kind(StrEnum):
     VOLUME_MAKE = "volume.make"
     VOLUME_DROP = "volume.drop"
     VOLUME_GROW = "volume.grow"
+    VOLUME_LOOK = "volume.look"
     VOLUME_ADMIT = "volume.admit"
     VOLUME_REFUSE = "volume.refuse"
     IMAGE_MAKE = "image.make"
@@ -421,6 +435,7 @@ COMMANDS: dict[Kind, CommandType] = {
     Kind.VOLUME_MAKE: CommandType(body=VolumeMake, result=Empty, to="host"),
     Kind.VOLUME_DROP: CommandType(body=VolumeDrop, result=Empty, to="host"),
     Kind.VOLUME_GROW: CommandType(body=VolumeGrow, result=Empty, to="host"),
+    Kind.VOLUME_LOOK: CommandType(body=VolumeLook, result=VolumeSeen, to="host"),
     Kind.VOLUME_ADMIT: CommandType(body=VolumeAdmit, result=VolumeAdmitted, to="host"),
     Kind.VOLUME_REFUSE: CommandType(body=VolumeRefuse, result=Empty, to="host"),
     Kind.IMAGE_MAKE: CommandType(body=ImageMake, result=ImageManifest, to="host"),

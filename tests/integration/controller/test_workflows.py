@@ -1,49 +1,46 @@
-"""The real workflows behind the real API, against agents that answer by the book: who owns what afterwards."""
+"""The real workflows behind the real API: who owns what afterwards."""
 
 from __future__ import annotations
 
 import asyncio
+<<<<<<< HEAD
 import contextlib
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+=======
+>>>>>>> d6d4df6 (An edit or a growth that fails, or is cancelled, is taken back; what cannot be is said)
 
 import pytest
-from pydantic import BaseModel
+from tests.integration.controller.conftest import FACTS, World
 
-from serai.app.controller import Controller, ControllerConfig, running, standard_extras
-from serai.client.context import Context
-from serai.client.http import Client
-from serai.lib.bus import Message
 from serai.lib.clock import SystemClock
-from serai.lib.membus import MemBus
-from serai.schema.errors import ConflictError, HostError, StaleError, UnavailableError
-from serai.schema.host import Ability, HostFacts, HostState
-from serai.schema.image import ImageKind, ImageManifest
-from serai.schema.job import Job, JobState
+from serai.schema.errors import ConflictError, UnavailableError
+from serai.schema.job import JobState
 from serai.schema.lease import Claim
 from serai.schema.messages import (
     Command,
-    Empty,
     Hello,
     HostReport,
     Kind,
+<<<<<<< HEAD
     Reply,
     UplinkTaken,
+=======
+>>>>>>> d6d4df6 (An edit or a growth that fails, or is cancelled, is taken back; what cannot be is said)
     Verdict,
     VmConfigured,
     VmMigrateCancel,
     VmMigrateCancelled,
     VmMigrated,
-    VmPrepared,
     VmRelease,
-    VolumeAdmitted,
     dump,
 )
 from serai.schema.network import NetworkStatus
 from serai.schema.subjects import Subjects
+<<<<<<< HEAD
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import PoolStatus
 
@@ -185,6 +182,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         network = {"name": "lan", "spec": {"bridge": "br-lan", "subnet": "10.77.0.0/24"}}
         await client.call("network.create", None, network)
         yield made
+=======
+from serai.schema.vm import VmReport, VmState
+>>>>>>> d6d4df6 (An edit or a growth that fails, or is cancelled, is taken back; what cannot be is said)
 
 
 @pytest.mark.parametrize("kind", [Kind.VOLUME_MAKE, Kind.VOLUME_ADMIT, Kind.VM_START])
@@ -241,6 +241,7 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
 
 
+<<<<<<< HEAD
 async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
     async def seen() -> list[datetime]:
         shown = await world.client.call("host.show", "h1")
@@ -325,6 +326,8 @@ async def goes_offline(world: World, name: str) -> None:
         await tx.hosts.update_status(host.id, state=HostState.OFFLINE)
 
 
+=======
+>>>>>>> d6d4df6 (An edit or a growth that fails, or is cancelled, is taken back; what cannot be is said)
 async def test_a_stopped_vm_starts_on_another_host_once_the_old_one_has_given_it_up(world: World) -> None:
     await world.create()
     await world.do("vm.stop", "web1", {"force": True})
@@ -358,7 +361,7 @@ async def test_a_vm_that_fits_its_host_no_more_starts_elsewhere_and_says_why(wor
 async def test_a_vm_whose_host_is_silent_starts_nowhere(world: World) -> None:
     await world.create(disks=[])
     await world.do("vm.stop", "web1", {"force": True})
-    await goes_offline(world, "h1")
+    await world.offline("h1")
     for body in ({}, {"host": "h1"}, {"host": "h2"}):
         with pytest.raises(UnavailableError, match="was last on host h1, which is offline") as caught:
             await world.client.call("vm.start", "web1", body)
@@ -380,7 +383,7 @@ async def test_a_vm_whose_disks_host_is_silent_does_not_start(world: World) -> N
     await world.do("vm.stop", "web1", {"force": True})
     assert (await world.do("vm.start", "web1", {"host": "h2"})).state is JobState.DONE
     await world.do("vm.stop", "web1", {"force": True})
-    await goes_offline(world, "h1")
+    await world.offline("h1")
     with pytest.raises(UnavailableError, match="volume web1-disk0 of VM web1 is in pool p on host h1"):
         await world.client.call("vm.start", "web1")
 

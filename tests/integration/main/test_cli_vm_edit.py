@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serai.lab.state import LabFolder
-from serai.lib import process
+from serai.lib import namespace, process
 from serai.lib.ids import new_id
 from serai.schema.vm import Vm, VmState
 
@@ -220,3 +221,37 @@ async def test_a_template_never_runs_and_its_clone_has_the_data_and_an_address_o
         assert await shell.ask("md5sum /dev/vda") == written
         assert await shell.ask("cat /sys/class/net/eth0/address") == clone.spec.vnics[0].mac
     await guest.stop_disk()
+
+
+async def test_what_a_full_pool_refuses_changes_nothing(lab: Lab, serai: Serai) -> None:
+    """An edit with a new disk, and a growth: the controller has not heard how little is left, so the host says it."""
+    vm, pool, place = await lab.create(), f"p{new_id()[:6]}", Path("/var/lib/serai/full")
+    inside = namespace.enter_argv(None, LabFolder.of(lab.name).pin("h3"))
+    await process.run([*inside, "mkdir", str(place)])
+    await process.run([*inside, "mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "small", str(place)])
+    try:
+        await serai.well("pool", "create", pool, "--host", "h3", "--path", str(place))
+        await serai.well("volume", "create", f"{pool}-v", "--pool", pool, "--size", "1M")
+        await process.run([*inside, "dd", "if=/dev/zero", f"of={place}/notes", "bs=1M", "count=6"])
+        ran = await serai("vm", "edit", vm.name, "--cpus", "2", "--add-network", "lan", "--add-disk", f"{pool}:4M")
+        assert (ran.code, ran.out) == (1, "")
+        assert "says: taken back" in ran.err
+        refused(ran, "size", str(4 << 20), "Delete volumes")
+        after = await lab.vm(vm.name)
+        assert (after.spec, after.status.addresses) == (vm.spec, vm.status.addresses)
+        volumes = (await serai.well("volume", "list", "-o", "name")).out
+        assert f"{vm.name}-disk1" not in volumes
+        ran = await serai("volume", "resize", f"{pool}-v", "4M")
+        assert ran.code == 1
+        shown = (await serai.well("volume", "show", f"{pool}-v", "-o", "json")).json
+        assert (shown["spec"]["size"], shown["status"]["size"]) == (1 << 20, 1 << 20)
+        # The VM is none the worse for it.
+        await serai.well("vm", "edit", vm.name, "--cpus", "2", "--add-disk", "shared0:4M")
+        async with Shell(serai.argv, vm.name) as guest:
+            assert [await guest.ask(what) for what in (CPUS, DISKS, NICS)] == ["0-1", "vda vdb", "eth0"]
+        await serai.well("volume", "delete", f"{pool}-v")
+        await process.run([*inside, "rm", f"{place}/notes"])
+        await serai.well("pool", "delete", pool)
+    finally:
+        await process.run([*inside, "umount", str(place)])
+        await process.run([*inside, "rmdir", str(place)])

@@ -14,7 +14,7 @@ import pytest
 
 from serai.controller import run as run_module
 from serai.controller.engine import Engine
-from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.jobs import JobContext, StepDef, Workflow, written
 from serai.controller.store import Store
 from serai.schema.errors import CapacityError, ConflictError, UnsupportedError
 from serai.schema.job import Job, JobState, StepState
@@ -25,6 +25,14 @@ class NoHosts:
 
     async def command(self, *args: Any, **kwargs: Any) -> Any:
         raise AssertionError("a command was sent")
+
+
+async def do_nothing(_: JobContext) -> None:
+    """A step that ends well."""
+
+
+async def fails(_: JobContext) -> None:
+    raise CapacityError("full")
 
 
 class Log:
@@ -216,6 +224,34 @@ async def test_a_second_job_queues_and_says_behind_which(kit: Kit, log: Log) -> 
     for job in (first, second, other):
         assert (await kit.ended(job)).state is JobState.DONE
     assert log.lines == ["one"] * 3
+
+
+@pytest.mark.parametrize("when", ["queued", "begun", "never"])
+async def test_what_was_written_with_a_job_is_taken_back_unless_it_ends_well(kit: Kit, log: Log, when: str) -> None:
+    """Also if it never began: once those that were there before it are done, and after a crash."""
+
+    async def back(ctx: JobContext) -> None:
+        log.lines.append(f"back to {ctx.data['before']}")
+
+    kit.define("ahead", log.step("one", hold=True, repeatable=True))
+    kit.define("k", written("w", back), StepDef("two", do_nothing if when == "never" else fails))
+    if when == "queued":
+        ahead = await kit.submit("ahead")
+        await log.reached.wait()
+    async with kit.store.transaction() as tx:
+        data = {"before": 7}
+        job = await kit.engine.submit(tx, "k", "vm/web1", "a" * 12, {}, requested_by="test", data=data)
+    assert job.steps[0].state is StepState.DONE
+    if when == "queued":
+        await kit.engine.cancel(job.id)
+        await kit.seen(job, lambda now: now.state is JobState.UNDOING and ahead.id in now.waits_for)
+        await kit.restarted()
+        log.go_on.set()
+    ended = await kit.ended(job)
+    wanted = {"queued": JobState.CANCELLED, "begun": JobState.FAILED, "never": JobState.DONE}[when]
+    assert ended.state is wanted
+    assert log.lines[-1:] == ([] if when == "never" else ["back to 7"])
+    assert states(ended)[0] is (StepState.DONE if when == "never" else StepState.UNDONE)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from serai.drivers.storage.base import Exporter, PoolDriver
+from serai.drivers.storage.base import Exporter, PoolDriver, Progress
 from serai.drivers.storage.directory import DirectoryPool
-from serai.drivers.storage.fake import FakeExporter
+from serai.drivers.storage.fake import FakeExporter, FakePool
 from serai.host.journal import Journal
 from serai.host.records import Records
 from serai.host.storage import HostStorage
 from serai.schema.errors import ConflictError, HostError, NotFoundError, UnavailableError
-from serai.schema.messages import PoolClose, PoolOpen, VolumeDrop, VolumeMake
+from serai.schema.messages import PoolClose, PoolOpen, VolumeDrop, VolumeGrow, VolumeLook, VolumeMake
 from serai.schema.volume import ExportKind, PoolDriverName
 
 ONE, TWO = "1" * 12, "2" * 12
@@ -153,4 +153,51 @@ async def test_two_pools_asked_for_at_once_are_not_made_in_one_folder(tmp_path: 
     ]
     ended = await asyncio.gather(*(host.open_pool(wish) for wish in wishes), return_exceptions=True)
     assert sorted(isinstance(one, ConflictError) for one in ended) == [False, True]
+    journal.close()
+
+
+async def test_how_large_a_volume_is(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    host = storage(Records(journal))
+    await host.open_pool(
+        PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "one"), export=ExportKind.NONE)
+    )
+    look = VolumeLook(pool=ONE, volume="0" * 12)
+    with pytest.raises(NotFoundError):
+        await host.look(look)
+    await host.make(VolumeMake(pool=ONE, volume="0" * 12, size=1 << 20), nothing)
+    assert (await host.look(look)).size == 1 << 20
+    await host.grow(VolumeGrow(pool=ONE, volume="0" * 12, size=2 << 20))
+    assert (await host.look(look)).size == 2 << 20
+    journal.close()
+
+
+class SlowPool(FakePool):
+    """A copy goes on until it is told to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def clone_volume(self, src_id: str, dst_id: str, progress: Progress | None = None) -> None:
+        self.begun.set()
+        await self.go_on.wait()
+        await super().clone_volume(src_id, dst_id, progress)
+
+
+async def test_a_copy_that_is_given_up_does_not_stay(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    pool = SlowPool()
+    host = storage(Records(journal), lambda _: pool)
+    await host.open_pool(PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path="", export=ExportKind.NONE))
+    await host.make(VolumeMake(pool=ONE, volume="0" * 12, size=1 << 20), nothing)
+    copy = VolumeMake(pool=ONE, volume="1" * 12, size=1 << 20, clone_of="0" * 12)
+    making = asyncio.create_task(host.make(copy, nothing))
+    await pool.begun.wait()
+    dropping = asyncio.create_task(host.drop(VolumeDrop(pool=ONE, volume="1" * 12)))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    pool.go_on.set()
+    await asyncio.gather(making, dropping)
+    assert [volume.id for volume in await pool.list_volumes()] == ["0" * 12]
     journal.close()

@@ -107,8 +107,15 @@ class Call:
             raise TypeError(f"{self.endpoint} declares another body than {model.__name__}")
         return self.body
 
-    async def submit(self, api: Api, tx: Transaction, item: Any, params: Mapping[str, Any] | None = None) -> Job:
-        """The endpoint's job on a resource, as part of `tx`.
+    async def submit(
+        self,
+        api: Api,
+        tx: Transaction,
+        item: Any,
+        params: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """The endpoint's job on a resource, as part of `tx`; `data` as in `Engine.submit`.
 
         Its params are `{"id": …}`, the body's fields and `params`. What a creation wrote down is not repeated there:
         jobs are shown to everyone who may list them, and user-data may hold secrets.
@@ -122,6 +129,7 @@ class Call:
             {**body, **(params or {}), "id": item.id},
             requested_by=self.principal,
             reason=self.reason,
+            data=data,
         )
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from fastapi import Response
 
-from serai.controller import capacity
+from serai.controller import capacity, edits, naming
 from serai.controller.api.call import Api, Call, accepted
 from serai.controller.api.checks import need_holder, refuse_while
-from serai.controller.api.vm_parts import brief, masked, resolve_disks, resolve_vnics, write_disks
+from serai.controller.api.vm_parts import brief, resolve_disks, resolve_vnics, write_disks
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
 from serai.core import placement
@@ -23,28 +23,18 @@ PLAIN = ("cpus", "memory", "cloud_init", "restart", "autostart", "autostart_orde
 
 
 async def edit(api: Api, call: Call) -> Response:
-    """Write the changed spec (a new generation) and the job that applies it.
+    """Write the changed spec (a new generation) and the job that applies it, or takes it back.
 
-    The job's params: `changes` (the body's given fields) and `before` (the spec as it was), without
-    user-data.
+    The job's params: `changes`, the body's given fields, without user-data.
     """
     body = call.need(VmEdit)
     async with api.store.transaction() as tx:
         vm = await tx.vms.find(call.name)
-        await refuse_while(tx, vm.id, "the VM is being deleted", "vm.delete", remedy="Leave it: it is going.")
-        if any(getattr(body, name) is not None for name in HARDWARE):
-            await refuse_while(
-                tx,
-                vm.id,
-                f"VM {vm.name} is on the move",
-                "vm.migrate",
-                remedy="Wait until it has arrived, or cancel that job.",
-            )
+        await _refuse_in_between(tx, vm, body)
         if vm.status.state in ALIVE:
             # What is changed is told to the VM's host, which would not hear it.
             await need_holder(tx, vm)
-        if body.rename is not None and body.rename != vm.name:
-            vm = await _rename(tx, vm, body.rename)
+        before, generation = await edits.document(tx, vm), vm.generation
         spec = await _new_spec(tx, vm, body)
         update: dict[str, Any] = {"spec": spec, "generation": vm.generation + (spec != vm.spec)}
         if body.labels is not None:
@@ -56,18 +46,43 @@ async def edit(api: Api, call: Call) -> Response:
             update["status"] = vm.status.model_copy(update={"addresses": addresses})
         changed = vm.model_copy(update=update)
         await tx.vms.replace(changed)
-        changes = brief(body)
-        await tx.emit("vm.changed", f"vm/{changed.name}", vm.id, "changed: " + ", ".join(sorted(changes)))
+        if body.rename is not None and body.rename != vm.name:
+            # Last: the body names the volumes as they were called when it was sent.
+            changed = await naming.rename(tx, changed, body.rename)
+        given = brief(body)
+        await tx.emit("vm.changed", f"vm/{changed.name}", vm.id, "changed: " + ", ".join(sorted(given)))
         job = await api.engine.submit(
             tx,
             call.endpoint,
             f"vm/{changed.name}",
             vm.id,
-            {"id": vm.id, "changes": changes, "before": masked(vm.spec.model_dump(mode="json"))},
+            {"id": vm.id, "changes": given},
             requested_by=call.principal,
             reason=call.reason,
+            data=await edits.record(tx, before, changed, generation),
         )
         return accepted(job)
+
+
+async def _refuse_in_between(tx: Transaction, vm: Vm, body: VmEdit) -> None:
+    await refuse_while(tx, vm.id, "the VM is being deleted", "vm.delete", remedy="Leave it: it is going.")
+    if any(getattr(body, name) is not None for name in HARDWARE):
+        await refuse_while(
+            tx,
+            vm.id,
+            f"VM {vm.name} is on the move",
+            "vm.migrate",
+            remedy="Wait until it has arrived, or cancel that job.",
+        )
+    if body.disks is not None or body.vnics is not None:
+        # Both are whole lists: made up from what that job may yet take back.
+        await refuse_while(
+            tx,
+            vm.id,
+            f"VM {vm.name} is being changed",
+            "vm.edit",
+            remedy="Wait for that job's end, or stop it: serai job cancel {job}.",
+        )
 
 
 async def _new_spec(tx: Transaction, vm: Vm, body: VmEdit) -> VmSpec:
@@ -119,30 +134,3 @@ async def _check_memory(tx: Transaction, vm: Vm, memory: int) -> None:
                 value=format_size(memory),
                 remedy="Move the VM to another host first.",
             )
-
-
-async def _rename(tx: Transaction, vm: Vm, name: str) -> Vm:
-    """The VM under its new name; the volumes that came with it are renamed alike."""
-    if await tx.vms.seek(name) is not None:
-        raise tx.vms.taken(name, "rename")
-    names: dict[str | None, str] = {}
-    for volume in await tx.volumes.of_vm(vm.name):
-        suffix = volume.name.removeprefix(f"{vm.name}-disk")
-        new = volume.name
-        if suffix != volume.name and await tx.volumes.seek(f"{name}-disk{suffix}") is None:
-            new = f"{name}-disk{suffix}"
-            if len(new) > 63:
-                raise InvalidError(
-                    "the name leaves no room for those of the VM's volumes",
-                    field="rename",
-                    value=name,
-                    remedy="Choose a name of up to 56 characters.",
-                )
-        status = volume.status.model_copy(update={"vm": name})
-        await tx.volumes.replace(volume.model_copy(update={"name": new, "status": status}))
-        names[volume.name] = new
-    disks = [disk.model_copy(update={"volume": names.get(disk.volume, disk.volume)}) for disk in vm.spec.disks]
-    renamed = vm.model_copy(update={"name": name, "spec": vm.spec.model_copy(update={"disks": disks})})
-    await tx.vms.replace(renamed)
-    await tx.emit("vm.renamed", f"vm/{name}", vm.id, f"{vm.name} is {name} now", before=vm.name)
-    return renamed

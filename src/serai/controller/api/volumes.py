@@ -6,15 +6,16 @@ from typing import Any
 
 from fastapi import Response
 
+from serai.controller import edits
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
 from serai.controller.api.checks import need_holder, need_image, need_pool, need_room, refuse_while
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
+from serai.core.edits import changes
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.image import Image, ImageKind
 from serai.schema.units import format_size
-from serai.schema.vm import Vm
 from serai.schema.volume import Volume, VolumeCreate, VolumeEdit, VolumeState, VolumeStatus
 
 
@@ -93,16 +94,10 @@ async def edit(api: Api, call: Call) -> Response:
         await tx.volumes.replace(changed)
         await tx.emit("volume.changed", f"volume/{volume.name}", volume.id, "changed: " + ", ".join(update))
         if vm is not None and "spec" in update:
-            await _grow_disk(tx, vm, changed)
-        return accepted(await call.submit(api, tx, changed, None if vm is None else {"vm": vm.id}))
-
-
-async def _grow_disk(tx: Transaction, vm: Vm, volume: Volume) -> None:
-    """The VM's own spec says how large its disks are, too."""
-    update = {"size": volume.spec.size}
-    disks = [disk.model_copy(update=update) if disk.volume == volume.name else disk for disk in vm.spec.disks]
-    if disks != vm.spec.disks:
-        await tx.vms.set_spec(vm.id, vm.spec.model_copy(update={"disks": disks}))
+            await edits.follow_size(tx, changed)
+        memory = {"changes": changes(edits.volume_document(volume), edits.volume_document(changed))}
+        params = None if vm is None else {"vm": vm.id}
+        return accepted(await call.submit(api, tx, changed, params, memory))
 
 
 async def delete(api: Api, call: Call) -> Response:

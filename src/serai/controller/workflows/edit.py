@@ -1,20 +1,32 @@
-"""`vm.edit` and `vm.clone`: what applies live is applied live; what needs a restart is said and shown as pending."""
+"""`vm.edit` and `vm.clone`: what applies live is applied live; what needs a restart is said and shown as pending.
+
+An edit that fails, or is cancelled, is taken back: the spec and what goes with it, then what the VM's host had applied,
+then the volumes that were made. What cannot be taken back from a VM that runs is shown as pending, too.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow
-from serai.controller.workflows.common import Office, make_launch
+from serai.controller import edits
+from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow, written
+from serai.controller.workflows.common import Office, facts_of, make_launch
 from serai.core.migration import PENDING
+from serai.schema.errors import NotFoundError, SeraiError, UnavailableError
 from serai.schema.messages import Kind, VmConfigure, VmConfigured, VolumeDrop, VolumeMake
 from serai.schema.resource import Condition
-from serai.schema.vm import VmState
+from serai.schema.vm import Vm, VmState
 from serai.schema.volume import VolumeState
+
+TOLD = "told"
+"""Key in the job's data: the VM's host was sent what the VM is to be."""
 
 
 def workflows(office: Office) -> list[Workflow]:
     """Both kinds."""
+
+    async def take_back(ctx: JobContext) -> None:
+        await _take_back(office, ctx)
 
     async def volumes(ctx: JobContext) -> None:
         await _make_new_volumes(office, ctx)
@@ -29,8 +41,15 @@ def workflows(office: Office) -> list[Workflow]:
         await _uncopy(office, ctx)
 
     return [
-        Workflow("vm.edit", (StepDef("volumes", volumes, repeatable=True), StepDef("apply", apply, repeatable=True))),
-        Workflow("vm.clone", (StepDef("copy", copy, undo=uncopy, repeatable=True),)),
+        Workflow(
+            "vm.edit",
+            (
+                written("spec", take_back),
+                StepDef("volumes", volumes, repeatable=True),
+                StepDef("apply", apply, repeatable=True),
+            ),
+        ),
+        Workflow("vm.clone", (written("vm", uncopy), StepDef("copy", copy, repeatable=True))),
     ]
 
 
@@ -50,6 +69,70 @@ async def _make_new_volumes(office: Office, ctx: JobContext) -> None:
 
 async def _apply(office: Office, ctx: JobContext) -> None:
     ctx.result = await apply_live(office, ctx, ctx.params["id"])
+    # What there was before may hold secrets, and nobody needs it any more.
+    ctx.data.clear()
+
+
+async def _take_back(office: Office, ctx: JobContext) -> None:
+    """Undo of an edit: the store first, then the VM if it may have heard of it, then the volumes that were made."""
+    vm_id, memory = ctx.params["id"], ctx.data
+    if "stays" not in memory:
+        async with ctx.store.transaction() as tx:
+            memory["stays"] = await edits.take_back_vm(tx, vm_id, memory)
+        await ctx.save()
+    remarks = [f"stays: {', '.join(memory['stays'])}"] if memory["stays"] else []
+    vm = await office.shelf.vm(vm_id)
+    pending: list[str] = []
+    if TOLD in memory or vm.status.running_generation > memory["generation"]:
+        pending = await _untell(office, ctx, vm_id)
+        remarks += [f"until the VM restarts: {line}" for line in pending]
+    if "disks" in memory["changes"] and not any(stay.startswith("disks ") for stay in memory["stays"]):
+        remarks += await _give_up_volumes(office, ctx, vm, open_still=bool(pending))
+    ctx.progress(None, "; ".join(["taken back", *remarks]))
+    ctx.data = {"stays": memory["stays"], "generation": memory["generation"], "changes": {}}
+
+
+async def _untell(office: Office, ctx: JobContext, vm_id: str) -> list[str]:
+    """Bring a VM that runs back to its spec; returns what cannot be. Its host's silence is waited out."""
+    try:
+        answer = await apply_live(office, ctx, vm_id)
+    except UnavailableError:
+        raise
+    except SeraiError as error:
+        line = f"its host may have applied some of an edit that failed, and does not take it back: {error.info.message}"
+        await office.shelf.set_vm_conditions(vm_id, PENDING, [Condition(type=PENDING, message=line)])
+        return [line]
+    return list(answer["pending"])
+
+
+async def _give_up_volumes(office: Office, ctx: JobContext, vm: Vm, *, open_still: bool) -> list[str]:
+    """The edit's volumes: those made for it go, those that were there before are nobody's again."""
+    if open_still:
+        # QEMU may have them open: they stay the VM's until it restarts, as those of removed disks do.
+        kept = [(await office.shelf.volume(one)).name for one in (*ctx.data["made"], *ctx.data["taken"])]
+        return [f"volume {name} is nobody's once the VM has restarted" for name in kept]
+    for volume_id in ctx.data["taken"]:
+        await office.shelf.let_go(volume_id, vm.name)
+    return [line for one in ctx.data["made"] if (line := await unmake_volume(office, ctx, one))]
+
+
+async def unmake_volume(office: Office, ctx: JobContext, volume_id: str) -> str:
+    """Remove a volume that a job had made, or begun to; a host that cannot be asked keeps it, and the text says so."""
+    try:
+        volume = await office.shelf.volume(volume_id)
+    except NotFoundError:
+        return ""
+    pool = await office.shelf.pool(volume.spec.pool)
+    try:
+        facts_of(await office.shelf.host(pool.spec.host))
+        body = VolumeDrop(pool=pool.id, volume=volume.id)
+        await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
+    except SeraiError as error:
+        reason = f"not removed: {error.info.message}. Delete it when its host is back"
+        await office.shelf.set_volume_status(volume.id, state=VolumeState.FAILED, vm=None, reason=reason)
+        return f"volume {volume.name} could not be removed ({error.info.message}): serai volume delete {volume.name}"
+    await office.shelf.delete_volume(volume.id)
+    return ""
 
 
 async def apply_live(office: Office, ctx: JobContext, vm_id: str) -> dict[str, Any]:
@@ -70,6 +153,8 @@ async def apply_live(office: Office, ctx: JobContext, vm_id: str) -> dict[str, A
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,
     )
+    ctx.data[TOLD] = True
+    await ctx.save()
     # The launch holds secrets, and is good for that host and epoch alone.
     holder = VmTarget(vm.id, parts.host.name, parts.lease.epoch)
     answer: VmConfigured = await ctx.command(
@@ -105,11 +190,10 @@ async def _copy(office: Office, ctx: JobContext) -> None:
 
 
 async def _uncopy(office: Office, ctx: JobContext) -> None:
-    clone = await office.shelf.vm(ctx.params["clone"])
-    for disk in clone.spec.disks:
-        volume = await office.shelf.volume(disk.volume or "")
-        pool = await office.shelf.pool(volume.spec.pool)
-        body = VolumeDrop(pool=pool.id, volume=volume.id)
-        await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
-        await office.shelf.delete_volume(volume.id)
+    try:
+        clone = await office.shelf.vm(ctx.params["clone"])
+    except NotFoundError:
+        return
+    lines = [await unmake_volume(office, ctx, disk.volume) for disk in clone.spec.disks if disk.volume is not None]
     await office.shelf.drop_vm(clone.id)
+    ctx.progress(None, "; ".join(["taken back", *filter(None, lines)]))

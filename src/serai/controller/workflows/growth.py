@@ -3,22 +3,30 @@
 Where the volume is exported, the target takes it off line for a moment, and what the guest asks of it just then would
 fail. So the VM's processors stand still meanwhile, with nothing in flight. Whether it was this job that stopped them is
 written down before it does: a controller that takes the job up after a crash lets them go on.
+
+When it fails, the host is asked how large the volume is now. What has not grown goes back to its old size; what has
+grown stays, since volumes do not shrink, and says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
-from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow, target_lock
+from serai.controller import edits
+from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow, target_lock, written
 from serai.controller.workflows.common import Office
 from serai.controller.workflows.edit import apply_live
+from serai.schema.errors import ConflictError, SeraiError, UnavailableError
 from serai.schema.job import Job
-from serai.schema.messages import Kind, VmSignal, VolumeGrow
+from serai.schema.messages import Kind, VmSignal, VolumeGrow, VolumeLook, VolumeSeen
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import ExportKind, Pool, Volume
 
 STILL = "still"
 """Key in the job's data: the VM was running, and stands still because of this job."""
+ASKED = "asked"
+"""Key in the job's data: the host was asked to grow the volume."""
 
 
 def workflows(office: Office) -> list[Workflow]:
@@ -27,8 +35,12 @@ def workflows(office: Office) -> list[Workflow]:
     async def grow(ctx: JobContext) -> None:
         await _grow(office, ctx)
 
+    async def take_back(ctx: JobContext) -> None:
+        await _take_back(office, ctx)
+
     # Not to be cancelled: left half-way, the VM would stand still.
-    return [Workflow("volume.edit", (StepDef("grow", grow, repeatable=True, cancellable=False),), _locks)]
+    steps = (written("volume", take_back), StepDef("grow", grow, repeatable=True, cancellable=False))
+    return [Workflow("volume.edit", steps, _locks)]
 
 
 def _locks(job: Job) -> Sequence[str]:
@@ -41,13 +53,13 @@ async def _grow(office: Office, ctx: JobContext) -> None:
     volume = await office.shelf.volume(ctx.params["id"])
     vm_id = ctx.params.get("vm")
     ctx.result = {"size": volume.spec.size}
-    if volume.spec.size > volume.status.size or STILL in ctx.data:
+    if volume.spec.size > volume.status.size or volume.status.reason or STILL in ctx.data:
         pool = await office.shelf.pool(volume.spec.pool)
         if vm_id is None:
             await _grow_on_host(ctx, volume, pool)
         else:
             await _grow_under(office, ctx, vm_id, volume, pool)
-        await office.shelf.set_volume_status(volume.id, size=volume.spec.size)
+        await office.shelf.set_volume_status(volume.id, size=volume.spec.size, reason="")
     if vm_id is not None:
         ctx.result = {**ctx.result, **await apply_live(office, ctx, vm_id)}
 
@@ -68,8 +80,37 @@ async def _grow_under(office: Office, ctx: JobContext, vm_id: str, volume: Volum
 
 
 async def _grow_on_host(ctx: JobContext, volume: Volume, pool: Pool) -> None:
+    ctx.data[ASKED] = True
+    await ctx.save()
     body = VolumeGrow(pool=pool.id, volume=volume.id, size=volume.spec.size)
     await ctx.command(Kind.VOLUME_GROW, pool.spec.host, f"volume/{volume.id}", body)
+
+
+async def _take_back(office: Office, ctx: JobContext) -> None:
+    if ctx.data.get(STILL):
+        # A VM that ended meanwhile refuses: it stands still no more.
+        with contextlib.suppress(ConflictError):
+            await _signal(office, ctx, Kind.VM_RESUME, ctx.params["vm"])
+    volume = await office.shelf.volume(ctx.params["id"])
+    remarks = []
+    real: int | None = None
+    if ASKED in ctx.data:
+        try:
+            real = await _size_on_host(office, ctx, volume)
+        except UnavailableError:
+            raise
+        except SeraiError as error:
+            remarks.append(f"whether it has grown is not known: {error.info.message}")
+    async with ctx.store.transaction() as tx:
+        stays = await edits.take_back_volume(tx, volume.id, ctx.data, real)
+    ctx.progress(None, "; ".join(["taken back", *(f"stays: {line}" for line in stays), *remarks]))
+
+
+async def _size_on_host(office: Office, ctx: JobContext, volume: Volume) -> int:
+    pool = await office.shelf.pool(volume.spec.pool)
+    body = VolumeLook(pool=pool.id, volume=volume.id)
+    seen: VolumeSeen = await ctx.command(Kind.VOLUME_LOOK, pool.spec.host, f"volume/{volume.id}", body)
+    return seen.size
 
 
 async def _signal(office: Office, ctx: JobContext, kind: Kind, vm_id: str) -> None:

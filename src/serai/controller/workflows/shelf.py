@@ -291,6 +291,14 @@ class Shelf:
             found = await write.volumes.update_status(volume, **fields)
             await write.emit("volume.state", f"volume/{found.name}", volume, f"{found.name} is {found.status.state}")
 
+    async def let_go(self, volume: str, vm: str) -> None:
+        """A volume that an edit had given to a VM (by name) is nobody's again."""
+        async with self._store.transaction() as write:
+            found = await write.volumes.get(volume)
+            if found.status.vm == vm:
+                await write.volumes.update_status(volume, vm=None)
+                await write.emit("volume.state", f"volume/{found.name}", volume, f"{found.name} is no disk of {vm}")
+
     async def delete_volume(self, volume: str) -> None:
         async with self._store.transaction() as write:
             name = (await write.volumes.get(volume)).name

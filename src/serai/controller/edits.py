@@ -1,0 +1,130 @@
+"""What an edit's job remembers, and how the store is brought back by it when the edit fails or is cancelled.
+
+The memory is the job's `data`, which nobody is shown: a VM's fields may hold user-data. Disks are remembered with the
+ids of their volumes, since these may be renamed meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serai.controller import naming
+from serai.controller.store import Transaction, View
+from serai.controller.store.networks import Address
+from serai.core.edits import changes, taken_back
+from serai.schema.units import format_size
+from serai.schema.vm import Vm, VmSpec, VnicSpec
+from serai.schema.volume import Volume, VolumeState
+
+UNFINISHED = "it has grown, but not all that use it were told: resize it to the size that it has"
+"""Reason of a volume whose growth is to be asked for again."""
+OWN = ("name", "labels", "description")
+"""Fields of a resource beside its spec."""
+
+
+async def document(view: View, vm: Vm) -> dict[str, Any]:
+    """All that an edit may change, as JSON. A disk's size is its volume's own, which may grow meanwhile."""
+    fields = vm.model_dump(mode="json", include={"spec", *OWN})
+    spec = fields.pop("spec")
+    for disk in spec["disks"]:
+        disk.update(volume=(await view.volumes.find(disk["volume"])).id, size=None)
+    return {**spec, **fields}
+
+
+async def record(view: View, before: Mapping[str, Any], after: Vm, generation: int) -> dict[str, Any]:
+    """The memory of an edit: `changes`, `generation` before it, and the ids of its volumes, `made` and `taken`."""
+    now = await document(view, after)
+    had = {disk["volume"] for disk in before["disks"]}
+    made: list[str] = []
+    taken: list[str] = []
+    for volume_id in [disk["volume"] for disk in now["disks"] if disk["volume"] not in had]:
+        new = (await view.volumes.get(volume_id)).status.state is VolumeState.CREATING
+        (made if new else taken).append(volume_id)
+    return {"changes": changes(before, now), "generation": generation, "made": made, "taken": taken}
+
+
+async def take_back_vm(tx: Transaction, vm_id: str, memory: Mapping[str, Any]) -> list[str]:
+    """Bring back what the edit changed, as a new generation; returns the fields that stay, for the reason given."""
+    vm = await tx.vms.get(vm_id)
+    back, stays = taken_back(await document(tx, vm), memory["changes"])
+    stays = [f"{name} (changed again since)" for name in stays]
+    if "name" in back and await tx.vms.seek(back["name"]) is not None:
+        stays.append(f"name ({back.pop('name')} is another's now)")
+    if "name" in back:
+        vm = await naming.rename(tx, vm, back.pop("name"))
+    addresses = await _addresses(tx, back["vnics"]) if "vnics" in back else None
+    taken = None if addresses is None else await _taken(tx, vm_id, addresses)
+    if taken is not None:
+        del back["vnics"]
+        stays.append(f"vnics ({taken} is another VM's now)")
+    for disk in back.get("disks", []):
+        volume = await tx.volumes.get(disk["volume"])
+        disk.update(volume=volume.name, size=volume.spec.size)
+    own = {name: back.pop(name) for name in OWN if name in back}
+    spec = VmSpec.model_validate({**vm.spec.model_dump(mode="json"), **back})
+    if addresses is not None and taken is None:
+        await tx.networks.hold(vm_id, addresses)
+        own["status"] = vm.status.model_copy(update={"addresses": [str(address.ip) for address in addresses]})
+    await tx.vms.replace(vm.model_copy(update={**own, "spec": spec, "generation": vm.generation + (spec != vm.spec)}))
+    await tx.emit("vm.changed", f"vm/{vm.name}", vm_id, "taken back: " + ", ".join(sorted({*memory["changes"]})))
+    return stays
+
+
+async def _addresses(view: View, vnics: list[dict[str, Any]]) -> list[Address]:
+    found = []
+    for vnic in map(VnicSpec.model_validate, vnics):
+        if vnic.ip is not None and vnic.mac is not None:
+            found.append(Address((await view.networks.find(vnic.network)).id, vnic.ip, vnic.mac))
+    return found
+
+
+async def _taken(view: View, vm_id: str, addresses: list[Address]) -> str | None:
+    """The first address that another VM got after the edit had given it up."""
+    for address in addresses:
+        if address.ip in await view.networks.used(address.network_id, but_vm=vm_id):
+            return str(address.ip)
+        if await view.networks.mac_taken(address.mac, but_vm=vm_id):
+            return address.mac
+    return None
+
+
+def volume_document(volume: Volume) -> dict[str, Any]:
+    """All of a volume that an edit may change, as JSON."""
+    return {"size": volume.spec.size, "labels": volume.labels, "description": volume.description}
+
+
+async def take_back_volume(tx: Transaction, volume_id: str, memory: Mapping[str, Any], real: int | None) -> list[str]:
+    """Bring back what the edit changed; returns the fields that stay, for the reason given.
+
+    `real`: the bytes that its host says it has; none: it was not asked to grow it. What has grown stays so.
+    """
+    volume = await tx.volumes.get(volume_id)
+    back, stays = taken_back(volume_document(volume), memory["changes"])
+    stays = [f"{name} (changed again since)" for name in stays]
+    status = volume.status
+    if real is not None and real > status.size:
+        status = status.model_copy(update={"size": real, "reason": UNFINISHED})
+    if real is not None and "size" in back and real > back["size"]:
+        back["size"] = real
+        stays.append(f"size ({format_size(real)}: the host has grown it, and volumes do not shrink)")
+    spec = volume.spec.model_copy(update={"size": back.pop("size", volume.spec.size)})
+    changed = volume.model_copy(
+        update={**back, "spec": spec, "status": status, "generation": volume.generation + (spec != volume.spec)}
+    )
+    await tx.volumes.replace(changed)
+    await follow_size(tx, changed)
+    said = "taken back: " + ", ".join(sorted(memory["changes"])) + (f"; stays: {', '.join(stays)}" if stays else "")
+    await tx.emit("volume.changed", f"volume/{volume.name}", volume_id, said)
+    return stays
+
+
+async def follow_size(tx: Transaction, volume: Volume) -> None:
+    """The spec of the VM that has the volume says how large its disks are, too."""
+    vm = None if volume.status.vm is None else await tx.vms.seek(volume.status.vm)
+    if vm is None:
+        return
+    update = {"size": volume.spec.size}
+    disks = [disk.model_copy(update=update) if disk.volume == volume.name else disk for disk in vm.spec.disks]
+    if disks != vm.spec.disks:
+        await tx.vms.set_spec(vm.id, vm.spec.model_copy(update={"disks": disks}))

@@ -1,0 +1,229 @@
+"""The real workflows behind the real API, against agents that answer by the book."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from serai.app.controller import Controller, ControllerConfig, running, standard_extras
+from serai.client.context import Context
+from serai.client.http import Client
+from serai.lib.bus import Message
+from serai.lib.clock import SystemClock
+from serai.lib.membus import MemBus
+from serai.schema.errors import HostError, StaleError, UnavailableError
+from serai.schema.host import Ability, HostFacts, HostState
+from serai.schema.image import ImageKind, ImageManifest
+from serai.schema.job import Job, JobState
+from serai.schema.lease import Claim
+from serai.schema.messages import (
+    Command,
+    Empty,
+    Hello,
+    HostReport,
+    Kind,
+    Reply,
+    Verdict,
+    VmConfigured,
+    VmMigrated,
+    VmPrepared,
+    VolumeAdmitted,
+    dump,
+)
+from serai.schema.subjects import Subjects
+from serai.schema.vm import Vm, VmReport, VmState
+from serai.schema.volume import PoolStatus
+
+FACTS = HostFacts(
+    cpus=4,
+    memory=8 << 30,
+    accel="tcg",
+    qemu_version="10.0",
+    machine_types=["pc-q35-10.0"],
+    migration_capabilities=["events", "pause-before-switchover", "late-block-activate"],
+    suppress_vmdesc=True,
+    addresses={"management": "10.0.0.1", "storage": "10.0.0.1", "migration": "10.0.0.1"},
+    abilities=[Ability(name="kvm", found=False, detail="there is no /dev/kvm")],
+)
+PLAIN: dict[Kind, BaseModel] = {
+    Kind.POOL_OPEN: PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30),
+    Kind.VOLUME_ADMIT: VolumeAdmitted(portal="10.0.0.1:3260", target="t", lun=1),
+    Kind.VM_PREPARE: VmPrepared(address="10.0.0.2", port=49152, tls_hostname="h2"),
+    Kind.VM_MIGRATE: VmMigrated(committed=True, total_s=1.0),
+    Kind.VM_ABANDON: Verdict(claim=Claim.ABANDONED),
+    Kind.VM_CONFIGURE: VmConfigured(applied=["all"], pending=[]),
+    Kind.IMAGE_MAKE: ImageManifest(name="tiny", kind=ImageKind.KERNEL, files=[]),
+}
+
+
+SIGNALS = {Kind.VM_STOP: VmState.STOPPED, Kind.VM_PAUSE: VmState.PAUSED, Kind.VM_RESUME: VmState.RUNNING}
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+class Held:
+    """A command that an agent has got (`asked`) and answers once the test says what."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.answer: asyncio.Future[BaseModel] = asyncio.get_running_loop().create_future()
+
+
+class Agents:
+    """Every host's agent. `failing` and `failing_once` hold the kinds that are answered with an error.
+
+    A VM's next report bears the number `sequence`.
+    """
+
+    def __init__(self, bus: MemBus) -> None:
+        self.bus = bus
+        self.failing: set[Kind] = set()
+        self.failing_once: set[Kind] = set()
+        self.silent: set[str] = set()
+        """Hosts that do not answer."""
+        self.answers = dict(PLAIN)
+        self._held: dict[Kind, Held] = {}
+        self.asked: list[tuple[str, Kind]] = []
+        self.sequence = 1
+        self._epochs: dict[str, int] = {}
+        self._released: set[tuple[str, str, int]] = set()
+        self._joined: set[str] = set()
+
+    async def keep_reporting(self) -> None:
+        """However long a test takes: hosts that are not silent are not taken for offline.
+
+        These reports are too old to say anything of a VM that is not in them.
+        """
+        while True:
+            for host in self._joined - self.silent:
+                report = HostReport(host=host, time=LONG_AGO)
+                with contextlib.suppress(UnavailableError):
+                    await self.bus.publish(Subjects.host_report(host), dump(report))
+            await asyncio.sleep(1)
+
+    async def join(self, host: str) -> None:
+        async def answer(message: Message) -> bytes:
+            return await self._answer(host, Command.model_validate_json(message.payload))
+
+        await self.bus.subscribe(Subjects.host_command(host), answer)
+        await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
+        await self.bus.request(Subjects.hello(host), dump(Hello(host=host, facts=FACTS)), timeout=5)
+        self._joined.add(host)
+
+    def hold(self, kind: Kind) -> Held:
+        """Keep commands of a kind waiting."""
+        return self._held.setdefault(kind, Held())
+
+    def release(self, kind: Kind, answer: BaseModel) -> None:
+        """Answer those that wait so, and no longer hold the others."""
+        self._held.pop(kind).answer.set_result(answer)
+
+    async def _answer(self, host: str, command: Command) -> bytes:
+        kind = Kind(command.kind)
+        if host in self.silent:
+            raise UnavailableError(f"{host} is silent")
+        self.asked.append((host, kind))
+        if kind in self.failing | self.failing_once:
+            self.failing_once.discard(kind)
+            return dump(Reply(state="failed", error=HostError(f"{kind} failed").info))
+        if kind in self._held:
+            self._held[kind].asked.set()
+            return dump(Reply(state="done", result=json.loads(dump(await self._held[kind].answer))))
+        if kind is Kind.VM_RELEASE:
+            self._released.add((host, command.body["vm"], command.body["epoch"]))
+        if kind is Kind.VM_START and (host, command.body["launch"]["vm"], command.body["epoch"]) in self._released:
+            return dump(Reply(state="failed", error=StaleError("the epoch is over here", field="epoch").info))
+        result = self.answers.get(kind) or self._of_vm(host, kind, command.body)
+        return dump(Reply(state="done", result=json.loads(dump(result))))
+
+    def _of_vm(self, host: str, kind: Kind, body: dict[str, Any]) -> BaseModel:
+        if kind is Kind.VM_START:
+            vm, state = body["launch"]["vm"], VmState.RUNNING
+            self._epochs[vm] = body["epoch"]
+        elif kind in SIGNALS:
+            vm, state = body["vm"], SIGNALS[kind]
+        else:
+            return Empty()
+        now = SystemClock().now()
+        self.sequence += 1
+        return VmReport(vm=vm, host=host, epoch=self._epochs[vm], state=state, since=now, sequence=self.sequence - 1)
+
+
+class World:
+    """A controller, which may be restarted, with agents that outlive it."""
+
+    controller: Controller
+    client: Client
+
+    def __init__(self, config: ControllerConfig, agents: Agents) -> None:
+        self.config = config
+        self.agents = agents
+        self._stack = contextlib.AsyncExitStack()
+
+    async def open(self) -> None:
+        extras = standard_extras(None)
+        self.controller = await self._stack.enter_async_context(running(self.config, self.agents.bus, extras))
+        context = Context(socket=self.config.socket, token_file=self.config.token_file)
+        self.client = await self._stack.enter_async_context(Client(context))
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    async def restart(self) -> None:
+        """Jobs stay where they are, as after a crash, and are picked up."""
+        await self.close()
+        await self.open()
+
+    async def do(self, name: str, target: str | None = None, body: Any = None) -> Job:
+        job = await self.client.call(name, target, body)
+        return await asyncio.wait_for(self.client.wait_job(job.id), 20)
+
+    async def offline(self, host: str) -> None:
+        """A host is silent, and the controller has noticed it."""
+        self.agents.silent.add(host)
+        async with self.controller.store.transaction() as tx:
+            await tx.hosts.update_status((await tx.hosts.find(host)).id, state=HostState.OFFLINE)
+
+    async def vm(self, name: str) -> Vm:
+        found: Vm = await self.client.call("vm.show", name)
+        return found
+
+    async def owners(self) -> dict[str, str | None]:
+        return {volume.name: volume.status.vm for volume in (await self.client.call("volume.list")).items}
+
+    async def create(self, name: str = "web1", **spec: Any) -> Job:
+        disk = {"pool": "p", "size": "1G"}
+        given = {"image": "tiny", "memory": "1G", "disks": [disk], "vnics": [{"network": "lan"}], **spec}
+        return await self.do("vm.create", None, {"name": name, "spec": given})
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    config = ControllerConfig(
+        state=tmp_path / "state", listen=None, socket=tmp_path / "api.sock", token_file=tmp_path / "token"
+    )
+    bus = MemBus()
+    made = World(config, Agents(bus))
+    reporting = asyncio.create_task(made.agents.keep_reporting())
+    try:
+        await made.open()
+        for host in ("h1", "h2"):
+            await made.agents.join(host)
+        assert (await made.do("pool.create", None, {"name": "p", "spec": {"host": "h1"}})).state is JobState.DONE
+        image = {"name": "tiny", "spec": {"source": "build", "recipe": "tiny"}}
+        assert (await made.do("image.create", None, image)).state is JobState.DONE
+        network = {"name": "lan", "spec": {"bridge": "br-lan", "subnet": "10.77.0.0/24"}}
+        await made.client.call("network.create", None, network)
+        yield made
+    finally:
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
+        await made.close()
+        await bus.close()
