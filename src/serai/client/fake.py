@@ -65,6 +65,8 @@ class FakeApi:
         """Jobs pass their second step only while this is set."""
         self.hold.set()
         self.uploads: dict[str, bytes] = {}
+        self.queries: list[tuple[str, dict[str, str]]] = []
+        """Of each request: its endpoint, and what was in its query."""
         self._number = 0
         self._generation = 0
 
@@ -164,6 +166,7 @@ class FakeApi:
             name = request.path_params.get("name", "")
             raw = await request.body()
             self.requests.append((endpoint.name, name, json.loads(raw) if raw else None))
+            self.queries.append((endpoint.name, dict(request.query_params)))
             kind, _, verb = endpoint.name.partition(".")
             if endpoint.name == "event.list":
                 return self._events(request)

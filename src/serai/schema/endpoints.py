@@ -54,17 +54,24 @@ ENDPOINTS: dict[str, Endpoint] = {
     for row in [
         *_crud("host", "hosts", Host, None),
         Endpoint("host.edit", "PATCH", "/v1/hosts/{name}", "Change what a host is for", HostEdit, Host),
+        Endpoint("host.delete", "DELETE", "/v1/hosts/{name}", "Forget a host that is gone"),
         Endpoint(
             "host.take", "POST", "/v1/hosts/{name}/uplink", "Put a bridge on an uplink", UplinkTake, Job, job=True
         ),
         Endpoint("host.confirm", "POST", "/v1/hosts/{name}/uplink/confirm", "Keep the bridge", None, Job, job=True),
         *_crud("pool", "pools", Pool, PoolCreate),
-        Endpoint("pool.delete", "DELETE", "/v1/pools/{name}", "Delete an empty pool", None, Job, job=True),
+        Endpoint(
+            "pool.delete", "DELETE", "/v1/pools/{name}", "Delete an empty pool", None, Job, job=True, query=("force",)
+        ),
         *_crud("volume", "volumes", Volume, VolumeCreate, query=("pool", "vm")),
         Endpoint("volume.edit", "PATCH", "/v1/volumes/{name}", "Grow or describe a volume", VolumeEdit, Job, job=True),
-        Endpoint("volume.delete", "DELETE", "/v1/volumes/{name}", "Delete a volume", None, Job, job=True),
+        Endpoint(
+            "volume.delete", "DELETE", "/v1/volumes/{name}", "Delete a volume", None, Job, job=True, query=("force",)
+        ),
         *_crud("image", "images", Image, ImageCreate),
-        Endpoint("image.delete", "DELETE", "/v1/images/{name}", "Delete an image", None, Job, job=True),
+        Endpoint(
+            "image.delete", "DELETE", "/v1/images/{name}", "Delete an image", None, Job, job=True, query=("force",)
+        ),
         *_crud("network", "networks", Network, None),
         Endpoint("network.create", "POST", "/v1/networks", "Create a network", NetworkCreate, Network),
         Endpoint("network.delete", "DELETE", "/v1/networks/{name}", "Delete an unused network"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -181,8 +181,16 @@ class World:
         await self.close()
         await self.open()
 
-    async def do(self, name: str, target: str | None = None, body: Any = None) -> Job:
-        job = await self.client.call(name, target, body)
+    async def until(self, job: Job, condition: Callable[[Job], bool]) -> Job:
+        """The job, once it is so."""
+        async with asyncio.timeout(20):
+            while not condition(job):
+                await asyncio.sleep(0.02)
+                job = await self.client.call("job.show", job.id)
+        return job
+
+    async def do(self, name: str, target: str | None = None, body: Any = None, *, query: Any = None) -> Job:
+        job = await self.client.call(name, target, body, query)
         return await asyncio.wait_for(self.client.wait_job(job.id), 20)
 
     async def offline(self, host: str) -> None:

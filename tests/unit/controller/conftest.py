@@ -24,7 +24,7 @@ from serai.schema.image import Image, ImageKind, ImageManifest, ImageSource, Ima
 from serai.schema.job import Job
 from serai.schema.network import Network, NetworkSpec, NetworkStatus
 from serai.schema.vm import Vm, VmState
-from serai.schema.volume import Pool, PoolSpec, PoolStatus, VolumeState
+from serai.schema.volume import Pool, PoolSpec, PoolStatus, Volume, VolumeSpec, VolumeState, VolumeStatus
 
 GIB = 1 << 30
 
@@ -119,6 +119,19 @@ class World:
             )
             await tx.pools.insert(pool)
 
+    async def volume(self, name: str, pool: str) -> None:
+        async with self.store.transaction() as tx:
+            volume = Volume(
+                kind="volume",
+                name=name,
+                id=new_id(),
+                generation=1,
+                created=tx.now,
+                spec=VolumeSpec(pool=pool, size=GIB),
+                status=VolumeStatus(state=VolumeState.READY, size=GIB),
+            )
+            await tx.volumes.insert(volume)
+
     async def image(self, name: str, kind: ImageKind, state: ImageState = ImageState.READY) -> None:
         manifest = ImageManifest(name=name, kind=kind, files=[], virtual_size=2 * GIB)
         async with self.store.transaction() as tx:
@@ -177,7 +190,8 @@ async def bare(tmp_path: Path, empty_database: Path) -> AsyncIterator[World]:
     """Nothing in it."""
     shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db")
-    workflows = {row.name: Workflow(row.name, (StepDef("do", do_nothing),)) for row in ENDPOINTS.values() if row.job}
+    kinds = [*(row.name for row in ENDPOINTS.values() if row.job), "host.clean"]
+    workflows = {kind: Workflow(kind, (StepDef("do", do_nothing),)) for kind in kinds}
     engine = Engine(store, NoHosts(), workflows)
     await engine.start()
     token_file = tmp_path / "token"

@@ -194,6 +194,45 @@ async def test_images(world: World) -> None:
     await world.done("DELETE", "/v1/images/i")
 
 
+@pytest.mark.parametrize("noun", ["pool", "volume", "image"])
+async def test_what_is_on_an_offline_host_is_deleted_by_force_alone(world: World, noun: str) -> None:
+    if noun == "volume":
+        await world.volume("left", "lost")
+    async with world.store.transaction() as tx:
+        await tx.images.update_status((await tx.images.find("tiny")).id, hosts=["h1", "h3"])
+    path = f"/v1/{noun}s/{ {'pool': 'lost', 'volume': 'left', 'image': 'tiny'}[noun] }"
+    error = await world.refused("DELETE", path)
+    assert (error["status"], error["field"], error["value"]) == (503, "host", "h3")
+    assert "--force" in error["remedy"]
+    job = await world.done("DELETE", f"{path}?force=true")
+    assert job.params["away"] == ["h3"]
+    later = (await world.ok("GET", "/v1/jobs?target=host/h3"))["items"][0]
+    assert (later["kind"], later["params"]["what"]) == ("host.clean", f"{noun} {path.rpartition('/')[2]}")
+
+
+async def test_a_host_that_is_gone(world: World) -> None:
+    """Not one that is online, nor one that something is on, whatever ties it to the host."""
+    path = "/v1/hosts/h3"
+    assert "Stop its agent" in (await world.refused("DELETE", "/v1/hosts/h1"))["remedy"]
+    assert "pools lost" in (await world.refused("DELETE", path))["message"]
+    async with world.store.transaction() as tx:
+        await tx.pools.delete((await tx.pools.find("lost")).id)
+    await world.create("web1", host="h1")
+    await world.becomes("web1", VmState.STOPPED, "h3")
+    assert "VMs web1" in (await world.refused("DELETE", path))["message"]
+    await world.becomes("web1", VmState.STOPPED, "h1")
+    async with world.store.transaction() as tx:
+        vm = await tx.vms.find("web1")
+        await tx.leases.create(vm.id, "h3")
+    assert "VMs web1" in (await world.refused("DELETE", path))["message"]
+    async with world.store.transaction() as tx:
+        await tx.leases.drop(vm.id)
+        await tx.images.update_status((await tx.images.find("debian")).id, hosts=["h1", "h3"])
+    await world.ok("DELETE", path, status=204)
+    assert (await world.refused("GET", path))["field"] == "host"
+    assert (await world.ok("GET", "/v1/images/debian"))["status"]["hosts"] == ["h1"]
+
+
 async def test_networks(world: World) -> None:
     spec = {"bridge": "br-lan", "subnet": "10.77.0.0/24", "range_start": "10.77.0.200"}
     made = await world.ok("POST", "/v1/networks", {"name": "two", "spec": spec}, status=201)

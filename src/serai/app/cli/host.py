@@ -95,6 +95,19 @@ def edit(
         show("host", after, output)
 
 
+@app.command()
+def delete(ctx: typer.Context, host: HostArgument) -> None:
+    """Forget a host that is gone for good: offline, without VMs and pools.
+
+    An agent that starts there again joins as a new host.
+
+    \b
+    Example: serai host delete h3
+    """
+    run(ctx, lambda client: client.call("host.delete", host))
+    say(f"host {host} deleted")
+
+
 @network.command()
 def take(
     ctx: typer.Context,

@@ -11,6 +11,7 @@ import typer
 
 from serai.app.cli.action import act, create, created_note, listing, report, showing
 from serai.app.cli.options import (
+    AwayOption,
     HostOption,
     ImageArgument,
     LimitOption,
@@ -166,11 +167,18 @@ def show_(ctx: typer.Context, image: ImageArgument, output: OutputOption = Outpu
 
 @app.command()
 def delete(
-    ctx: typer.Context, image: ImageArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE
+    ctx: typer.Context,
+    image: ImageArgument,
+    force: AwayOption = False,
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Delete an image; VMs that were cloned from it keep their disks.
 
     \b
-    Example: serai image delete debian12
+    Examples:
+      serai image delete debian12
+      serai image delete debian12 --force
     """
-    act(ctx, "image.delete", image, wait=wait, output=output, done="deleted")
+    query = {"force": True} if force else None
+    act(ctx, "image.delete", image, query=query, wait=wait, output=output, done="deleted")

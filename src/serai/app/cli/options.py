@@ -24,6 +24,9 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How to pri
 WaitOption = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Follow the job to its end, or only start it and print its id.")
 ]
+AwayOption = Annotated[
+    bool, typer.Option("--force", help="Even if its host is offline: that removes it when it is back, if ever.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many; all unless told.")]
 LabelOption = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label; repeatable.")]
 RemoveLabelOption = Annotated[

@@ -9,6 +9,7 @@ import typer
 from serai.app.cli import complete, parse
 from serai.app.cli.action import act, create, listing, showing
 from serai.app.cli.options import (
+    AwayOption,
     DescriptionOption,
     LabelOption,
     LimitOption,
@@ -73,11 +74,18 @@ def show_(ctx: typer.Context, pool: PoolArgument, output: OutputOption = Output.
 
 @app.command()
 def delete(
-    ctx: typer.Context, pool: PoolArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE
+    ctx: typer.Context,
+    pool: PoolArgument,
+    force: AwayOption = False,
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Delete an empty pool.
 
     \b
-    Example: serai pool delete scratch
+    Examples:
+      serai pool delete scratch
+      serai pool delete scratch --force
     """
-    act(ctx, "pool.delete", pool, wait=wait, output=output, done="deleted")
+    query = {"force": True} if force else None
+    act(ctx, "pool.delete", pool, query=query, wait=wait, output=output, done="deleted")

@@ -9,6 +9,7 @@ import typer
 from serai.app.cli import complete, parse
 from serai.app.cli.action import act, create, listing, showing
 from serai.app.cli.options import (
+    AwayOption,
     DescriptionOption,
     LabelOption,
     LimitOption,
@@ -100,11 +101,18 @@ def resize(
 
 @app.command()
 def delete(
-    ctx: typer.Context, volume: VolumeArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE
+    ctx: typer.Context,
+    volume: VolumeArgument,
+    force: AwayOption = False,
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Delete a volume that no VM uses.
 
     \b
-    Example: serai volume delete data1
+    Examples:
+      serai volume delete data1
+      serai volume delete data1 --force
     """
-    act(ctx, "volume.delete", volume, wait=wait, output=output, done="deleted")
+    query = {"force": True} if force else None
+    act(ctx, "volume.delete", volume, query=query, wait=wait, output=output, done="deleted")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from fastapi import Response
 
 from serai.controller import capacity
-from serai.controller.api.call import WRITTEN, Api, Call, Handler, accepted, answer, page_of
+from serai.controller.api.call import WRITTEN, Api, Call, Handler, accepted, answer, nothing, page_of
 from serai.controller.api.checks import need_online
-from serai.controller.store import View
+from serai.controller.store import Transaction, View
 from serai.schema.errors import ConflictError, InvalidError
-from serai.schema.host import Host, HostEdit, HostSpec
+from serai.schema.host import Host, HostEdit, HostSpec, HostState
 from serai.schema.units import format_size
 
 
@@ -96,10 +96,51 @@ async def confirm(api: Api, call: Call) -> Response:
         return accepted(await call.submit(api, tx, host))
 
 
+async def delete(api: Api, call: Call) -> Response:
+    """Forget a host that is gone and has nothing that is wanted; what it was still to clear away goes with it."""
+    async with api.store.transaction() as tx:
+        host = await tx.hosts.find(call.name)
+        if host.status.state is HostState.ONLINE:
+            raise ConflictError(
+                f"host {host.name} is online",
+                field="host",
+                value=host.name,
+                remedy="Stop its agent first, and see that it does not start again: it would join anew.",
+            )
+        await _refuse_used(tx, host)
+        for image in await tx.images.all():
+            if host.name in image.status.hosts:
+                left = [name for name in image.status.hosts if name != host.name]
+                await tx.images.update_status(image.id, hosts=left)
+        waiting = await tx.jobs.active(host.id)
+        await tx.hosts.delete(host.id)
+        await tx.emit("host.deleted", f"host/{host.name}", host.id)
+    for job in waiting:
+        await api.engine.cancel(job.id)
+    return nothing()
+
+
+async def _refuse_used(tx: Transaction, host: Host) -> None:
+    """Raises ConflictError that names the VMs and pools that are there, or are to be."""
+    leases = {lease.vm for lease in await tx.leases.on_host(host.name)}
+    leases |= {lease.vm for lease in await tx.leases.offered() if lease.offered_to == host.name}
+    vms = [vm.name for vm in await tx.vms.all() if vm.id in leases or host.name in (vm.status.host, vm.spec.host)]
+    pools = [pool.name for pool in await tx.pools.on_host(host.name)]
+    if vms or pools:
+        found = [f"{what} {', '.join(names)}" for what, names in (("VMs", vms), ("pools", pools)) if names]
+        raise ConflictError(
+            f"host {host.name} has {' and '.join(found)}",
+            field="host",
+            value=host.name,
+            remedy="Delete them first: serai vm delete, serai pool delete --force.",
+        )
+
+
 HANDLERS: dict[str, Handler] = {
     "host.list": list_,
     "host.show": show,
     "host.edit": edit,
+    "host.delete": delete,
     "host.take": take,
     "host.confirm": confirm,
 }

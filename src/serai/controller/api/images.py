@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from fastapi import Response
 
+from serai.controller.api.absent import away, clean_later
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
 from serai.controller.api.checks import need_online, refuse_while
 from serai.controller.store import Transaction
@@ -78,7 +79,7 @@ async def create(api: Api, call: Call) -> Response:
 
 
 async def delete(api: Api, call: Call) -> Response:
-    """Delete one that no VM was made from."""
+    """Delete one that no VM was made from; by force also where a host that has a copy is offline."""
     async with api.store.transaction() as tx:
         image = await tx.images.find(call.name)
         await refuse_while(
@@ -99,7 +100,10 @@ async def delete(api: Api, call: Call) -> Response:
                 value=image.name,
                 remedy="Delete these VMs first.",
             )
-        return accepted(await call.submit(api, tx, image))
+        absent = away(call, [await tx.hosts.find(name) for name in image.status.hosts])
+        for host in absent:
+            await clean_later(api, call, tx, host, image=image.id)
+        return accepted(await call.submit(api, tx, image, {"away": [host.name for host in absent]}))
 
 
 async def _refuse_while_copied(tx: Transaction, image: Image) -> None:

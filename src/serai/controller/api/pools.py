@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from fastapi import Response
 
 from serai.controller import capacity
+from serai.controller.api.absent import away, clean_later
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page_of
 from serai.controller.api.checks import need_online, refuse_while
 from serai.controller.api.invalid import shown
@@ -61,7 +62,7 @@ async def create(api: Api, call: Call) -> Response:
 
 
 async def delete(api: Api, call: Call) -> Response:
-    """Forget an empty pool."""
+    """Forget an empty pool; by force also where its host is offline."""
     async with api.store.transaction() as tx:
         pool = await tx.pools.find(call.name)
         await refuse_while(tx, pool.id, "the pool is being deleted", "pool.delete", remedy="Wait for that job's end.")
@@ -74,7 +75,11 @@ async def delete(api: Api, call: Call) -> Response:
                 value=pool.name,
                 remedy="Delete them first, or the VMs that have them.",
             )
-        return accepted(await call.submit(api, tx, pool))
+        host = await tx.hosts.find(pool.spec.host)
+        absent = away(call, [host])
+        if absent:
+            await clean_later(api, call, tx, host, pool=pool.id)
+        return accepted(await call.submit(api, tx, pool, {"away": [one.name for one in absent]}))
 
 
 def _check_path(path: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Response
 
 from serai.controller import edits
+from serai.controller.api.absent import away, clean_later
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
 from serai.controller.api.checks import need_holder, need_image, need_pool, need_room, refuse_while
 from serai.controller.store import Transaction
@@ -101,7 +102,7 @@ async def edit(api: Api, call: Call) -> Response:
 
 
 async def delete(api: Api, call: Call) -> Response:
-    """Delete one that no VM has."""
+    """Delete one that no VM has; by force also where its pool's host is offline."""
     async with api.store.transaction() as tx:
         volume = await tx.volumes.find(call.name)
         await refuse_while(
@@ -114,8 +115,12 @@ async def delete(api: Api, call: Call) -> Response:
                 value=volume.name,
                 remedy=await _way_out_of(tx, volume.status.vm, volume.name),
             )
-        await need_pool(tx, volume.spec.pool, "pool")
-        return accepted(await call.submit(api, tx, volume))
+        pool = await tx.pools.find(volume.spec.pool)
+        host = await tx.hosts.find(pool.spec.host)
+        absent = away(call, [host])
+        if absent:
+            await clean_later(api, call, tx, host, pool=pool.id, volume=volume.id)
+        return accepted(await call.submit(api, tx, volume, {"away": [one.name for one in absent]}))
 
 
 async def _way_out_of(tx: Transaction, vm: str, volume: str) -> str:

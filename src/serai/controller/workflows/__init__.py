@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serai.controller.jobs import Workflow
-from serai.controller.workflows import edit, growth, lifecycle, migrate, resources
+from serai.controller.workflows import cleaning, edit, growth, lifecycle, migrate, resources
 from serai.controller.workflows.common import Office
 
 
@@ -15,5 +15,6 @@ def workflows(office: Office) -> dict[str, Workflow]:
         *edit.workflows(office),
         *resources.workflows(office),
         *growth.workflows(office),
+        *cleaning.workflows(office),
     ]
     return {row.kind: row for row in rows}

@@ -20,6 +20,9 @@ from serai.schema.messages import (
 )
 from serai.schema.volume import PoolStatus, VolumeState
 
+AWAY = "away"
+"""Key in a job's params: hosts that were offline when a deletion was asked for by force, and are left out."""
+
 
 def workflows(office: Office) -> list[Workflow]:
     """All kinds of this file."""
@@ -31,12 +34,12 @@ def workflows(office: Office) -> list[Workflow]:
         one("host.take", "take", _take),
         one("host.confirm", "confirm", _confirm),
         one("pool.create", "open", _pool_create, _pool_close),
-        one("pool.delete", "close", _pool_close),
-        one("volume.create", "make", _make_volume, _volume_delete),
+        one("pool.delete", "close", _pool_delete),
+        one("volume.create", "make", _make_volume, _volume_unmake),
         one("volume.delete", "delete", _volume_delete),
         Workflow(
             "image.create",
-            (bound(office, "make", _make_image, _image_delete), bound(office, "spread", _spread_image)),
+            (bound(office, "make", _make_image, _image_unmake), bound(office, "spread", _spread_image)),
         ),
         one("image.delete", "delete", _image_delete),
     ]
@@ -56,17 +59,41 @@ async def _pool_close(office: Office, ctx: JobContext) -> None:
     await office.shelf.delete_pool(pool.id)
 
 
-async def _volume_delete(office: Office, ctx: JobContext) -> None:
+async def _pool_delete(office: Office, ctx: JobContext) -> None:
+    if ctx.params.get(AWAY):
+        await office.shelf.delete_pool(ctx.params["id"])
+    else:
+        await _pool_close(office, ctx)
+    _say_what_is_left(ctx)
+
+
+async def _volume_unmake(office: Office, ctx: JobContext) -> None:
     volume = await office.shelf.volume(ctx.params["id"])
     pool = await office.shelf.pool(volume.spec.pool)
-    body = VolumeDrop(pool=pool.id, volume=volume.id)
-    await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
+    if not ctx.params.get(AWAY):
+        body = VolumeDrop(pool=pool.id, volume=volume.id)
+        await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
     await office.shelf.delete_volume(volume.id)
 
 
-async def _image_delete(office: Office, ctx: JobContext) -> None:
+async def _volume_delete(office: Office, ctx: JobContext) -> None:
+    await _volume_unmake(office, ctx)
+    _say_what_is_left(ctx)
+
+
+def _say_what_is_left(ctx: JobContext) -> None:
+    if away := ctx.params.get(AWAY):
+        ctx.progress(None, f"forgotten here; {', '.join(away)} removes it when it is back: serai job list")
+
+
+async def _image_unmake(office: Office, ctx: JobContext) -> None:
     await _drop_copies(office, ctx)
     await office.shelf.delete_image(ctx.params["id"])
+
+
+async def _image_delete(office: Office, ctx: JobContext) -> None:
+    await _image_unmake(office, ctx)
+    _say_what_is_left(ctx)
 
 
 async def _take(office: Office, ctx: JobContext) -> None:
@@ -143,5 +170,5 @@ async def _spread_image(office: Office, ctx: JobContext) -> None:
 async def _drop_copies(office: Office, ctx: JobContext) -> None:
     image = await office.shelf.image(ctx.params["id"])
     hosts = set(image.status.hosts) | ({ctx.data["host"]} if "host" in ctx.data else set())
-    for host in sorted(hosts):
+    for host in sorted(hosts - set(ctx.params.get(AWAY, ()))):
         await ctx.command(Kind.IMAGE_DROP, host, f"image/{image.id}", ImageDrop(image=image.id))

@@ -291,3 +291,17 @@ def test_what_is_no_size_or_time_is_wrong_usage(api: FakeApi, serai: Serai) -> N
         assert "rite it like" in told or "se K, M, G or T" in told, told
     # A size that is one, but too small, is refused as any other value.
     assert serai("vm", "create", "v", "--image", "tiny", "--memory", "1M").code == 1
+
+
+@pytest.mark.parametrize("noun", ["pool", "volume", "image", "vm"])
+def test_deleting_by_force_asks_for_it(serai: Serai, api: FakeApi, noun: str) -> None:
+    for words, query in (((), {}), (("--force",), {"force": "true"})):
+        api.add(noun, "x", {})
+        assert serai(noun, "delete", "x", *words).code == 0
+        assert [asked for name, asked in api.queries if name == f"{noun}.delete"][-1] == query
+
+
+def test_a_host_that_is_gone_is_deleted(serai: Serai, api: FakeApi) -> None:
+    api.add("host", "h9", {})
+    assert serai("host", "delete", "h9").out == "host h9 deleted\n"
+    assert serai("host", "delete", "h9").code == 1

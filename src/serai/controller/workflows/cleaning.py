@@ -1,0 +1,69 @@
+"""`host.clean`: a host that was away when something of it was deleted by force removes it once it is back.
+
+The job is the memory of that: it waits as long as it takes, is shown like any other, and ends when it is cancelled or
+when the host itself is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from serai.controller.jobs import JobContext, Workflow
+from serai.controller.workflows.common import Office, bound
+from serai.schema.errors import NotFoundError
+from serai.schema.host import HostState
+from serai.schema.job import Job
+from serai.schema.messages import ImageDrop, Kind, PoolClose, VolumeDrop
+
+
+def workflows(office: Office) -> list[Workflow]:
+    """The one kind of this file."""
+    return [Workflow("host.clean", (bound(office, "clean", _clean),), _locks)]
+
+
+def _locks(job: Job) -> Sequence[str]:
+    """One after the other, as they were asked for: a pool goes after its volumes. Nothing else waits for them."""
+    return (f"clean/{job.params['host']}",)
+
+
+async def _clean(office: Office, ctx: JobContext) -> None:
+    try:
+        host = await _back(ctx)
+    except NotFoundError:
+        ctx.result = {"cleaned": None, "note": "the host was deleted"}
+        return
+    pool, volume, image = (ctx.params.get(kind) for kind in ("pool", "volume", "image"))
+    try:
+        if volume is not None:
+            body = VolumeDrop(pool=str(pool), volume=volume)
+            await ctx.command(Kind.VOLUME_DROP, host, f"volume/{volume}", body, deadline=float("inf"))
+        elif pool is not None:
+            await ctx.command(Kind.POOL_CLOSE, host, f"pool/{pool}", PoolClose(pool=pool), deadline=float("inf"))
+        elif image is not None:
+            await ctx.command(Kind.IMAGE_DROP, host, f"image/{image}", ImageDrop(image=image), deadline=float("inf"))
+    except NotFoundError:
+        pass  # it has it no more
+    ctx.result = {"cleaned": ctx.params.get("what")}
+
+
+async def _back(ctx: JobContext) -> str:
+    """The host's name, once it is online. Raises NotFoundError if there is no such host any more."""
+    cancelled = asyncio.ensure_future(ctx.cancelled.wait())
+    try:
+        while True:
+            ctx.check_cancel()
+            newest = ctx.store.bell.newest
+            async with ctx.store.read() as view:
+                host = await view.hosts.get(ctx.params["host"])
+            if host.status.state is HostState.ONLINE:
+                ctx.waits_for("")
+                return host.name
+            ctx.waits_for(f"host {host.name} to come back")
+            more = asyncio.ensure_future(ctx.store.bell.beyond(newest))
+            try:
+                await asyncio.wait({more, cancelled}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                more.cancel()
+    finally:
+        cancelled.cancel()
