@@ -7,7 +7,7 @@ polling in between. Jobs that run are this process's; a second controller must s
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serai.controller import outdated
@@ -109,6 +109,11 @@ class Engine:
         """A job in words."""
         run = self._runs.get(job_id)
         return f"job {job_id}" if run is None else f"job {job_id} ({run.job.kind} of {run.job.target})"
+
+    async def give_way(self, job_id: str, kinds: Sequence[str]) -> bool:
+        """Ask a job to give way, if it is of these kinds; whether it does."""
+        run = self._runs.get(job_id)
+        return run is not None and run.job.kind in kinds and await run.give_way()
 
     def _launch(self, record: JobRecord) -> None:
         workflow = self._workflows.get(record.job.kind)

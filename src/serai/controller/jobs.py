@@ -107,6 +107,8 @@ class JobContext:
         self.hosts = hosts
         self.cancelled = asyncio.Event()
         """Set once somebody asked to cancel."""
+        self.hurried = asyncio.Event()
+        """Set once a job waits that does not want to wait this one out (see `Workflow.hurries`)."""
         self.step = ""
         self.cancellable = True
         self.undoing = False
@@ -214,10 +216,21 @@ def target_lock(job: Job) -> Sequence[str]:
     return (f"{noun}/{job.target_id}" if job.target_id else job.target,)
 
 
+def nobody(job: Job) -> Sequence[str]:
+    """Most jobs wait for their turn."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Workflow:
-    """A kind of job. `locks` names what a job holds from its first step to its end; others queue behind it."""
+    """A kind of job. `locks` names what a job holds from its first step to its end; others queue behind it.
+
+    `overtakes` names the kinds that a job does not wait out: those before it are asked to give way. They do so by being
+    cancelled, or, where `hurries`, by coming to their own end at once: `JobContext.hurried` tells them.
+    """
 
     kind: str
     steps: Sequence[StepDef]
     locks: Callable[[Job], Sequence[str]] = target_lock
+    overtakes: Callable[[Job], Sequence[str]] = nobody
+    hurries: bool = False

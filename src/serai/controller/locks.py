@@ -53,6 +53,12 @@ class Locks:
                 found.setdefault(name, earlier.owner)
         return {} if wish.granted.is_set() else found
 
+    def ahead(self, wish: Request) -> set[str]:
+        """All owners that have one of its locks, or will have it before."""
+        holders = {self._held[name].owner for name in wish.names if name in self._held}
+        earlier = self._queue[: self._queue.index(wish)] if wish in self._queue else []
+        return holders | {other.owner for other in earlier if other.names & wish.names}
+
     def _grant(self) -> None:
         wanted: set[str] = set()
         for wish in list(self._queue):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from serai.controller.jobs import CommandGateway, JobContext, StepDef, Workflow
@@ -43,6 +44,10 @@ class Directory(Protocol):
 
     def describe(self, job_id: str) -> str:
         """`job 12ab… (vm.migrate of vm/web1)`."""
+        ...
+
+    async def give_way(self, job_id: str, kinds: Sequence[str]) -> bool:
+        """See `Engine.give_way`."""
         ...
 
 
@@ -99,6 +104,16 @@ class Run:
             await self._write()
         return self.job
 
+    async def give_way(self) -> bool:
+        """Stop, since another job does not want to wait for it; False if it is too late for that."""
+        if self.workflow.hurries:
+            self.ctx.hurried.set()
+        elif self._committed():
+            return False
+        else:
+            await self.cancel()
+        return True
+
     # --- what a context needs ---
 
     async def save(self, ctx: JobContext) -> None:
@@ -138,8 +153,7 @@ class Run:
                     fresh = False
                     self._set(state=JobState.UNDOING, error=error)
                     await self._write()
-                blockers = self._locks.blockers(self._wish)
-                self.ctx.waits_for("; ".join(f"{name}: {self._directory.describe(j)}" for name, j in blockers.items()))
+                self.ctx.waits_for(await self._clear_the_way())
                 waits = {granted, cancelled} if fresh else {granted}
                 await asyncio.wait(waits, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -147,6 +161,15 @@ class Run:
             cancelled.cancel()
         self.ctx.waiting = ""
         return True
+
+    async def _clear_the_way(self) -> str:
+        """Ask those that it overtakes to give way; returns whom it waits for, in words."""
+        kinds = self.workflow.overtakes(self.job)
+        asked = {job for job in self._locks.ahead(self._wish) if await self._directory.give_way(job, kinds)}
+        return "; ".join(
+            f"{name}: {self._directory.describe(job)}" + (", which was asked to stop" if job in asked else "")
+            for name, job in self._locks.blockers(self._wish).items()
+        )
 
     async def _forward_or_back(self) -> None:
         if self.job.state is not JobState.UNDOING:

@@ -67,6 +67,19 @@ def _check_alike(record: VmRecord) -> None:
         )
 
 
+def _record_of(body: VmPrepare, move: Incoming, since: str) -> VmRecord:
+    return VmRecord(
+        launch=body.launch,
+        epoch=body.epoch,
+        restart=body.restart,
+        autostart=body.autostart,
+        autostart_order=body.autostart_order,
+        state=follow(VmState.DEFINED, VmEvent.INCOMING),
+        since=since,
+        incoming=move,
+    )
+
+
 class Moves:
     """All moves of one host. `agents` is the host's table of VM agents, shared with its owner."""
 
@@ -104,16 +117,7 @@ class Moves:
             LeaseRecord(vm=launch.vm, epoch=body.epoch, claim=Claim.OFFERED, offer_id=body.offer_id, peer=body.source)
         )
         move = Incoming(offer_id=body.offer_id, epoch=body.epoch, source=body.source)
-        record = VmRecord(
-            launch=launch,
-            epoch=body.epoch,
-            restart=body.restart,
-            autostart=body.autostart,
-            autostart_order=body.autostart_order,
-            state=follow(VmState.DEFINED, VmEvent.INCOMING),
-            since=self._kit.clock.now().isoformat(),
-            incoming=move,
-        )
+        record = _record_of(body, move, self._kit.clock.now().isoformat())
         self._kit.records.put_vm(record)
         agent = VmAgent(self._kit, record)
         self._agents[launch.vm] = agent

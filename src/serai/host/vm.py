@@ -7,7 +7,6 @@ own end comes in through `_watch`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,6 +46,8 @@ class VmAgent(KnownVm):
         super().__init__(kit, record)
         self.lock = asyncio.Lock()
         self._asked_to_end = False
+        self._forced = asyncio.Event()
+        """Set while a stop by force is asked for: one that waits for the guest waits no longer."""
         self._running_since: float | None = None
         self.last_end: End | None = None
         """How the last QEMU ended, as this agent saw it."""
@@ -225,6 +226,15 @@ class VmAgent(KnownVm):
 
     async def stop(self, *, force: bool, timeout: float) -> VmReport:
         """ACPI power button, then by force after `timeout` seconds. One that is down already stays down."""
+        if force:
+            self._forced.set()
+        try:
+            return await self._stop(force=force, timeout=timeout)
+        finally:
+            if force:
+                self._forced.clear()
+
+    async def _stop(self, *, force: bool, timeout: float) -> VmReport:
         async with self.lock:
             if self.state is VmState.MIGRATING or self.record.incoming is not None:
                 follow(VmState.MIGRATING, VmEvent.STOP)
@@ -247,11 +257,15 @@ class VmAgent(KnownVm):
             async with asyncio.timeout(timeout):
                 if was_paused:
                     await machine.cont()
-                while not self._gone.is_set():
+                while not (self._gone.is_set() or self._forced.is_set()):
                     # A guest that still boots does not hear it: the button is pressed again and again.
                     await machine.powerdown()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._gone.wait(), PRESS_AGAIN)
+                    ends = [asyncio.create_task(event.wait()) for event in (self._gone, self._forced)]
+                    try:
+                        await asyncio.wait(ends, timeout=PRESS_AGAIN, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        for end in ends:
+                            end.cancel()
         except TimeoutError:
             log.info("vm %s did not shut down within %g s: ending it by force", self.record.launch.name, timeout)
         except SeraiError as error:

@@ -193,6 +193,20 @@ class World:
         job = await self.client.call(name, target, body, query)
         return await asyncio.wait_for(self.client.wait_job(job.id), 20)
 
+    async def moving(self, vm: str) -> None:
+        """What the source reports once the move has begun."""
+        found = await self.vm(vm)
+        self.agents.sequence += 1
+        report = VmReport(
+            vm=found.id,
+            host=found.status.host or "",
+            epoch=found.status.epoch,
+            state=VmState.MIGRATING,
+            since=SystemClock().now(),
+            sequence=self.agents.sequence - 1,
+        )
+        await self.agents.bus.request(Subjects.vm_report(report.host, report.vm), dump(report), timeout=5)
+
     async def offline(self, host: str) -> None:
         """A host is silent, and the controller has noticed it."""
         self.agents.silent.add(host)

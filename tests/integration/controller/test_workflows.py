@@ -457,6 +457,47 @@ async def test_a_move_that_is_cancelled_says_so_once(world: World) -> None:
     )
 
 
+@pytest.mark.parametrize("verb", ["delete", "stop"])
+async def test_force_does_not_wait_for_a_move(world: World, verb: str) -> None:
+    """It asks the move to end, says so while it waits, and goes on then; without force the move is not touched."""
+    await world.create()
+    migrate = world.agents.hold(Kind.VM_MIGRATE)
+    world.agents.answers[Kind.VM_MIGRATE_CANCEL] = VmMigrateCancelled(too_late=False)
+    move = await world.client.call("vm.migrate", "web1", {"to": "h2"})
+    await asyncio.wait_for(migrate.asked.wait(), 20)
+    await world.moving("web1")
+    with pytest.raises(ConflictError):
+        await world.client.call(f"vm.{verb}", "web1")
+    body, query = ({"force": True}, None) if verb == "stop" else (None, {"force": True})
+    job = await world.client.call(f"vm.{verb}", "web1", body, query)
+    waiting = await world.until(job, lambda now: bool(now.waits_for))
+    assert waiting.waits_for.endswith(f"job {move.id} (vm.migrate of vm/web1), which was asked to stop")
+    await world.until(job, lambda _: ("h1", Kind.VM_MIGRATE_CANCEL) in world.agents.asked)
+    world.agents.release(Kind.VM_MIGRATE, VmMigrated(committed=False, reason="cancelled on request"))
+    assert (await asyncio.wait_for(world.client.wait_job(move.id), 20)).state is JobState.CANCELLED
+    ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
+    assert ended.state is JobState.DONE, ended.error
+    if verb == "stop":
+        assert (await world.vm("web1")).status.state is VmState.STOPPED
+    else:
+        assert (await world.client.call("vm.list")).items == []
+
+
+async def test_a_stop_by_force_does_not_wait_for_one_that_asks_the_guest(world: World) -> None:
+    await world.create()
+    world.agents.hold(Kind.VM_STOP)
+    gentle = await world.client.call("vm.stop", "web1", {"timeout": 3600})
+    await world.until(gentle, lambda _: ("h1", Kind.VM_STOP) in world.agents.asked)
+    forced = await world.client.call("vm.stop", "web1", {"force": True})
+    await world.until(forced, lambda _: world.agents.asked.count(("h1", Kind.VM_STOP)) == 2)
+    vm = await world.vm("web1")
+    now = SystemClock().now()
+    stopped = VmReport(vm=vm.id, host="h1", epoch=1, state=VmState.STOPPED, since=now, sequence=100)
+    world.agents.release(Kind.VM_STOP, stopped)
+    for job in (gentle, forced):
+        assert (await asyncio.wait_for(world.client.wait_job(job.id), 20)).state is JobState.DONE
+
+
 async def test_figures_of_a_move_that_nobody_told_are_unknown(world: World) -> None:
     """The source's answer is lost; the destination's journal says that the VM is there."""
     await world.create()

@@ -8,7 +8,7 @@ from serai.lab.probe import Prober
 from serai.lab.workload import TcpEcho
 from serai.schema.errors import ConflictError, NotFoundError, SeraiError
 from serai.schema.job import JobState
-from serai.schema.vm import VmState
+from serai.schema.vm import VmState, VmStop
 
 from .conftest import Lab
 
@@ -83,3 +83,16 @@ async def test_cancel_leaves_it_where_it_was(lab: Lab) -> None:
     assert {host: len(pids) for host, pids in lab.qemus(vm).items()} == {"h1": 1, "h2": 0, "h3": 0}
     await lab.guest(vm).stop_memory()
     await lab.done(await lab.migrate(vm.name, "h2"))
+
+
+@pytest.mark.parametrize("verb", ["stop", "delete"])
+async def test_force_ends_a_move_that_never_converges(lab: Lab, verb: str) -> None:
+    vm = await lab.create(memory=256 << 20, cmdline="serai.mem=300:150")
+    move = await lab.migrate(vm.name, "h2")
+    await lab.until(vm.name, lambda now: now.status.state is VmState.MIGRATING)
+    body, query = (VmStop(force=True), None) if verb == "stop" else (None, {"force": True})
+    await lab.done(await lab.client.call(f"vm.{verb}", vm.name, body, query))
+    assert (await lab.client.wait_job(move.id)).state is JobState.CANCELLED
+    assert not any(lab.qemus(vm).values())
+    if verb == "stop":
+        assert (await lab.vm(vm.name)).status.state is VmState.STOPPED

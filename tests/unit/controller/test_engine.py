@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,7 @@ class Kit:
         self.workflows: dict[str, Workflow] = {}
         self.engine = Engine(store, NoHosts(), self.workflows)
 
-    def define(self, kind: str, *steps: StepDef, locks: Callable[[Job], Sequence[str]] | None = None) -> None:
-        marks = {} if locks is None else {"locks": locks}
+    def define(self, kind: str, *steps: StepDef, **marks: Any) -> None:
         self.workflows[kind] = Workflow(kind, steps, **marks)
 
     async def submit(self, kind: str, target_id: str = "aaaaaaaaaaaa") -> Job:
@@ -224,6 +223,42 @@ async def test_a_second_job_queues_and_says_behind_which(kit: Kit, log: Log) -> 
     for job in (first, second, other):
         assert (await kit.ended(job)).state is JobState.DONE
     assert log.lines == ["one"] * 3
+
+
+async def test_a_job_that_overtakes_has_those_before_it_give_way(kit: Kit, log: Log) -> None:
+    async def hurry(ctx: JobContext) -> None:
+        await ctx.hurried.wait()
+        log.lines.append("hurried")
+
+    kit.define("move", log.step("one", hold=True))
+    kit.define("kill", log.step("kill"), overtakes=lambda _: ("move", "stop"))
+    kit.workflows["stop"] = Workflow("stop", (StepDef("stop", hurry, cancellable=False),), hurries=True)
+    move, stop = await kit.submit("move"), await kit.submit("stop")
+    other = await kit.submit("move")
+    await log.reached.wait()
+    kill = await kit.submit("kill")
+    seen = await kit.seen(kill, lambda now: "which was asked to stop" in now.waits_for)
+    assert move.id in seen.waits_for
+    await kit.seen(move, lambda now: now.state is JobState.CANCELLING)
+    log.go_on.set()
+    assert (await kit.ended(kill)).state is JobState.DONE
+    assert (await kit.ended(move)).state is JobState.CANCELLED
+    assert (await kit.ended(stop)).state is JobState.DONE
+    assert (await kit.ended(other)).state is JobState.CANCELLED
+    assert log.lines == ["one", "-one", "hurried", "kill"]
+
+
+async def test_what_is_past_its_point_of_no_return_does_not_give_way(kit: Kit, log: Log) -> None:
+    kit.define("move", log.step("switch", point_of_no_return=True), log.step("settle", hold=True, repeatable=True))
+    kit.define("kill", log.step("kill"), overtakes=lambda _: ("move",))
+    move = await kit.submit("move")
+    await log.reached.wait()
+    kill = await kit.submit("kill")
+    seen = await kit.seen(kill, lambda now: bool(now.waits_for))
+    assert "asked to stop" not in seen.waits_for
+    log.go_on.set()
+    for job in (move, kill):
+        assert (await kit.ended(job)).state is JobState.DONE
 
 
 @pytest.mark.parametrize("when", ["queued", "begun", "never"])

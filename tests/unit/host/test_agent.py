@@ -95,6 +95,20 @@ async def test_a_guest_that_ignores_the_button_is_ended_by_force(ground: Ground,
     assert not h1.processes()
 
 
+async def test_a_stop_by_force_does_not_wait_for_one_that_asks_the_guest(ground: Ground, h1: Host) -> None:
+    """Both are answered alike, and the next one asks its guest again."""
+    for _ in range(2):
+        await ground.run_vm("h1")
+        process = h1.process()
+        process.ignores_powerdown = True
+        gentle = asyncio.create_task(ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, timeout=3600)))
+        await ground.until(lambda: h1.state() is VmState.STOPPING)
+        assert process.alive
+        forced = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, force=True))
+        assert forced.state is VmState.STOPPED
+        assert (await gentle).state is VmState.STOPPED
+
+
 async def test_a_guest_that_still_boots_is_asked_again(
     ground: Ground, h1: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

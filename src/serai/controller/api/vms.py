@@ -19,7 +19,7 @@ from serai.core.lifecycle import VmEvent
 from serai.core.migration import check_nothing_pending
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError
-from serai.schema.vm import Vm, VmBegin, VmClone, VmCreate, VmMigrate, VmSpec, VmState, VmStatus
+from serai.schema.vm import Vm, VmBegin, VmClone, VmCreate, VmMigrate, VmSpec, VmState, VmStatus, VmStop
 from serai.schema.volume import Volume, VolumeState, VolumeStatus
 
 CLEARED = ("vm.delete",)
@@ -132,10 +132,11 @@ async def start(api: Api, call: Call) -> Response:
 
 
 async def stop(api: Api, call: Call) -> Response:
-    """Shut it down."""
+    """Shut it down; by force also one on the move, which is asked to end first."""
+    force = call.need(VmStop).force
     async with api.store.transaction() as tx:
         vm = await _find(tx, call)
-        if vm.status.state is not VmState.DEFINED:
+        if vm.status.state is not VmState.DEFINED and not (force and vm.status.state is VmState.MIGRATING):
             lifecycle.follow(vm.status.state, VmEvent.STOP)
         if vm.status.state not in (VmState.DEFINED, VmState.STOPPED):
             await need_holder(tx, vm)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow
@@ -11,6 +12,7 @@ from serai.controller.workflows.shelf import ForPlacing
 from serai.core.placement import Choice, choose_start, place
 from serai.schema.errors import ConflictError, NotFoundError
 from serai.schema.image import ImageKind
+from serai.schema.job import Job
 from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand, VolumeDrop
 from serai.schema.vm import VmState
 from serai.schema.volume import VolumeState
@@ -28,10 +30,8 @@ def workflows(office: Office) -> list[Workflow]:
 
         return step
 
-    def one(
-        kind: str, name: str, action: Callable[[Office, JobContext], Awaitable[None]], *, cancellable: bool = True
-    ) -> Workflow:
-        return Workflow(kind, (StepDef(name, bound(action), repeatable=True, cancellable=cancellable),))
+    def one(kind: str, name: str, action: Callable[[Office, JobContext], Awaitable[None]]) -> Workflow:
+        return Workflow(kind, (StepDef(name, bound(action), repeatable=True),))
 
     return [
         Workflow(
@@ -58,7 +58,12 @@ def workflows(office: Office) -> list[Workflow]:
             ),
         ),
         # The guest has been asked, and cannot be asked back: a cancel waits for what becomes of it.
-        one("vm.stop", "stop", _stop, cancellable=False),
+        Workflow(
+            "vm.stop",
+            (StepDef("stop", bound(_stop), repeatable=True, cancellable=False),),
+            overtakes=_overtaken,
+            hurries=True,
+        ),
         one("vm.pause", "pause", _signal(Kind.VM_PAUSE)),
         one("vm.resume", "resume", _signal(Kind.VM_RESUME)),
         one("vm.reset", "reset", _signal(Kind.VM_RESET)),
@@ -69,8 +74,14 @@ def workflows(office: Office) -> list[Workflow]:
                 StepDef("volumes", bound(_drop_volumes), repeatable=True, cancellable=False),
                 StepDef("forget", bound(_forget), repeatable=True, cancellable=False),
             ),
+            overtakes=_overtaken,
         ),
     ]
+
+
+def _overtaken(job: Job) -> Sequence[str]:
+    """Force waits neither for a move, which may never converge, nor for a guest that was asked to shut down."""
+    return ("vm.migrate", "vm.stop") if job.params.get("force") else ()
 
 
 async def _place(office: Office, ctx: JobContext) -> None:
@@ -137,10 +148,22 @@ async def _stop(office: Office, ctx: JobContext) -> None:
         return
     timeout = float(ctx.params.get("timeout", 60.0))
     body = VmStopCommand(vm=vm.id, force=bool(ctx.params.get("force", False)), timeout=timeout)
-    report = await ctx.command(Kind.VM_STOP, VmTarget(vm.id), f"vm/{vm.id}", body, deadline=timeout + 60.0)
+    hurrying = asyncio.create_task(_force_when_hurried(ctx, vm.id))
+    try:
+        report = await ctx.command(Kind.VM_STOP, VmTarget(vm.id), f"vm/{vm.id}", body, deadline=timeout + 60.0)
+    finally:
+        hurrying.cancel()
+        await asyncio.gather(hurrying, return_exceptions=True)
     await office.shelf.take_report(report)
     ctx.result = {"state": report.state, "reason": report.reason}
     ctx.data[STOPPED] = report.reason
+
+
+async def _force_when_hurried(ctx: JobContext, vm_id: str) -> None:
+    """The first command is answered once the second has ended the VM."""
+    await ctx.hurried.wait()
+    ctx.progress(None, "by force: another job does not wait for the guest")
+    await ctx.command(Kind.VM_STOP, VmTarget(vm_id), f"vm/{vm_id}", VmStopCommand(vm=vm_id, force=True))
 
 
 def _signal(kind: Kind) -> Callable[[Office, JobContext], Awaitable[None]]:
