@@ -251,7 +251,7 @@ def resume(ctx: typer.Context, vm: VmArgument, wait: WaitOption = True, output: 
 def delete(
     ctx: typer.Context,
     vm: VmArgument,
-    force: Annotated[bool, typer.Option("--force", help="Even if it runs.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if it runs. A move is cancelled.")] = False,
     wait: WaitOption = True,
     output: OutputOption = Output.TABLE,
 ) -> None:
