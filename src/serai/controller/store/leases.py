@@ -64,6 +64,11 @@ class Leases:
         """Forget the lease of a VM that is deleted."""
         await self.connection.execute(delete(leases).where(leases.c.vm == vm))
 
+    async def on_host(self, host: str) -> list[Lease]:
+        """The leases that a host holds."""
+        rows = (await self.connection.execute(select(leases).where(leases.c.host == host))).mappings()
+        return [Lease.model_validate(dict(row)) for row in rows]
+
     async def offered(self) -> list[Lease]:
         """The leases with a standing offer."""
         rows = (await self.connection.execute(select(leases).where(leases.c.offered_to.is_not(None)))).mappings()
