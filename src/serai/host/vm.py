@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serai.core.lifecycle import RESTART_DELAYS, SETTLED, End, VmEvent, after_end, classify_end, follow
@@ -37,6 +37,29 @@ def _failed_on(launch: Launch, data: Mapping[str, Any]) -> str:
     name = next((disk.name for disk in launch.disks if f"disk{disk.index}" == node), node)
     words = f": {data['reason']}" if data.get("reason") else ""
     return f"I/O error on {name} ({data.get('operation', 'access')}){words}"
+
+
+async def _ask_guest(
+    machine: Machine, name: str, ends: Sequence[asyncio.Event], timeout: float, *, was_paused: bool
+) -> None:
+    """Press the power button until one of `ends` is set; after `timeout` seconds, or without an answer, give it up."""
+    try:
+        async with asyncio.timeout(timeout):
+            if was_paused:
+                await machine.cont()
+            while not any(event.is_set() for event in ends):
+                # A guest that still boots does not hear it: the button is pressed again and again.
+                await machine.powerdown()
+                waiting = [asyncio.create_task(event.wait()) for event in ends]
+                try:
+                    await asyncio.wait(waiting, timeout=PRESS_AGAIN, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for task in waiting:
+                        task.cancel()
+    except TimeoutError:
+        log.info("vm %s did not shut down within %g s: ending it by force", name, timeout)
+    except SeraiError as error:
+        log.info("vm %s cannot be asked to shut down (%s): ending it by force", name, error)
 
 
 class VmAgent(KnownVm):
@@ -246,30 +269,12 @@ class VmAgent(KnownVm):
             was_paused = self.state is VmState.PAUSED
             self.follow(VmEvent.STOP, "shutting down", wanted=False)
             if not force:
-                await self._ask_guest(self.machine, was_paused, timeout)
+                ends = (self._gone, self._forced)
+                await _ask_guest(self.machine, self.record.launch.name, ends, timeout, was_paused=was_paused)
             if not self._gone.is_set():
                 await self.machine.quit(timeout=5.0)
                 await self._gone.wait()
             return self.current_report()
-
-    async def _ask_guest(self, machine: Machine, was_paused: bool, timeout: float) -> None:
-        try:
-            async with asyncio.timeout(timeout):
-                if was_paused:
-                    await machine.cont()
-                while not (self._gone.is_set() or self._forced.is_set()):
-                    # A guest that still boots does not hear it: the button is pressed again and again.
-                    await machine.powerdown()
-                    ends = [asyncio.create_task(event.wait()) for event in (self._gone, self._forced)]
-                    try:
-                        await asyncio.wait(ends, timeout=PRESS_AGAIN, return_when=asyncio.FIRST_COMPLETED)
-                    finally:
-                        for end in ends:
-                            end.cancel()
-        except TimeoutError:
-            log.info("vm %s did not shut down within %g s: ending it by force", self.record.launch.name, timeout)
-        except SeraiError as error:
-            log.info("vm %s cannot be asked to shut down (%s): ending it by force", self.record.launch.name, error)
 
     async def signal(self, event: VmEvent) -> VmReport:
         """Pause, resume or reset."""

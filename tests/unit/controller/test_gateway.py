@@ -189,45 +189,28 @@ async def test_a_cancel_ends_the_waiting(kit: Kit) -> None:
 
 async def test_progress_and_vm_commands_find_their_way(kit: Kit) -> None:
     seen: list[Progress] = []
+    waits: list[str] = []
+    asked: list[str] = []
     vm = await kit.vm("h2")
     report = VmReport(vm=vm, host="h2", epoch=1, state=VmState.PAUSED, since=THEN)
 
     async def answer(message: Message) -> bytes:
         command = Command.model_validate_json(message.payload)
         for host, of in (("h1", command.id), ("h2", new_id()), ("h2", command.id)):
-            word = Progress(command=of, phase=f"of {host}", fraction=0.5)
+            word = Progress(command=of, phase=f"of {host}", fraction=0.5, waits_for=f"what {host} waits for")
             await kit.bus.publish(Subjects.progress(host, command.id), dump(word))
-        while not seen:
+        asked.append(command.id)
+        while len(seen) < len(asked):
             await asyncio.sleep(0.001)
-        return dump(Reply(state="done", result=report.model_dump(mode="json")))
+        done = Reply(state="done", result=report.model_dump(mode="json"))
+        return dump(done if len(asked) == 3 else Reply(state="running"))
 
     await kit.bus.subscribe(Subjects.vm_command("h2", vm), answer)
-    found = await kit.signal(VmTarget(vm), on_progress=seen.append)
+    found = await kit.signal(VmTarget(vm), on_progress=seen.append, waits=waits.append)
     assert found == report
-    assert [word.phase for word in seen] == ["of h2"]
-
-
-async def test_what_the_host_waits_for_is_shown_until_it_says_otherwise(kit: Kit) -> None:
-    """Being asked again does not take it back; an answer does."""
-    waits: list[str] = []
-    asked: list[str] = []
-
-    async def answer(message: Message) -> bytes:
-        command = Command.model_validate_json(message.payload)
-        asked.append(command.id)
-        if len(asked) == 1:
-            word = Progress(command=command.id, phase="commit", waits_for="h2's journal")
-            await kit.bus.publish(Subjects.progress("h1", command.id), dump(word))
-            while not waits:
-                await asyncio.sleep(0.001)
-        if len(asked) < 4:
-            return dump(Reply(state="running"))
-        assert waits == ["h2's journal"]
-        return dump(Reply(state="done", result={"state": "ready"}))
-
-    await kit.bus.subscribe(Subjects.host_command("h1"), answer)
-    await kit.send(waits=waits.append)
-    assert waits == ["h2's journal", ""]
+    assert {word.phase for word in seen} == {"of h2"}
+    # Being asked again does not take it back; the answer does.
+    assert waits == [*["what h2 waits for"] * 3, ""]
 
 
 @pytest.mark.parametrize("way", [["h2"], ["h2", "h1"], ["h1"]])
