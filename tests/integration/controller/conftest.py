@@ -153,7 +153,15 @@ class Agents:
             return Empty()
         now = SystemClock().now()
         self.sequence += 1
-        return VmReport(vm=vm, host=host, epoch=self._epochs[vm], state=state, since=now, sequence=self.sequence - 1)
+        return VmReport(
+            vm=vm,
+            host=host,
+            epoch=self._epochs[vm],
+            state=state,
+            reason="as asked" if state is VmState.STOPPED else "",
+            since=now,
+            sequence=self.sequence - 1,
+        )
 
 
 class World:

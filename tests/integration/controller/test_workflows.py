@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-<<<<<<< HEAD
-import contextlib
-import json
-from collections.abc import AsyncIterator
 from datetime import datetime
-from pathlib import Path
-from typing import Any
-=======
->>>>>>> d6d4df6 (An edit or a growth that fails, or is cancelled, is taken back; what cannot be is said)
 
 import pytest
 from tests.integration.controller.conftest import FACTS, World
@@ -25,11 +17,7 @@ from serai.schema.messages import (
     Hello,
     HostReport,
     Kind,
-<<<<<<< HEAD
-    Reply,
     UplinkTaken,
-=======
->>>>>>> d6d4df6 (An edit or a growth that fails, or is cancelled, is taken back; what cannot be is said)
     Verdict,
     VmConfigured,
     VmMigrateCancel,
@@ -40,151 +28,7 @@ from serai.schema.messages import (
 )
 from serai.schema.network import NetworkStatus
 from serai.schema.subjects import Subjects
-<<<<<<< HEAD
-from serai.schema.vm import Vm, VmReport, VmState
-from serai.schema.volume import PoolStatus
-
-FACTS = HostFacts(
-    cpus=4,
-    memory=8 << 30,
-    accel="tcg",
-    qemu_version="10.0",
-    machine_types=["pc-q35-10.0"],
-    migration_capabilities=["events", "pause-before-switchover", "late-block-activate"],
-    suppress_vmdesc=True,
-    addresses={"management": "10.0.0.1", "storage": "10.0.0.1", "migration": "10.0.0.1"},
-    abilities=[Ability(name="kvm", found=False, detail="there is no /dev/kvm")],
-)
-PLAIN: dict[Kind, BaseModel] = {
-    Kind.POOL_OPEN: PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30),
-    Kind.VOLUME_ADMIT: VolumeAdmitted(portal="10.0.0.1:3260", target="t", lun=1),
-    Kind.VM_PREPARE: VmPrepared(address="10.0.0.2", port=49152, tls_hostname="h2"),
-    Kind.VM_MIGRATE: VmMigrated(committed=True, total_s=1.0),
-    Kind.VM_ABANDON: Verdict(claim=Claim.ABANDONED),
-    Kind.VM_CONFIGURE: VmConfigured(applied=["all"], pending=[]),
-    Kind.IMAGE_MAKE: ImageManifest(name="tiny", kind=ImageKind.KERNEL, files=[]),
-}
-
-
-class Held:
-    """A command that an agent has got (`asked`) and answers once the test says what."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.answer: asyncio.Future[BaseModel] = asyncio.get_running_loop().create_future()
-
-
-class Agents:
-    """Every host's agent. `failing` holds the kinds that are answered with an error.
-
-    A VM's next report bears the number `sequence`.
-    """
-
-    def __init__(self, bus: MemBus) -> None:
-        self.bus = bus
-        self.failing: set[Kind] = set()
-        self.answers = dict(PLAIN)
-        self._held: dict[Kind, Held] = {}
-        self.asked: list[tuple[str, Kind]] = []
-        self.sequence = 1
-        self._epochs: dict[str, int] = {}
-        self._released: set[tuple[str, str, int]] = set()
-
-    async def join(self, host: str) -> None:
-        async def answer(message: Message) -> bytes:
-            return await self._answer(host, Command.model_validate_json(message.payload))
-
-        await self.bus.subscribe(Subjects.host_command(host), answer)
-        await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
-        await self.bus.request(Subjects.hello(host), dump(Hello(host=host, facts=FACTS)), timeout=5)
-
-    def hold(self, kind: Kind) -> Held:
-        """Keep commands of a kind waiting."""
-        return self._held.setdefault(kind, Held())
-
-    async def _answer(self, host: str, command: Command) -> bytes:
-        kind = Kind(command.kind)
-        self.asked.append((host, kind))
-        if kind in self.failing:
-            return dump(Reply(state="failed", error=HostError(f"{kind} failed").info))
-        if kind in self._held:
-            self._held[kind].asked.set()
-            return dump(Reply(state="done", result=json.loads(dump(await self._held[kind].answer))))
-        if kind is Kind.VM_RELEASE:
-            self._released.add((host, command.body["vm"], command.body["epoch"]))
-        if kind is Kind.VM_START and (host, command.body["launch"]["vm"], command.body["epoch"]) in self._released:
-            return dump(Reply(state="failed", error=StaleError("the epoch is over here", field="epoch").info))
-        result = self.answers.get(kind) or self._of_vm(host, kind, command.body)
-        return dump(Reply(state="done", result=json.loads(dump(result))))
-
-    def _of_vm(self, host: str, kind: Kind, body: dict[str, Any]) -> BaseModel:
-        if kind is Kind.VM_START:
-            vm, state = body["launch"]["vm"], VmState.RUNNING
-            self._epochs[vm] = body["epoch"]
-        elif kind is Kind.VM_STOP:
-            vm, state = body["vm"], VmState.STOPPED
-        else:
-            return Empty()
-        now = SystemClock().now()
-        self.sequence += 1
-        return VmReport(
-            vm=vm,
-            host=host,
-            epoch=self._epochs[vm],
-            state=state,
-            reason="as asked" if state is VmState.STOPPED else "",
-            since=now,
-            sequence=self.sequence - 1,
-        )
-
-
-class World:
-    def __init__(self, controller: Controller, agents: Agents, client: Client) -> None:
-        self.controller = controller
-        self.agents = agents
-        self.client = client
-
-    async def do(self, name: str, target: str | None = None, body: Any = None) -> Job:
-        job = await self.client.call(name, target, body)
-        return await asyncio.wait_for(self.client.wait_job(job.id), 20)
-
-    async def vm(self, name: str) -> Vm:
-        found: Vm = await self.client.call("vm.show", name)
-        return found
-
-    async def owners(self) -> dict[str, str | None]:
-        return {volume.name: volume.status.vm for volume in (await self.client.call("volume.list")).items}
-
-    async def create(self, name: str = "web1", **spec: Any) -> Job:
-        disk = {"pool": "p", "size": "1G"}
-        given = {"image": "tiny", "memory": "1G", "disks": [disk], "vnics": [{"network": "lan"}], **spec}
-        return await self.do("vm.create", None, {"name": name, "spec": given})
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    config = ControllerConfig(
-        state=tmp_path / "state", listen=None, socket=tmp_path / "api.sock", token_file=tmp_path / "token"
-    )
-    async with contextlib.AsyncExitStack() as stack:
-        bus = MemBus()
-        stack.push_async_callback(bus.close)
-        controller = await stack.enter_async_context(running(config, bus, standard_extras(None)))
-        agents = Agents(bus)
-        await agents.join("h1")
-        await agents.join("h2")
-        context = Context(socket=config.socket, token_file=config.token_file)
-        client = await stack.enter_async_context(Client(context))
-        made = World(controller, agents, client)
-        assert (await made.do("pool.create", None, {"name": "p", "spec": {"host": "h1"}})).state is JobState.DONE
-        image = {"name": "tiny", "spec": {"source": "build", "recipe": "tiny"}}
-        assert (await made.do("image.create", None, image)).state is JobState.DONE
-        network = {"name": "lan", "spec": {"bridge": "br-lan", "subnet": "10.77.0.0/24"}}
-        await client.call("network.create", None, network)
-        yield made
-=======
 from serai.schema.vm import VmReport, VmState
->>>>>>> d6d4df6 (An edit or a growth that fails, or is cancelled, is taken back; what cannot be is said)
 
 
 @pytest.mark.parametrize("kind", [Kind.VOLUME_MAKE, Kind.VOLUME_ADMIT, Kind.VM_START])
@@ -241,7 +85,6 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
 
 
-<<<<<<< HEAD
 async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
     async def seen() -> list[datetime]:
         shown = await world.client.call("host.show", "h1")
@@ -320,14 +163,6 @@ async def test_a_restart_stops_and_starts(world: World) -> None:
     assert ("h1", Kind.VM_START) not in world.agents.asked
 
 
-async def goes_offline(world: World, name: str) -> None:
-    async with world.controller.store.transaction() as tx:
-        host = await tx.hosts.find(name)
-        await tx.hosts.update_status(host.id, state=HostState.OFFLINE)
-
-
-=======
->>>>>>> d6d4df6 (An edit or a growth that fails, or is cancelled, is taken back; what cannot be is said)
 async def test_a_stopped_vm_starts_on_another_host_once_the_old_one_has_given_it_up(world: World) -> None:
     await world.create()
     await world.do("vm.stop", "web1", {"force": True})

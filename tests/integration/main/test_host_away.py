@@ -34,7 +34,7 @@ async def dead(lab: Lab, host: str) -> None:
     async def offline() -> bool:
         return (await lab.client.call("host.show", host)).status.state is HostState.OFFLINE
 
-    lab.kill(f"agent {host}")
+    await lab.kill(f"agent {host}")
     await until(offline)
 
 

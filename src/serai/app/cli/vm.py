@@ -33,7 +33,7 @@ RestartOption = Annotated[
     str, typer.Option(metavar="always|on-failure|never", help="Start again after it ended by itself.")
 ]
 DiskOption = Annotated[list[str] | None, typer.Option(metavar="POOL:SIZE", help=f"A disk: {parse.DISK}; repeatable.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Do not ask the guest: pull the plug.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Do not ask the guest: pull the plug; a move is cancelled.")]
 StopTimeoutOption = Annotated[
     str, typer.Option(metavar="TIME", help="How long the guest may take to shut down, such as 90s.")
 ]
