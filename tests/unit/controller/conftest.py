@@ -10,14 +10,18 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.unit.controller.gateway_kit import THEN, Kit
 
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api
 from serai.controller.engine import Engine
+from serai.controller.gateway import Hosts
 from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.controller.store import Store
+from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
+from serai.lib.membus import MemBus
 from serai.schema.endpoints import ENDPOINTS
 from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.image import Image, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState, ImageStatus
@@ -218,3 +222,17 @@ async def world(bare: World) -> World:
     await bare.image("raw", ImageKind.DISK, ImageState.CREATING)
     await bare.network("lan")
     return bare
+
+
+@pytest.fixture
+async def kit(tmp_path: Path, empty_database: Path) -> AsyncIterator[Kit]:
+    clock = ManualClock(THEN)
+    shutil.copyfile(empty_database, tmp_path / "serai.db")
+    store = await Store.open(tmp_path / "serai.db", clock)
+    bus = MemBus()
+    hosts = Hosts(bus, store, clock)
+    await hosts.start()
+    yield Kit(store, bus, hosts, clock)
+    await hosts.stop()
+    await bus.close()
+    await store.close()

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from datetime import timedelta
 
 import pytest
+from tests.unit.controller.gateway_kit import FACTS, OPEN, THEN, Kit
 
-from serai.controller.gateway import Hosts
 from serai.controller.jobs import VmTarget
-from serai.controller.store import Store
 from serai.lib.bus import Message
-from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id, new_secret
-from serai.lib.membus import MemBus
 from serai.schema.errors import (
     CancelledByUserError,
     CapacityError,
@@ -28,110 +21,22 @@ from serai.schema.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from serai.schema.host import HostFacts, HostState
+from serai.schema.host import HostState
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import (
     Command,
     Hello,
-    HostReport,
-    Kind,
     PoolOpen,
     Progress,
     Reply,
     TicketRedeem,
     TicketRedeemed,
-    VmSignal,
-    Welcome,
     dump,
 )
-from serai.schema.resource import Frozen
 from serai.schema.subjects import Subjects
 from serai.schema.ticket import Purpose, Ticket
-from serai.schema.vm import HOST_SILENT, Vm, VmReport, VmSpec, VmState, VmStatus
-from serai.schema.volume import ExportKind, Pool, PoolDriverName, PoolSpec, PoolStatus
-
-FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
-OPEN = PoolOpen(pool=new_id(), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
-THEN = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-class Kit:
-    def __init__(self, store: Store, bus: MemBus, hosts: Hosts, clock: ManualClock) -> None:
-        self.store, self.bus, self.hosts, self.clock = store, bus, hosts, clock
-        self.commands: list[Command] = []
-
-    async def host(self, name: str) -> None:
-        answer = await self.bus.request(Subjects.hello(name), dump(Hello(host=name, facts=FACTS)), timeout=5)
-        Welcome.model_validate_json(answer)
-
-    async def answers(self, subject: str, *replies: Reply) -> None:
-        """An agent that answers one after the other, the last for ever."""
-        left = list(replies)
-
-        async def answer(message: Message) -> bytes:
-            self.commands.append(Command.model_validate_json(message.payload))
-            return dump(left.pop(0) if len(left) > 1 else left[0])
-
-        await self.bus.subscribe(subject, answer)
-
-    async def vm(self, host: str = "h1") -> str:
-        async with self.store.transaction() as tx:
-            status = VmStatus(state=VmState.RUNNING, host=host, epoch=1)
-            vm = Vm(name="web1", id=new_id(), generation=1, created=tx.now, spec=VmSpec(), status=status)
-            await tx.vms.insert(vm)
-            await tx.leases.create(vm.id, host)
-        return vm.id
-
-    def said(self, vm: str, **fields: Any) -> VmReport:
-        given = {"host": "h1", "epoch": 1, "state": "running", "sequence": 1, "since": THEN, **fields}
-        return VmReport.model_validate({"vm": vm, **given})
-
-    async def report(self, vm: str, **fields: Any) -> VmStatus:
-        """A report, and the VM's status after it."""
-        said = self.said(vm, **fields)
-        await self.bus.request(Subjects.vm_report(said.host, vm), dump(said), timeout=5)
-        return await self.status(vm)
-
-    async def status(self, vm: str) -> VmStatus:
-        async with self.store.read() as view:
-            return (await view.vms.get(vm)).status
-
-    async def full_report(self, host: str, **fields: Any) -> None:
-        said = HostReport(host=host, time=self.clock.now(), **fields)
-        await self.bus.request(Subjects.host_report(host), dump(said), timeout=5)
-
-    async def advance(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
-        """Turn the clock in small steps until something is so."""
-        async with asyncio.timeout(10):
-            left = seconds
-            while left > 0 or not until():
-                while not self.clock.sleepers:
-                    await asyncio.sleep(0.001)
-                self.clock.advance(0.5)
-                left -= 0.5
-                await asyncio.sleep(0.001)
-
-    async def signal(self, target: VmTarget, **options: Any) -> Any:
-        return await self.hosts.command(
-            Kind.VM_PAUSE, target, "vm/x", VmSignal(vm=target.vm), command_id=new_id(), **options
-        )
-
-    async def send(self, body: Frozen = OPEN, **options: Any) -> Any:
-        return await self.hosts.command(Kind.POOL_OPEN, "h1", "pool/x", body, command_id=new_id(), **options)
-
-
-@pytest.fixture
-async def kit(tmp_path: Path, empty_database: Path) -> AsyncIterator[Kit]:
-    clock = ManualClock(THEN)
-    shutil.copyfile(empty_database, tmp_path / "serai.db")
-    store = await Store.open(tmp_path / "serai.db", clock)
-    bus = MemBus()
-    hosts = Hosts(bus, store, clock)
-    await hosts.start()
-    yield Kit(store, bus, hosts, clock)
-    await hosts.stop()
-    await bus.close()
-    await store.close()
+from serai.schema.vm import VmReport, VmState
+from serai.schema.volume import Pool, PoolSpec, PoolStatus
 
 
 async def test_a_command_is_asked_until_it_is_done(kit: Kit) -> None:
@@ -371,63 +276,6 @@ async def test_a_hosts_journal_settles_an_offer(
     async with kit.store.read() as view:
         lease = await view.leases.need(vm)
     assert (lease.host, lease.offered_to) == (host, offered)
-
-
-async def test_a_silent_host_is_offline_and_its_vms_are_not_dead(kit: Kit) -> None:
-    await kit.host("h1")
-    vm = await kit.vm()
-
-    async def state() -> HostState:
-        async with kit.store.read() as view:
-            return (await view.hosts.find("h1")).status.state
-
-    await kit.advance(13)
-    assert await state() is HostState.ONLINE
-    before = kit.store.bell.newest
-    await kit.advance(4, lambda: kit.store.bell.newest > before)
-    assert await state() is HostState.OFFLINE
-    status = await kit.status(vm)
-    assert (status.state, [one.type for one in status.conditions]) == (VmState.RUNNING, [HOST_SILENT])
-    await kit.full_report("h1", vms=[kit.said(vm)])
-    assert await state() is HostState.ONLINE
-    assert (await kit.status(vm)).conditions == []
-
-
-async def test_when_a_host_spoke_last_is_known_and_written_only_at_its_silence(kit: Kit) -> None:
-    await kit.host("h1")
-
-    async def stored() -> datetime | None:
-        async with kit.store.read() as view:
-            return (await view.hosts.find("h1")).status.seen
-
-    joined = await stored()
-    await kit.advance(5)
-    last = kit.clock.now()
-    await kit.full_report("h1")
-    assert (kit.hosts.heard("h1"), await stored()) == (last, joined)
-    assert kit.hosts.heard("h9") is None
-    before = kit.store.bell.newest
-    await kit.advance(17, lambda: kit.store.bell.newest > before)
-    assert (kit.hosts.heard("h1"), await stored()) == (last, last)
-
-
-async def test_a_hosts_bridges_are_kept_and_written_when_they_change(kit: Kit) -> None:
-    await kit.host("h1")
-
-    async def stored() -> list[str] | None:
-        async with kit.store.read() as view:
-            return (await view.hosts.find("h1")).status.bridges
-
-    assert await stored() is None
-    await kit.full_report("h1", bridges=["br-lan"])
-    assert await stored() == ["br-lan"]
-    before = kit.store.bell.newest
-    await kit.full_report("h1", bridges=["br-lan"])
-    await kit.full_report("h1")
-    await kit.host("h1")
-    assert (await stored(), kit.store.bell.newest) == (["br-lan"], before)
-    await kit.full_report("h1", bridges=[])
-    assert await stored() == []
 
 
 async def test_a_vm_that_its_host_does_not_list_is_not_shown_as_running(kit: Kit) -> None:

@@ -1,0 +1,101 @@
+"""The gateway on the in-process bus, hosts that say what a test has them say, and a clock that it turns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from serai.controller.gateway import Hosts
+from serai.controller.jobs import VmTarget
+from serai.controller.store import Store
+from serai.lib.bus import Message
+from serai.lib.clock import ManualClock
+from serai.lib.ids import new_id
+from serai.lib.membus import MemBus
+from serai.schema.host import HostFacts
+from serai.schema.messages import (
+    Command,
+    Hello,
+    HostReport,
+    Kind,
+    PoolOpen,
+    Reply,
+    VmSignal,
+    Welcome,
+    dump,
+)
+from serai.schema.resource import Frozen
+from serai.schema.subjects import Subjects
+from serai.schema.vm import Vm, VmReport, VmSpec, VmState, VmStatus
+from serai.schema.volume import ExportKind, PoolDriverName
+
+FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
+OPEN = PoolOpen(pool=new_id(), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
+THEN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Kit:
+    def __init__(self, store: Store, bus: MemBus, hosts: Hosts, clock: ManualClock) -> None:
+        self.store, self.bus, self.hosts, self.clock = store, bus, hosts, clock
+        self.commands: list[Command] = []
+
+    async def host(self, name: str) -> None:
+        answer = await self.bus.request(Subjects.hello(name), dump(Hello(host=name, facts=FACTS)), timeout=5)
+        Welcome.model_validate_json(answer)
+
+    async def answers(self, subject: str, *replies: Reply) -> None:
+        """An agent that answers one after the other, the last for ever."""
+        left = list(replies)
+
+        async def answer(message: Message) -> bytes:
+            self.commands.append(Command.model_validate_json(message.payload))
+            return dump(left.pop(0) if len(left) > 1 else left[0])
+
+        await self.bus.subscribe(subject, answer)
+
+    async def vm(self, host: str = "h1") -> str:
+        async with self.store.transaction() as tx:
+            status = VmStatus(state=VmState.RUNNING, host=host, epoch=1)
+            vm = Vm(name="web1", id=new_id(), generation=1, created=tx.now, spec=VmSpec(), status=status)
+            await tx.vms.insert(vm)
+            await tx.leases.create(vm.id, host)
+        return vm.id
+
+    def said(self, vm: str, **fields: Any) -> VmReport:
+        given = {"host": "h1", "epoch": 1, "state": "running", "sequence": 1, "since": THEN, **fields}
+        return VmReport.model_validate({"vm": vm, **given})
+
+    async def report(self, vm: str, **fields: Any) -> VmStatus:
+        """A report, and the VM's status after it."""
+        said = self.said(vm, **fields)
+        await self.bus.request(Subjects.vm_report(said.host, vm), dump(said), timeout=5)
+        return await self.status(vm)
+
+    async def status(self, vm: str) -> VmStatus:
+        async with self.store.read() as view:
+            return (await view.vms.get(vm)).status
+
+    async def full_report(self, host: str, **fields: Any) -> None:
+        said = HostReport(host=host, time=self.clock.now(), **fields)
+        await self.bus.request(Subjects.host_report(host), dump(said), timeout=5)
+
+    async def advance(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
+        """Turn the clock in small steps until something is so."""
+        async with asyncio.timeout(10):
+            left = seconds
+            while left > 0 or not until():
+                while not self.clock.sleepers:
+                    await asyncio.sleep(0.001)
+                self.clock.advance(0.5)
+                left -= 0.5
+                await asyncio.sleep(0.001)
+
+    async def signal(self, target: VmTarget, **options: Any) -> Any:
+        return await self.hosts.command(
+            Kind.VM_PAUSE, target, "vm/x", VmSignal(vm=target.vm), command_id=new_id(), **options
+        )
+
+    async def send(self, body: Frozen = OPEN, **options: Any) -> Any:
+        return await self.hosts.command(Kind.POOL_OPEN, "h1", "pool/x", body, command_id=new_id(), **options)
