@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from serai.drivers.storage.tgt_socket import TgtSocket
+from serai.lib.pki import qemu_identity
 
 TGT_PORT = 3261
 CAPABILITIES = {"events": True, "pause-before-switchover": True, "return-path": False, "auto-converge": False}
@@ -90,7 +91,7 @@ class Qmp:
 
 @dataclass(frozen=True)
 class Node:
-    """One lab host: how to get in (an argv prefix), its migration address, its name in its certificate."""
+    """One lab host: its name, how to get in (an argv prefix), its migration address, the certificate of its QEMUs."""
 
     name: str
     enter: tuple[str, ...]
@@ -240,7 +241,7 @@ class Bare:
         _parameters(destination, "server", None, downtime_limit_ms)
         destination.qmp.run("migrate-incoming", uri=f"tcp:{destination.node.address}:0")
         (where,) = destination.qmp.run("query-migrate")["socket-address"]
-        _parameters(source, "client", destination.node.name, downtime_limit_ms)
+        _parameters(source, "client", qemu_identity(destination.node.name), downtime_limit_ms)
         source.qmp.run("migrate", uri=f"tcp:{destination.node.address}:{where['port']}")
         if source.qmp.wait_migration("pre-switchover") != "pre-switchover":
             raise RuntimeError(f"the bare migration failed: {source.qmp.run('query-migrate')}")

@@ -37,7 +37,7 @@ from serai.lib.bus import Bus
 from serai.lib.clock import SystemClock
 from serai.lib.natsbus import NatsBus
 from serai.lib.paths import HostPaths
-from serai.lib.pki import TlsFiles, write_qemu_folder
+from serai.lib.pki import TlsFiles, qemu_folder, qemu_identity, write_qemu_folder
 from serai.lib.reconcile import Reconciler
 from serai.lib.stream import StreamServer
 from serai.lib.tasks import Tasks
@@ -60,7 +60,8 @@ ASK_AGAIN = 5.0
 
 
 class AgentConfig(Frozen):
-    """`addresses`: `management`, `storage` (iSCSI), `migration`. `pki` holds ca.pem, cert.pem and key.pem.
+    """`addresses`: `management`, `storage` (iSCSI), `migration`. `pki` holds ca.pem, cert.pem and key.pem, and
+    in a folder `migration` the same for the host's QEMUs, see lib/pki.py.
 
     `allow_unsandboxed`: on a machine whose QEMU has no sandbox VMs run without one; off, none is started there.
     """
@@ -89,7 +90,7 @@ class HostParts:
         """Start all, say so by `ready`, and work."""
         config, paths = self._config, self.paths
         tls = TlsFiles.in_folder(config.pki)
-        self._make_folders(tls)
+        self._make_folders()
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._tasks.close)
             journal = Journal.open(paths.journal)
@@ -119,7 +120,7 @@ class HostParts:
                 image_file=store.checked_file,
                 write_seed=write_seed,
                 migration_address=config.addresses["migration"],
-                tls_hostname=config.name,
+                tls_hostname=qemu_identity(config.name),
             )
             taker = registry.uplink_taker(paths)
             await taker.start()
@@ -154,12 +155,13 @@ class HostParts:
             network=network,
         )
 
-    def _make_folders(self, tls: TlsFiles) -> None:
+    def _make_folders(self) -> None:
         paths = self.paths
         for folder in (paths.state, paths.run, paths.pki):
             folder.mkdir(parents=True, exist_ok=True)
             os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user passes through to its own folders and certificates
-        write_qemu_folder(tls, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
+        migration = TlsFiles.in_folder(qemu_folder(self._config.pki))
+        write_qemu_folder(migration, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
 
     def _images(self, tls: TlsFiles, store: ImageStore) -> HostImages:
         builders = registry.image_builders(self._config.image_cache)

@@ -71,8 +71,7 @@ def _certificates(config: UpConfig) -> tuple[TlsFiles, Path]:
     controller, host = config.state / "controller/pki", config.state / "pki"
     if not (controller / "cert.pem").exists():
         authority.issue(IDENTITY, dns=["localhost"], ips=[LOOPBACK], dir=controller)
-    if not (host / "cert.pem").exists():
-        authority.issue(f"host.{config.name}", dns=[config.name, "localhost"], ips=[LOOPBACK], dir=host)
+    authority.issue_host(config.name, dns=[config.name, "localhost"], ips=[LOOPBACK], dir=host)
     return TlsFiles.in_folder(controller), host
 
 

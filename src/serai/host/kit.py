@@ -38,5 +38,5 @@ class Kit:
     write_seed: Callable[[Seed, Path], Awaitable[None]]
     migration_address: str
     tls_hostname: str
-    """The name in this host's certificate that the other end of a migration checks."""
+    """The identity of this host's QEMUs, which the other end of a migration checks."""
     qemu_user: str | None = "serai-qemu"

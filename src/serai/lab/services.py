@@ -146,7 +146,7 @@ def _certificates(folder: LabFolder, plan: Plan) -> TlsFiles:
     for host in plan.hosts:
         pki = folder.host(host) / "state" / "pki"
         addresses = [str(plan.address(host)), str(plan.address(host, "san"))]
-        authority.issue(f"host.{host}", dns=[host], ips=addresses, dir=pki)
+        authority.issue_host(host, dns=[host], ips=addresses, dir=pki)
         # QEMU's user passes through to the folder of its own in there; the keys beside it are root's alone.
         pki.chmod(0o711)
     addresses = [str(plan.address("ctl")), str(plan.address("ctl", "san")), "127.0.0.1"]

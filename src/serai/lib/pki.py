@@ -5,7 +5,11 @@ bus maps it to permissions and the two ends of a stream check it. All keys are E
 by OpenSSL, Go and the GnuTLS in QEMU alike. Our own connections speak TLS 1.3 and always ask for both certificates.
 
 A folder of an identity holds `ca.pem`, `cert.pem`, `key.pem`; the CA's folder `ca.pem` and `ca-key.pem`. Keys have
-mode 0600, written whole or not at all. QEMU wants other names and a group that may read: `write_qemu_folder`.
+mode 0600, written whole or not at all.
+
+A host has two identities: `host.h1` is its agent's, `qemu.h1` its QEMUs', for migrations alone. QEMU's user can read
+that key, and whoever breaks out of a guest with it: so it has no name or address beside its own, the bus knows no such
+identity, and our own connections refuse it. QEMU wants other names and a group that may read: `write_qemu_folder`.
 """
 
 import base64
@@ -25,7 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from serai.lib import atomicfile
 from serai.lib.clock import Clock, SystemClock
-from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
+from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, UnauthorizedError
 
 CA_LIFE = timedelta(days=3650)
 LEAF_LIFE = timedelta(days=730)
@@ -33,6 +37,18 @@ CLOCK_SKEW = timedelta(days=1)
 """Certificates are valid from a day ago: a laptop with a slow clock must not be locked out."""
 
 IDENTITY = re.compile(r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
+QEMU = "qemu."
+"""The start of the identities that QEMU has."""
+
+
+def qemu_identity(host: str) -> str:
+    """Return the identity of a host's QEMUs, which the two ends of a migration check."""
+    return f"{QEMU}{host}"
+
+
+def qemu_folder(host_folder: Path) -> Path:
+    """Return the folder of a host's QEMU identity, within the folder of the host's own."""
+    return host_folder / "migration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +95,17 @@ class TlsFiles:
 
 
 def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket) -> str:
-    """Return the identity of the other end, proven by its certificate; raises UnauthorizedError if it showed none."""
+    """Return the identity of the other end, proven by its certificate.
+
+    Raises UnauthorizedError if it showed none, or one that is good for migrations only.
+    """
     certificate = connection.getpeercert(binary_form=True)
     if certificate is None:
         raise UnauthorizedError("the other end showed no certificate")
-    return _common_name(x509.load_der_x509_certificate(certificate).subject)
+    identity = _common_name(x509.load_der_x509_certificate(certificate).subject)
+    if identity.startswith(QEMU):
+        raise UnauthorizedError("the certificate is QEMU's, for migrations only", field="identity", value=identity)
+    return identity
 
 
 def _common_name(name: x509.Name) -> str:
@@ -184,24 +206,62 @@ class CertificateAuthority:
         atomicfile.write_bytes(files.ca, _pem(self._certificate), mode=0o644)
         return files
 
+    def issue_host(self, host: str, *, dns: Sequence[str], ips: Sequence[str], dir: Path) -> None:  # noqa: A002
+        """Make what is missing of a host's two identities: its agent's in `dir`, its QEMUs' in `qemu_folder(dir)`.
+
+        `dns` and `ips` are further names of the agent. Raises as `issue` does.
+        """
+        if not TlsFiles.in_folder(dir).cert.exists():
+            self.issue(f"host.{host}", dns=dns, ips=ips, dir=dir)
+        if not TlsFiles.in_folder(qemu_folder(dir)).cert.exists():
+            self.issue(qemu_identity(host), dns=(), ips=(), dir=qemu_folder(dir))
+
 
 def write_qemu_folder(tls: TlsFiles, dir: Path, gid: int) -> Path:  # noqa: A002
     """Copy an identity into `dir` under the names that QEMU's tls-creds-x509 reads, for the group `gid`; return `dir`.
 
     The folder gets mode 0750 and the keys 0640, so that QEMU, which is nobody special, reads them and no one else does.
+    What is there already and right is left alone. Raises NotFoundError for an identity that was never issued, HostError
+    when it cannot be written.
     """
-    dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chown(dir, -1, gid)
-    dir.chmod(0o750)
-    certificate, key = tls.cert.read_bytes(), tls.key.read_bytes()
-    atomicfile.write_bytes(dir / "ca-cert.pem", tls.ca.read_bytes(), mode=0o640, gid=gid)
+    try:
+        certificate, key, ca = tls.cert.read_bytes(), tls.key.read_bytes(), tls.ca.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            "the certificate for migrations is not there",
+            field="pki",
+            value=error.filename,
+            remedy="Issue it beside the host's own, by the authority that issued that.",
+        ) from error
+    files = {"ca-cert.pem": ca}
     for end in ("server", "client"):
-        atomicfile.write_bytes(dir / f"{end}-key.pem", key, mode=0o640, gid=gid)
-        atomicfile.write_bytes(dir / f"{end}-cert.pem", certificate, mode=0o640, gid=gid)
+        files |= {f"{end}-key.pem": key, f"{end}-cert.pem": certificate}
     # Without them QEMU searches for a prime of its own at the start of each migration: 0.1 to 0.6 s, and it never comes
     # to be used with TLS 1.3's curves.
-    atomicfile.write_bytes(dir / "dh-params.pem", _ffdhe2048(), mode=0o640, gid=gid)
+    files["dh-params.pem"] = _ffdhe2048()
+    try:
+        dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chown(dir, -1, gid)
+        dir.chmod(0o750)
+        for name, content in files.items():
+            if not _is_there(dir / name, content, gid):
+                atomicfile.write_bytes(dir / name, content, mode=0o640, gid=gid)
+    except OSError as error:
+        raise HostError(
+            f"the certificates for migrations cannot be written: {error.strerror}",
+            field="pki",
+            value=dir,
+            remedy="Make room on its file system, or make it writable; then start the agent again.",
+        ) from error
     return dir
+
+
+def _is_there(path: Path, content: bytes, gid: int) -> bool:
+    try:
+        facts = path.stat()
+        return (facts.st_mode & 0o7777, facts.st_gid) == (0o640, gid) and path.read_bytes() == content
+    except FileNotFoundError:
+        return False
 
 
 def _ffdhe2048() -> bytes:

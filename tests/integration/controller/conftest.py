@@ -56,7 +56,7 @@ FACTS = HostFacts(
 PLAIN: dict[Kind, BaseModel] = {
     Kind.POOL_OPEN: PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30),
     Kind.VOLUME_ADMIT: VolumeAdmitted(portal="10.0.0.1:3260", target="t", lun=1),
-    Kind.VM_PREPARE: VmPrepared(address="10.0.0.2", port=49152, tls_hostname="h2"),
+    Kind.VM_PREPARE: VmPrepared(address="10.0.0.2", port=49152, tls_hostname="qemu.h2"),
     Kind.VM_MIGRATE: VmMigrated(committed=True, total_s=1.0),
     Kind.VM_ABANDON: Verdict(claim=Claim.ABANDONED),
     Kind.VM_CONFIGURE: VmConfigured(applied=["all"], pending=[]),

@@ -108,7 +108,7 @@ class Fleet:
             now, vm = SystemClock().now(), body["launch"]["vm"]
             return VmReport(vm=vm, host=host, epoch=body["epoch"], state=VmState.RUNNING, since=now, sequence=1)
         if kind is Kind.VM_PREPARE:
-            return VmPrepared(address="10.0.0.2", port=49152, tls_hostname="h2")
+            return VmPrepared(address="10.0.0.2", port=49152, tls_hostname="qemu.h2")
         if kind is Kind.VM_MIGRATE:
             return VmMigrated(committed=True, total_s=1.0)
         return Empty()

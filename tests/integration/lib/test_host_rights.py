@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import nats
+import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -16,9 +17,11 @@ from nats.aio.msg import Msg
 from serai.lib.bus import BusDenied, Message, NoResponders
 from serai.lib.natsbus import NatsBus
 from serai.lib.natsserver import ANY_PORT, NatsConfig, NatsServer, Permissions, inbox_prefix
-from serai.lib.pki import CertificateAuthority
-from serai.schema.errors import InvalidError
+from serai.lib.pki import CertificateAuthority, TlsFiles, qemu_folder
+from serai.lib.stream import StreamServer, open_stream
+from serai.schema.errors import InvalidError, UnauthorizedError
 from serai.schema.subjects import Subjects, controller_permissions, host_permissions
+from serai.schema.ticket import Ticket
 
 DEADLINE = 30
 VM = "0" * 12
@@ -50,6 +53,7 @@ class World:
         names = {"bus": ["127.0.0.1"], **{identity: [] for identity in RIGHTS}}
         self.tls = {name: authority.issue(name, dns=[], ips=ips, dir=folder / name) for name, ips in names.items()}
         permissions = {who: Permissions(tuple(publish), tuple(hear)) for who, (publish, hear) in RIGHTS.items()}
+        self.authority = authority
         self.server = NatsServer(NatsConfig("127.0.0.1", ANY_PORT, self.tls["bus"], permissions), folder / "nats")
         self._buses: dict[str, NatsBus] = {}
         self._clients: list[Client] = []
@@ -119,6 +123,30 @@ async def test_a_host_can_do_all_it_needs(world: World) -> None:
     assert await h3.request(Subjects.verdict("h1", "h3"), b"ask", DEADLINE) == b"host.h1"
     with pytest.raises(NoResponders):
         await h1.request(Subjects.verdict("h2", "h1"), b"ask", DEADLINE)
+
+
+async def test_what_qemu_can_read_opens_no_door(world: World, tmp_path: Path) -> None:
+    """Its certificate is good for migrations: neither the bus nor a stream takes it, nor does it pass for a server."""
+    pki = tmp_path / "pki"
+    world.authority.issue_host("h1", dns=["h1", "localhost"], ips=["127.0.0.1"], dir=pki)
+    agent, qemu = TlsFiles.in_folder(pki), TlsFiles.in_folder(qemu_folder(pki))
+    assert (agent.identity, qemu.identity) == ("host.h1", "qemu.h1")
+    assert agent.key.read_bytes() != qemu.key.read_bytes()
+    client = await nats.connect(world.server.url, tls=agent.client_context(), allow_reconnect=False)
+    await client.close()
+    with pytest.raises(nats.errors.Error):
+        await nats.connect(world.server.url, tls=qemu.client_context(), allow_reconnect=False)
+
+    async def never(_ticket: str, _peer: str) -> Ticket:
+        pytest.fail("nobody is asked about its tickets")
+
+    async with StreamServer(agent, ("127.0.0.1", 0), never, {}) as streams:
+        with pytest.raises(UnauthorizedError, match="migrations only"):
+            await open_stream("127.0.0.1", streams.port, qemu, "0" * 32, server="host.h1")
+    async with StreamServer(qemu, ("127.0.0.1", 0), never, {}) as forged:
+        for server in ("host.h1", None):
+            with pytest.raises(UnauthorizedError, match="not the right server"):
+                await open_stream("127.0.0.1", forged.port, agent, "0" * 32, server=server)
 
 
 async def test_a_host_hears_nothing_of_others(world: World) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import stat
+
 import pytest
 
 from serai.lab.probe import Prober
+from serai.lab.state import LabFolder
 from serai.lab.workload import TcpEcho
+from serai.lib.pki import TlsFiles
 from serai.schema.errors import ConflictError, NotFoundError, SeraiError
 from serai.schema.job import JobState
 from serai.schema.vm import VmState, VmStop
@@ -40,6 +44,19 @@ async def test_a_running_vm_moves_with_all_that_is_its_own(lab: Lab) -> None:
     assert job.result["bytes_sent"] > 1 << 20
     assert seen.received > 0
     assert after.status.epoch == vm.status.epoch + 1
+
+
+def test_qemus_own_certificate_is_not_the_hosts(lab: Lab) -> None:
+    folder = LabFolder.of(lab.name)
+    plan = folder.load().plan
+    for host in plan.hosts:
+        pki = folder.host(host) / "state/pki"
+        theirs = TlsFiles(*(pki / "qemu" / f"{name}.pem" for name in ("ca-cert", "client-cert", "client-key")))
+        assert theirs.identity == f"qemu.{host}"
+        assert theirs.key.read_bytes() != TlsFiles.in_folder(pki).key.read_bytes()
+        others = [file for file in pki.rglob("*key.pem") if file.parent.name != "qemu"]
+        assert len(others) == 2
+        assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in others)
 
 
 async def test_there_and_back_and_on(lab: Lab) -> None:

@@ -184,7 +184,7 @@ class Host:
             image_file=images.checked_file,
             write_seed=write_seed,
             migration_address=self.name,
-            tls_hostname=self.name,
+            tls_hostname=f"qemu.{self.name}",
             qemu_user=None,
         )
         self.vms = Vms(self.kit)

@@ -76,7 +76,7 @@ class Trip:
             epoch=self.epoch,
             offer_id=self.offer,
             source=self.source.name,
-            source_identity=f"host.{self.source.name}",
+            source_identity=f"qemu.{self.source.name}",
             capabilities=CAPABILITIES,
             restart=restart,
         )

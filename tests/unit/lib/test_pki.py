@@ -10,8 +10,8 @@ import pytest
 from cryptography import x509
 
 from serai.lib.clock import ManualClock
-from serai.lib.pki import LEAF_LIFE, CertificateAuthority, TlsFiles, write_qemu_folder
-from serai.schema.errors import ConflictError, InvalidError, NotFoundError
+from serai.lib.pki import LEAF_LIFE, CertificateAuthority, TlsFiles, qemu_folder, write_qemu_folder
+from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError
 
 
 def mode(path: Path) -> int:
@@ -74,3 +74,54 @@ def test_qemu_finds_diffie_hellman_parameters(tmp_path: Path) -> None:
     assert prime.startswith("FFFFFFFFFFFFFFFFADF85458A2BB4A9AAFDC5620273D3CF1")
     assert prime.endswith("886B423861285C97FFFFFFFFFFFFFFFF")
     assert len(prime) == 512
+
+
+def test_a_host_has_two_identities(tmp_path: Path) -> None:
+    authority = CertificateAuthority.ensure(tmp_path / "ca")
+    authority.issue_host("h1", dns=["h1"], ips=["127.0.0.1"], dir=tmp_path / "h1")
+    kept = qemu_folder(tmp_path / "h1") / "key.pem"
+    before = (kept.read_bytes(), (tmp_path / "h1/key.pem").read_bytes())
+    authority.issue_host("h1", dns=["h1"], ips=["127.0.0.1"], dir=tmp_path / "h1")
+    assert before == (kept.read_bytes(), (tmp_path / "h1/key.pem").read_bytes())
+    qemu = TlsFiles.in_folder(qemu_folder(tmp_path / "h1"))
+    names = x509.load_pem_x509_certificate(qemu.cert.read_bytes()).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    # Nothing that the agent is called or reached by.
+    assert list(names.value) == [x509.DNSName("qemu.h1")]
+    (qemu_folder(tmp_path / "h1") / "cert.pem").unlink()
+    authority.issue_host("h1", dns=["h1"], ips=["127.0.0.1"], dir=tmp_path / "h1")
+    assert before[0] != kept.read_bytes()
+    assert before[1] == (tmp_path / "h1/key.pem").read_bytes()
+
+
+def test_qemus_folder_is_written_only_where_it_changed(tmp_path: Path) -> None:
+    authority = CertificateAuthority.ensure(tmp_path / "ca")
+    authority.issue_host("h1", dns=[], ips=[], dir=tmp_path / "h1")
+    tls = TlsFiles.in_folder(qemu_folder(tmp_path / "h1"))
+    folder = write_qemu_folder(tls, tmp_path / "qemu", os.getgid())
+    before = {file.name: file.stat().st_ino for file in folder.iterdir()}
+    write_qemu_folder(tls, folder, os.getgid())
+    assert {file.name: file.stat().st_ino for file in folder.iterdir()} == before
+    (folder / "server-key.pem").write_text("an older one")
+    (folder / "client-key.pem").chmod(0o644)
+    write_qemu_folder(tls, folder, os.getgid())
+    after = {file.name: file.stat().st_ino for file in folder.iterdir()}
+    assert {name for name in before if after[name] != before[name]} == {"server-key.pem", "client-key.pem"}
+    assert (folder / "server-key.pem").read_bytes() == (folder / "client-key.pem").read_bytes() == tls.key.read_bytes()
+    assert stat.S_IMODE((folder / "client-key.pem").stat().st_mode) == 0o640
+
+
+def test_qemus_folder_says_what_is_wrong(tmp_path: Path) -> None:
+    authority = CertificateAuthority.ensure(tmp_path / "ca")
+    authority.issue("host.h1", dns=[], ips=[], dir=tmp_path / "h1")
+    tls = TlsFiles.in_folder(qemu_folder(tmp_path / "h1"))
+    with pytest.raises(NotFoundError) as missing:
+        write_qemu_folder(tls, tmp_path / "qemu", os.getgid())
+    assert str(missing.value.info.value) == str(tls.cert)
+    authority.issue_host("h1", dns=[], ips=[], dir=tmp_path / "h1")
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError) as unwritable:
+        write_qemu_folder(tls, tmp_path / "file/qemu", os.getgid())
+    assert "cannot be written" in unwritable.value.info.message
+    assert unwritable.value.info.remedy

@@ -19,6 +19,7 @@ from serai.controller.workflows.shelf import ForPlacing
 from serai.core import launch as plan
 from serai.core.migration import agreed_capabilities, check_nothing_pending
 from serai.core.placement import choose_destination
+from serai.lib.pki import qemu_identity
 from serai.schema.errors import CancelledByUserError, ConflictError, HostError, InterruptedByRestartError
 from serai.schema.lease import Claim
 from serai.schema.messages import (
@@ -120,7 +121,7 @@ async def _prepare(office: Office, ctx: JobContext) -> None:
         epoch=epoch,
         offer_id=ctx.data["offer_id"],
         source=ctx.data["source"],
-        source_identity=f"host.{ctx.data['source']}",
+        source_identity=qemu_identity(ctx.data["source"]),
         capabilities=ctx.data["capabilities"],
         restart=vm.spec.restart,
         autostart=vm.spec.autostart,

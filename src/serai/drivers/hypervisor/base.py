@@ -92,8 +92,8 @@ class MigrationStats:
 class MigrationSetup:
     """How to migrate. `bandwidth_bytes` per second, 0 for all there is.
 
-    `tls_hostname` is the peer's name as its certificate must have it: on the source a name among the destination's
-    subject alternative names, on the destination the source's identity (the certificate's common name). None: no TLS.
+    `tls_hostname` is the identity of the peer's QEMUs (`lib.pki.qemu_identity`) as its certificate must have it: on
+    the source among the destination's alternative names, on the destination the source's common name. None: no TLS.
     """
 
     capabilities: Mapping[str, bool]

@@ -26,7 +26,7 @@ from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import probe
 from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.lib.ids import new_id
-from serai.lib.pki import CertificateAuthority, write_qemu_folder
+from serai.lib.pki import CertificateAuthority, TlsFiles, qemu_folder, write_qemu_folder
 from serai.schema.attach import Disk, FileDisk, IscsiDisk, Launch, VnicAttachment
 from serai.schema.errors import HostError, SeraiError, UnavailableError
 
@@ -172,9 +172,9 @@ def certificates(host: Host) -> dict[str, Path]:
     gid = pwd.getpwnam(USER).pw_gid
     for name, ca in (("h1", "ca"), ("h2", "ca"), ("stranger", "other")):
         authority = CertificateAuthority.ensure(host.folder / ca)
-        identity = "host.h1" if name == "stranger" else f"host.{name}"
-        tls = authority.issue(identity, dns=[name], ips=["127.0.0.1"], dir=host.folder / "pki" / name)
-        folders[name] = write_qemu_folder(tls, host.folder / f"qemu-{name}", gid)
+        pki = host.folder / "pki" / name
+        authority.issue_host("h1" if name == "stranger" else name, dns=[name], ips=["127.0.0.1"], dir=pki)
+        folders[name] = write_qemu_folder(TlsFiles.in_folder(qemu_folder(pki)), host.folder / f"qemu-{name}", gid)
     return folders
 
 
@@ -232,21 +232,21 @@ async def move(
 
 
 async def test_moves_with_tls(host: Host, certificates: dict[str, Path]) -> None:
-    ends = await move(host, certificates["h1"], certificates["h2"], "host.h1", "h2")
+    ends = await move(host, certificates["h1"], certificates["h2"], "qemu.h1", "qemu.h2")
     assert ends == ("completed", RunState.POSTMIGRATE)
 
 
 async def test_a_source_that_sent_all_can_go_on_at_once(host: Host, certificates: dict[str, Path]) -> None:
-    ends = await move(host, certificates["h1"], certificates["h2"], "host.h1", "h2", then_cont=True)
+    ends = await move(host, certificates["h1"], certificates["h2"], "qemu.h1", "qemu.h2", then_cont=True)
     assert ends == ("completed", RunState.RUNNING)
 
 
 @pytest.mark.parametrize(
     ("source", "target", "expects", "believes"),
     [
-        ("h1", "h2", "host.h1", "h3"),  # the source is led to another host than it was told
-        ("stranger", "h2", "host.h1", "h2"),
-        ("h1", "stranger", "host.h1", "h2"),
+        ("h1", "h2", "qemu.h1", "qemu.h3"),  # the source is led to another host than it was told
+        ("stranger", "h2", "qemu.h1", "qemu.h2"),
+        ("h1", "stranger", "qemu.h1", "qemu.h2"),
     ],
 )
 async def test_the_wrong_end(
@@ -261,11 +261,11 @@ async def test_another_host_than_the_source_cannot_send(host: Host, certificates
     launch = await host.launch()
     placing = host.placing(launch, "two", tls_dir=certificates["h2"])
     target = await host.hypervisor.start(launch, placing, incoming=True, paused=True)
-    port = await target.prepare_incoming(setup("host.h3"), "127.0.0.1", (49452, 49499))
+    port = await target.prepare_incoming(setup("qemu.h3"), "127.0.0.1", (49452, 49499))
     source = await host.start(launch, tls_dir=certificates["h1"])
     await source.cont()
     sent, received = Outcome(source), Outcome(target)
-    await source.migrate("127.0.0.1", port, setup("h2"))
+    await source.migrate("127.0.0.1", port, setup("qemu.h2"))
     async with asyncio.timeout(DEADLINE):
         assert await sent.ended == "failed"
     assert not received.ended.done() or received.ended.result() == "failed"
