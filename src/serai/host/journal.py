@@ -162,6 +162,7 @@ def _read(path: Path) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
                 return  # torn by a crash in mid-write: nobody was told that it was written
             raise HostError(
                 f"the host's journal {path} is damaged in line {number}",
-                remedy="Move the file away only after making sure that none of its VMs runs on another host.",
+                remedy="Move the file away only after making sure that none of its VMs runs on another host; the agent "
+                "names those whose QEMU still runs here then, and 'serai vm delete --force' ends them.",
             ) from error
         yield kind, key, data

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,34 @@ class Vms:
 
     async def _take_over(self, adopting: list[asyncio.Task[None]], *, rebooted: bool) -> None:
         await asyncio.gather(*adopting)
+        await self._tell_strays()
         if rebooted:
             await self._autostart()
+
+    async def _tell_strays(self) -> None:
+        """Where a journal was lost QEMUs may run under no lease that we know: nobody would hear of them else."""
+        for found in await self._kit.hypervisor.processes():
+            if self._kit.records.vm(found.vm) is None:
+                log.error(
+                    "VM %s runs here as process %d, and the journal does not know it: it is left alone. "
+                    "'serai vm delete --force' ends it, or 'kill %d' and then 'serai vm start'.",
+                    found.vm,
+                    found.pid,
+                    found.pid,
+                )
+
+    async def _end_strays(self, vm: str) -> None:
+        """End QEMUs of a VM that the journal does not know."""
+        for found in await self._kit.hypervisor.processes():
+            # One that was started meanwhile is its agent's.
+            if found.vm != vm or vm in self.agents:
+                continue
+            log.warning("vm %s: process %d runs it here and no record knows it: ending it", vm, found.pid)
+            await found.kill()
+            folder = self._kit.paths.vm_run(vm)
+            await self._kit.hypervisor.adopt(vm, folder)  # clears up after one that is gone
+            for left in (folder, self._kit.paths.vm_state(vm)):
+                await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
 
     async def taken_over(self) -> None:
         """Return once all that `take_over` began was tried; raises what went wrong with it as a whole."""
@@ -213,7 +240,7 @@ class Vms:
         return agent
 
     async def release(self, body: VmRelease) -> None:
-        """Give up `epoch` and all lower ones: end QEMU, forget the VM. Idempotent."""
+        """Give up `epoch` and all lower ones: end QEMU, also one of no record, and forget the VM. Idempotent."""
         self._check_silent(body.vm)
         agent = self.agents.get(body.vm)
         if agent is not None and agent.record.epoch <= body.epoch:
@@ -223,6 +250,8 @@ class Vms:
             if self.agents.get(body.vm) is agent:
                 del self.agents[body.vm]
             await agent.forget()
+        elif agent is None:
+            await self._end_strays(body.vm)
         for row in self._kit.records.leases(body.vm):
             if row.epoch <= body.epoch and row.claim in (Claim.HELD, Claim.COMMITTED):
                 self._kit.records.put_claim(row.model_copy(update={"claim": Claim.RELEASED, "reason": body.reason}))

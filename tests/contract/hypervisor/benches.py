@@ -17,7 +17,8 @@ from typing import Protocol
 
 from serai.drivers.hypervisor import record
 from serai.drivers.hypervisor.base import Hypervisor, Machine, MachineEvent, MigrationSetup, Placing
-from serai.drivers.hypervisor.fake import FakeHypervisor, FakeMachine, FakeWorld
+from serai.drivers.hypervisor.fake import FakeMachine, FakeWorld
+from serai.drivers.hypervisor.fake_hypervisor import FakeHypervisor
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.lib.ids import new_id

@@ -8,7 +8,7 @@ import signal
 import pytest
 from tests.contract.hypervisor.benches import DEADLINE, Bench, Events, started
 
-from serai.drivers.hypervisor import qmp
+from serai.drivers.hypervisor import qmp, record
 from serai.drivers.hypervisor.base import Machine, Placing, RunState
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError, SeraiError, UnavailableError
@@ -189,3 +189,15 @@ async def _is_over(machine: Machine) -> bool:
         return await machine.run_state() is RunState.SHUTDOWN
     except SeraiError:
         return True
+
+
+async def test_its_process_is_found_without_a_record_and_while_it_is_silent(bench: Bench) -> None:
+    machine = await started(bench)
+    (bench.placing(machine.launch).run_dir / record.FILE).unlink(missing_ok=True)
+    bench.silence(machine)
+    (found,) = [one for one in await bench.one.processes() if one.vm == machine.vm]
+    assert found.pid == machine.pid
+    await found.kill()
+    await machine.ended()
+    assert machine.vm not in [one.vm for one in await bench.one.processes()]
+    await machine.close()

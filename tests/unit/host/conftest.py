@@ -18,7 +18,8 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from serai.drivers.hypervisor.base import RunState
-from serai.drivers.hypervisor.fake import FakeHypervisor, FakeMachine, FakeProcess, FakeWorld
+from serai.drivers.hypervisor.fake import FakeMachine, FakeProcess, FakeWorld
+from serai.drivers.hypervisor.fake_hypervisor import FakeHypervisor
 from serai.drivers.image import importer
 from serai.drivers.image.seed import write_seed
 from serai.drivers.image.store import ImageStore

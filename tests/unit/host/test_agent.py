@@ -254,6 +254,32 @@ async def test_released_nothing_stays(ground: Ground, h1: Host) -> None:
     assert not h1.paths.vm_state(VM).exists()
 
 
+async def test_what_runs_without_a_record_is_told_and_ends_with_its_release(
+    ground: Ground, h1: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its journal was moved away; the QEMU goes on, and may not answer."""
+    await ground.run_vm("h1")
+    process = h1.process()
+    process.silent = True
+    await h1.kill()
+    h1.paths.journal.unlink()
+    with caplog.at_level("ERROR", "serai"):
+        await h1.start()
+    assert f"VM {VM} runs here as process {process.pid}" in caplog.text
+    assert process.alive
+    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1, reason="deleted"))
+    assert not h1.processes()
+    assert not h1.paths.vm_run(VM).exists()
+    assert h1.records.claim(VM, 1) is Claim.RELEASED
+
+
+async def test_a_late_release_ends_nobody_elses_qemu(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", epoch=2)
+    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1))
+    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm="f" * 12, epoch=9))
+    assert h1.process().alive
+
+
 # --- a new agent ---
 
 

@@ -17,7 +17,7 @@ UnavailableError (no answer in time, connection lost), HostError (QEMU said no, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -269,6 +269,15 @@ class Machine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A machine's process on this host. `kill` returns when it is gone."""
+
+    vm: str
+    pid: int
+    kill: Callable[[], Awaitable[None]]
+
+
 class Hypervisor(Protocol):
     """What starts and finds machines on this host."""
 
@@ -296,4 +305,8 @@ class Hypervisor(Protocol):
 
         UnavailableError: it is there and does not answer; try again, it is not dead.
         """
+        ...
+
+    async def processes(self) -> list[Found]:
+        """Every machine on this host, as its processes tell: whoever started it, whether or not it answers."""
         ...

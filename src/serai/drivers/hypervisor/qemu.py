@@ -17,7 +17,7 @@ from pathlib import Path
 
 from serai.drivers.hypervisor import cgroup, record
 from serai.drivers.hypervisor.argv import MICROVM, Features, Handles, qemu_argv
-from serai.drivers.hypervisor.base import HypervisorFacts, Placing
+from serai.drivers.hypervisor.base import Found, HypervisorFacts, Placing
 from serai.drivers.hypervisor.identity import accel_groups, owner
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import ALLOW, Findings, find_out, look_again
@@ -147,6 +147,10 @@ class QemuHypervisor:
                 return None
             raise
         return machine
+
+    async def processes(self) -> list[Found]:
+        found = await asyncio.to_thread(record.find_all)
+        return [Found(vm, process.pid, process.kill) for vm, process in found]
 
 
 async def _failure(child: Child, launch: Launch, placing: Placing, error: SeraiError) -> HostError:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from serai.schema.messages import dump
 
 FILE = "runtime.json"
 LOG = "qemu.log"
+_NAME = re.compile(rb"[^\0]*qemu-system[^\0/]*\0-name\0guest=([0-9a-f]{12}),")
+"""The begin of the command line that `argv` makes."""
 SOCKETS = ("qmp.sock", "console.sock", "qga.sock")
 
 
@@ -87,6 +91,25 @@ def find(runtime: Runtime) -> Watched | None:
         return None
     same = same and hashlib.sha256(command).hexdigest() == runtime.argv_hash
     return watched if same and watched.alive else None
+
+
+def find_all() -> list[tuple[str, Watched]]:
+    """Every VM's QEMU that runs in our network namespace, with or without a record: it says itself whose it is."""
+    # Agents that share a kernel, as a lab's do, each have a network of their own; mounts they may not tell apart.
+    here = os.stat("/proc/self/ns/net")
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            named = _NAME.match((entry / "cmdline").read_bytes())
+            if named is None or not os.path.samestat(os.stat(entry / "ns/net"), here):
+                continue
+        except OSError:
+            continue  # gone meanwhile
+        vm = named[1].decode()
+        watched = adopt(int(entry.name), expect=f"guest={vm},")
+        if watched is not None:
+            found.append((vm, watched))
+    return found
 
 
 def clear(run_dir: Path, pid: int) -> None:
