@@ -31,11 +31,12 @@ from serai.schema.errors import (
 )
 
 MIB = 1 << 20
+POOL = "b" * 12
 
 
 @pytest.fixture(params=["fake", "dir"])
 async def pool(request: pytest.FixtureRequest, tmp_path: Path) -> PoolDriver:
-    made: PoolDriver = FakePool() if request.param == "fake" else DirectoryPool(tmp_path / "pool")
+    made: PoolDriver = FakePool() if request.param == "fake" else DirectoryPool(tmp_path / "pool", pool=POOL)
     await made.open()
     return made
 
@@ -414,11 +415,12 @@ async def test_what_could_break_out_of_a_request_is_refused(lab: Lab, volume: Pa
 async def test_an_empty_pool_is_taken_away_and_can_come_again(pool: PoolDriver) -> None:
     volume = new_id()
     await pool.create_volume(volume, MIB)
-    await pool.remove()
-    assert await sizes(pool) == {volume: MIB}
+    for keep in (True, False):
+        await pool.remove(keep=keep)
+        assert await sizes(pool) == {volume: MIB}
     await pool.delete_volume(volume)
-    await pool.remove()
-    await pool.remove()
+    for keep in (True, False, True, False):
+        await pool.remove(keep=keep)
     await pool.open()
     assert await sizes(pool) == {}
 

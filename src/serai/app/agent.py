@@ -171,6 +171,7 @@ class HostParts:
         address = self._config.addresses["storage"]
         return HostStorage(
             records=records,
+            paths=self.paths,
             exporter=registry.exporter(self.paths, address),
             portal=f"{address}:3260",
             open_driver=lambda pool: registry.POOL_DRIVERS[pool.driver](pool, self.paths),

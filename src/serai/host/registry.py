@@ -30,7 +30,7 @@ QEMU_USER = "serai-qemu"
 def _directory(pool: PoolOpen, paths: HostPaths) -> PoolDriver:
     root = Path(pool.path) if pool.path else paths.pools / pool.pool
     # Exported volumes are tgtd's alone; local ones are opened as files by QEMU.
-    return DirectoryPool(root, group=QEMU_USER if pool.export is ExportKind.NONE else None)
+    return DirectoryPool(root, pool=pool.pool, group=QEMU_USER if pool.export is ExportKind.NONE else None)
 
 
 POOL_DRIVERS: Mapping[PoolDriverName, Callable[[PoolOpen, HostPaths], PoolDriver]] = {PoolDriverName.DIR: _directory}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.host.records import Records
+from serai.lib.paths import HostPaths
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError, UnsupportedError
 from serai.schema.messages import (
     PoolClose,
@@ -37,12 +39,14 @@ class HostStorage:
         self,
         *,
         records: Records,
+        paths: HostPaths,
         exporter: Exporter | None,
         portal: str,
         open_driver: Callable[[PoolOpen], PoolDriver],
         image_disk: Callable[[str], Awaitable[tuple[Path, str]]],
     ) -> None:
         self._records = records
+        self._paths = paths
         self._exporter = exporter
         self._portal = portal
         self._open_driver = open_driver
@@ -113,9 +117,42 @@ class HostStorage:
             if body.export is ExportKind.ISCSI:
                 await self._target().start()
             await self._refuse_shared(body)
+            await asyncio.to_thread(self._refuse_own, body)
+            # Before the folder bears the pool's mark: whoever takes this host away finds by it what is to go.
+            await asyncio.to_thread(self._link, body)
             await self._open(body)
             self._records.put_pool(body)
         return (await self.statuses())[body.pool]
+
+    def _refuse_own(self, body: PoolOpen) -> None:
+        """Refuse the agent's own folders, what is in them and what they are in, by whatever way they are reached."""
+        if not body.path:
+            return
+        paths, real = self._paths, Path(os.path.realpath(body.path))
+        within = [place for place in (real, *real.parents) if place.exists()]
+        for own in (paths.images, paths.pools, paths.vms, paths.pki, paths.run):
+            inside = own.exists() and any(place.samefile(own) for place in within)
+            if inside or real in (Path(os.path.realpath(own)), *Path(os.path.realpath(own)).parents):
+                raise ConflictError(
+                    f"the host agent keeps its own files in {own}",
+                    field="spec.path",
+                    value=body.path,
+                    remedy="Give a folder outside it, or no path: then the pool is in the agent's folder for pools.",
+                )
+
+    def _link(self, body: PoolOpen) -> None:
+        """Show a pool that is elsewhere among the agent's own."""
+        if not body.path:
+            return
+        link = self._paths.pools / body.pool
+        self._unlink(body.pool)
+        link.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        link.symlink_to(body.path)
+
+    def _unlink(self, pool: str) -> None:
+        link = self._paths.pools / pool
+        if link.is_symlink():
+            link.unlink()
 
     async def _refuse_shared(self, body: PoolOpen) -> None:
         """Refuse a second pool in a pool's place; only here can be seen where links and mounts lead."""
@@ -133,7 +170,7 @@ class HostStorage:
                 )
 
     async def close_pool(self, body: PoolClose) -> None:
-        """Forget a pool that is empty. The agent's own folder goes with it; one that was given stays.
+        """Forget a pool that is empty. The agent's own folder goes with it; one that was given stays, without its mark.
 
         The target ends with the last pool that needs it: nobody else would end it, since it outlives the agent.
         """
@@ -143,8 +180,9 @@ class HostStorage:
                 "the pool still has volumes", field="pool", value=body.pool, remedy="Delete them first."
             )
         record = self._records.pools().get(body.pool)
-        if driver is not None and record is not None and not record.path:
-            await driver.remove()
+        if driver is not None and record is not None:
+            await driver.remove(keep=bool(record.path))
+        await asyncio.to_thread(self._unlink, body.pool)
         async with self._opening:
             self._pools.pop(body.pool, None)
             self._records.forget_pool(body.pool)

@@ -20,11 +20,14 @@ from pathlib import Path
 from serai.client import context as contexts
 from serai.lab import state, topology
 from serai.lab.state import LabFolder, LabState, Phase
-from serai.lib import mount, namespace, process
+from serai.lib import mount, namespace, poolmark, process
+from serai.lib.paths import HostPaths
 from serai.schema.errors import HostError
 
 log = logging.getLogger(__name__)
 
+POOLS = HostPaths(state=Path(), run=Path()).pools
+"""Within a host's state folder."""
 GRACE = 3.0
 """Seconds between SIGTERM and SIGKILL: agents close their journals, QEMU flushes. All of it is deleted after."""
 ROUNDS = 20
@@ -67,6 +70,7 @@ async def sweep(folder: LabFolder, *, keep: bool = False) -> None:
         await namespace.delete(space)
     mount.unmount_below(folder.path)
     _remove_groups(groups)
+    await asyncio.to_thread(_remove_pools, folder)
     if before is not None:
         _forget_context(folder, before)
     state.unregister(folder)
@@ -221,6 +225,16 @@ def _remove_groups(groups: set[Path]) -> None:
 
 
 # --- files ---
+
+
+def _remove_pools(folder: LabFolder) -> None:
+    """Take away what pools made in folders that were given to them; each host has a link to its own."""
+    for link in folder.path.glob(f"hosts/*/state/{POOLS}/*"):
+        if link.is_symlink():
+            try:
+                poolmark.purge(link.readlink(), link.name)
+            except OSError as error:
+                log.warning("what pool %s made in %s stays there: %s", link.name, link.readlink(), error)
 
 
 def _forget_context(folder: LabFolder, before: LabState) -> None:

@@ -21,6 +21,16 @@ def record(name: str, role: str) -> ProcessRecord:
     return next(found for found in LabFolder.of(name).load().processes if found.role == role)
 
 
+async def keep_something_elsewhere(place: Path) -> None:
+    """A pool with a volume in a folder that all the lab's hosts see, as the machine does: it is one host's."""
+    await run("pool", "create", "elsewhere", "--host", "h1", "--path", str(place))
+    await run("volume", "create", "v", "--pool", "elsewhere", "--size", "1M")
+    refused = await run("pool", "create", "again", "--host", "h2", "--path", str(place), check=False)
+    assert refused.returncode != 0
+    assert str(place / ".serai-pool").encode() in refused.stderr
+    assert len(list(place.glob("*.raw"))) == 1
+
+
 async def test_a_newcomer_finds_hosts_a_pool_and_a_network_and_can_leave_without_a_trace(world: LabWorld) -> None:
     name = world.name()
     contexts.put("mine", contexts.Context(url="https://elsewhere.example"))
@@ -47,6 +57,7 @@ async def test_a_newcomer_finds_hosts_a_pool_and_a_network_and_can_leave_without
     fetcher = LabFolder.of(name).programs / "apt-get"
     outside = await run("lab", "exec", "--name", name, "h1", "--", str(fetcher), "--version")
     assert outside.text.startswith("apt ")
+    await keep_something_elsewhere(world.parent / "srv")
     await run("lab", "down", "--name", name)
     # The context that was chosen before is chosen again.
     assert contexts.load().current == "mine"

@@ -156,6 +156,7 @@ class Host:
         images = ImageStore(self.paths.images)
         storage = HostStorage(
             records=self.records,
+            paths=self.paths,
             exporter=None,
             portal="10.78.0.11:3260",
             open_driver=lambda pool: self.pools.setdefault(pool.pool, FakePool()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from serai.drivers.storage.fake import FakeExporter, FakePool
 from serai.host.journal import Journal
 from serai.host.records import Records
 from serai.host.storage import HostStorage
+from serai.lib.paths import HostPaths
 from serai.schema.errors import ConflictError, HostError, NotFoundError, UnavailableError
 from serai.schema.messages import PoolClose, PoolOpen, VolumeDrop, VolumeGrow, VolumeLook, VolumeMake
 from serai.schema.volume import ExportKind, PoolDriverName
@@ -23,16 +25,30 @@ ONE, TWO = "1" * 12, "2" * 12
 
 
 def at_path(pool: PoolOpen) -> PoolDriver:
-    return DirectoryPool(Path(pool.path))
+    return DirectoryPool(Path(pool.path), pool=pool.pool)
 
 
 def storage(
-    records: Records, driver: Callable[[PoolOpen], PoolDriver] = at_path, exporter: Exporter | None = None
+    records: Records,
+    paths: HostPaths,
+    driver: Callable[[PoolOpen], PoolDriver] = at_path,
+    exporter: Exporter | None = None,
 ) -> HostStorage:
     async def image(name: str) -> tuple[Path, str]:
         raise AssertionError(name)
 
-    return HostStorage(records=records, exporter=exporter, portal="", open_driver=driver, image_disk=image)
+    return HostStorage(
+        records=records,
+        paths=paths,
+        exporter=exporter,
+        portal="",
+        open_driver=driver,
+        image_disk=image,
+    )
+
+
+def paths_in(folder: Path) -> HostPaths:
+    return HostPaths(state=folder / "state", run=folder / "run")
 
 
 def nothing(_what: str, _part: float | None) -> None:
@@ -43,12 +59,12 @@ async def test_a_lost_folder_is_told_and_the_other_pools_live(tmp_path: Path) ->
     """Also after a restart: no empty folder takes the place of one that is not mounted."""
     journal = Journal.open(tmp_path / "journal")
     records = Records(journal)
-    host = storage(records)
+    host = storage(records, paths_in(tmp_path))
     for pool, name in ((ONE, "one"), (TWO, "two")):
         path = str(tmp_path / name)
         await host.open_pool(PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=path, export=ExportKind.NONE))
     await asyncio.to_thread(shutil.move, tmp_path / "one", tmp_path / "away")
-    for each in (host, again := storage(records)):
+    for each in (host, again := storage(records, paths_in(tmp_path))):
         await each.start()
         statuses = await each.statuses()
         assert [statuses[pool].state for pool in (ONE, TWO)] == ["failed", "ready"]
@@ -73,16 +89,16 @@ async def test_only_the_agents_own_folder_goes_with_its_pool(tmp_path: Path) -> 
     """A folder that was given stays, and so does what is no volume; a pool can be made there again."""
 
     def driver(pool: PoolOpen) -> PoolDriver:
-        return DirectoryPool(Path(pool.path) if pool.path else tmp_path / pool.pool)
+        return DirectoryPool(Path(pool.path) if pool.path else tmp_path / pool.pool, pool=pool.pool)
 
     journal = Journal.open(tmp_path / "journal")
-    host = storage(Records(journal), driver)
+    host = storage(Records(journal), paths_in(tmp_path), driver)
     given = PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "given"), export=ExportKind.NONE)
     own = PoolOpen(pool=TWO, driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
     for pool in (given, own):
         await host.open_pool(pool)
         await host.close_pool(PoolClose(pool=pool.pool))
-    assert (tmp_path / "given").is_dir()
+    assert await asyncio.to_thread(os.listdir, tmp_path / "given") == []
     assert not (tmp_path / TWO).exists()
     await host.open_pool(own)
     (tmp_path / TWO / "notes").touch()
@@ -93,10 +109,43 @@ async def test_only_the_agents_own_folder_goes_with_its_pool(tmp_path: Path) -> 
     journal.close()
 
 
+async def test_the_agents_own_folders_are_no_pools(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "state/journal")
+    host = storage(Records(journal), paths_in(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    (tmp_path / "state/pools").mkdir()
+    (tmp_path / "state/vms").mkdir()
+    places = ["state", "state/pools", "state/pools/mine", "run/x", "link/pools", "state/../state/vms", "link", ""]
+    for place in places:
+        path = str(tmp_path / place)
+        with pytest.raises(ConflictError, match="the host agent keeps its own files") as caught:
+            await host.open_pool(PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=path, export=ExportKind.NONE))
+        assert caught.value.info.field == "spec.path"
+        assert caught.value.info.remedy
+    assert sorted(await asyncio.to_thread(os.listdir, tmp_path / "state")) == ["journal", "pools", "vms"]
+    # Beside them there is room.
+    path = str(tmp_path / "state/disks")
+    await host.open_pool(PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=path, export=ExportKind.NONE))
+    journal.close()
+
+
+async def test_a_pool_elsewhere_is_shown_among_the_agents_own(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "state/journal")
+    host = storage(Records(journal), paths_in(tmp_path))
+    given = PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "given"), export=ExportKind.NONE)
+    for _ in range(2):
+        await host.open_pool(given)
+        assert (tmp_path / "state/pools" / ONE).readlink() == tmp_path / "given"
+    await host.close_pool(PoolClose(pool=ONE))
+    assert not (tmp_path / "state/pools" / ONE).is_symlink()
+    journal.close()
+
+
 async def test_the_target_ends_with_the_last_pool_that_needs_it(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "journal")
     exporter = FakeExporter()
-    host = storage(Records(journal), exporter=exporter)
+    host = storage(Records(journal), paths_in(tmp_path), exporter=exporter)
     for pool, export in ((ONE, ExportKind.ISCSI), (TWO, ExportKind.NONE)):
         await host.open_pool(PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=str(tmp_path / pool), export=export))
     await exporter.check()
@@ -113,7 +162,7 @@ async def test_the_target_ends_with_the_last_pool_that_needs_it(tmp_path: Path) 
 async def test_a_folder_is_one_pools_whatever_way_leads_there(tmp_path: Path) -> None:
     """Links and `..` are resolved where they are; the first pool may even be one whose folder is lost."""
     journal = Journal.open(tmp_path / "journal")
-    host = storage(Records(journal))
+    host = storage(Records(journal), paths_in(tmp_path))
 
     def wish(pool: str, path: Path | str) -> PoolOpen:
         return PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=str(path), export=ExportKind.NONE)
@@ -145,7 +194,7 @@ async def test_a_folder_is_one_pools_whatever_way_leads_there(tmp_path: Path) ->
 
 async def test_two_pools_asked_for_at_once_are_not_made_in_one_folder(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "journal")
-    host = storage(Records(journal))
+    host = storage(Records(journal), paths_in(tmp_path))
     (tmp_path / "link").symlink_to(tmp_path / "pool")
     wishes = [
         PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=str(tmp_path / name), export=ExportKind.NONE)

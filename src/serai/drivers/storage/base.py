@@ -107,8 +107,11 @@ class PoolDriver(Protocol):
         """
         ...
 
-    async def remove(self) -> None:
-        """Take an empty pool's own place away; what is not the pool's stays. Safe to repeat."""
+    async def remove(self, *, keep: bool) -> None:
+        """Take an empty pool's own place away; what is not the pool's stays. Safe to repeat.
+
+        With `keep` the place stays, free for others.
+        """
         ...
 
     async def status(self) -> PoolStatus:

@@ -4,9 +4,10 @@ A volume is made under a temporary name, written, synced, and only then linked t
 that is taken, so nothing is overwritten, and a crash leaves only temporary names, which `open` sweeps. Copies share
 blocks (FICLONE) where the file system can, and are sparse where it cannot.
 
-A pool's folder bears a mark, an empty file. One that is gone, or without the mark (nothing is mounted there), is a
-HostError that says so at every call, `delete_volume` too: the volume may come back with its file system, so nobody is
-told that it was deleted, and no new one is hidden below the mount point.
+A pool's folder bears a mark with the pool's id (`lib/poolmark.py`). One that is gone, or without the mark (nothing is
+mounted there), is a HostError that says so at every call, `delete_volume` too: the volume may come back with its file
+system, so nobody is told that it was deleted, and no new one is hidden below the mount point. With another pool's mark
+it is a ConflictError.
 
 Rights: a pool whose volumes are exported belongs to root alone, since only the target opens them; it runs as root,
 because it takes orders on its control socket only from its own user. A pool whose volumes QEMU opens as files grants
@@ -25,7 +26,6 @@ import os
 import re
 import secrets
 import signal
-import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from serai.drivers.storage.base import (
     refuse_shrinking,
     volume_exists,
 )
+from serai.lib import poolmark
 from serai.lib.atomicfile import sync_folder
 from serai.lib.process import ProcessError, run, spawn
 from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, UnsupportedError
@@ -52,21 +53,19 @@ PROGRESS_PERIOD = 0.2
 """Seconds between two looks at how far a copy is: fast enough for a progress bar."""
 
 _SUFFIX = ".raw"
-_TEMPORARY = ".serai-new-"
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
-_MARK = ".serai-pool"
-_OURS = re.compile(r"[0-9a-f]{12}\.raw|\.serai-new-.*|\.serai-pool|lost\+found", re.DOTALL)
-"""What may be in a folder that becomes a pool's: volumes, their beginnings, and what mkfs puts there."""
+_FROM_MKFS = "lost+found"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DirectoryPool:
-    """A pool in a directory. `group`: who may open the volumes as files beside root; None: nobody."""
+    """A pool, by its id, in a directory. `group`: who may open the volumes as files beside root; None: nobody."""
 
     volume_format = "raw"
 
-    def __init__(self, root: Path, *, group: str | None = None) -> None:
+    def __init__(self, root: Path, *, pool: str, group: str | None = None) -> None:
         self._root = root
+        self._pool = pool
         self._group = group
         self._reflink = False
         self._gid = -1
@@ -77,18 +76,22 @@ class DirectoryPool:
         await asyncio.to_thread(self._open, make)
 
     def _open(self, make: bool) -> None:
-        # A folder of volumes without the mark is a pool from before there was one.
-        if not make and not any(self._root.glob(f"*{_SUFFIX}")):
-            self._check_mark()
         try:
-            self._refuse_inside_a_pool()
+            marked = self._marked()
+            # A folder of volumes without the mark is a pool from before there was one.
+            if not marked and not make and not any(self._root.glob(f"*{_SUFFIX}")):
+                raise self._without_mark()
+            if not marked and make:
+                self._refuse_inside_a_pool()
+                self._refuse_others()
+            made = not self._root.exists()
             self._root.mkdir(parents=True, exist_ok=True)
-            self._refuse_others()
-            (self._root / _MARK).touch(0o600)
+            poolmark.put(self._root, self._pool, made=made)
+            self._check_mark()
             os.chown(self._root, -1, self._gid)
             self._root.chmod(0o700 if self._group is None else 0o710)
             for entry in self._root.iterdir():
-                if entry.name.startswith(_TEMPORARY):
+                if entry.name.startswith(poolmark.TEMPORARY):
                     entry.unlink(missing_ok=True)
             self._reflink = reflinks(self._root)
         except ValueError as error:  # a null character
@@ -99,21 +102,20 @@ class DirectoryPool:
     def _refuse_inside_a_pool(self) -> None:
         """Refuse a new pool within another's folder: the outer one could never be removed again."""
         real = Path(os.path.realpath(self._root))
-        outer = next((parent for parent in real.parents if (parent / _MARK).exists()), None)
-        if outer is not None and not (real / _MARK).exists():
+        outer = next((parent for parent in real.parents if poolmark.read(parent) is not None), None)
+        if outer is not None:
             raise ConflictError(
                 f"the folder is inside another pool's, {str(outer)!r}",
                 field="path",
                 value=self._root,
-                remedy="Give a folder outside it.",
+                remedy="Give a folder outside it. If that pool is gone for good, delete "
+                f"{str(outer / poolmark.NAME)!r}.",
             )
 
     def _refuse_others(self) -> None:
         """Refuse a folder that others use: the pool's rights would shut them out of it (of `/etc`, of `/home`)."""
-        wanted = 0o700 if self._group is None else 0o710
-        if stat.S_IMODE(self._root.stat().st_mode) == wanted:
-            return
-        strange = next((name for name in os.listdir(self._root) if not _OURS.fullmatch(name)), None)
+        present = os.listdir(self._root) if self._root.exists() else []
+        strange = next((name for name in present if name != _FROM_MKFS and not poolmark.CONTENT.fullmatch(name)), None)
         if strange is not None:
             raise ConflictError(
                 f"the folder holds other things than volumes ({strange!r}), and a pool takes its folder for itself",
@@ -131,8 +133,24 @@ class DirectoryPool:
         )
 
     def _check_mark(self) -> None:
-        if not (self._root / _MARK).exists():
-            raise self._lost(FileNotFoundError(errno.ENOENT, "it is not there, or is not the pool's"))
+        if not self._marked():
+            raise self._without_mark()
+
+    def _marked(self) -> bool:
+        """Whether the folder has the mark, this pool's or anybody's. Raises ConflictError for another's, OSError."""
+        mark = poolmark.read(self._root)
+        if mark is not None and mark.pool not in ("", self._pool):
+            raise ConflictError(
+                f"the folder belongs to pool {mark.pool!r}, perhaps of another machine",
+                field="path",
+                value=self._root,
+                remedy="Give another folder. If that pool is gone for good, delete "
+                f"{str(self._root / poolmark.NAME)!r}.",
+            )
+        return mark is not None
+
+    def _without_mark(self) -> HostError:
+        return self._lost(FileNotFoundError(errno.ENOENT, "it is not there, or is not the pool's"))
 
     async def places(self) -> frozenset[str]:
         """The path without symbolic links and `..`, and what a bind mount has in common: device and inode."""
@@ -151,16 +169,22 @@ class DirectoryPool:
             raise self._unusable(error) from error
         return frozenset(found)
 
-    async def remove(self) -> None:
-        """Delete the mark and the directory; one that holds anything else, volumes above all, stays as it is."""
-        await asyncio.to_thread(self._remove)
+    async def remove(self, *, keep: bool) -> None:
+        """Delete the mark, and the directory unless `keep`; one that holds volumes (or what looks so) stays as it is.
 
-    def _remove(self) -> None:
+        Without `keep`, one that holds anything else stays as well, with its mark: its name is the pool's own.
+        """
+        await asyncio.to_thread(self._remove, keep)
+
+    def _remove(self, keep: bool) -> None:
         try:
-            if any(name != _MARK for name in os.listdir(self._root)):
+            names = set(os.listdir(self._root)) - {poolmark.NAME}
+            if any(name.endswith(_SUFFIX) for name in names) or (names and not keep):
                 return
-            (self._root / _MARK).unlink(missing_ok=True)
-            self._root.rmdir()
+            if self._marked():
+                (self._root / poolmark.NAME).unlink()
+            if not keep:
+                self._root.rmdir()
         except FileNotFoundError:
             return
         except OSError as error:
@@ -292,7 +316,7 @@ class DirectoryPool:
         self._check_mark()
         if path.exists():
             raise volume_exists(volume_id)
-        temporary = self._root / f"{_TEMPORARY}{volume_id}-{secrets.token_hex(4)}"
+        temporary = self._root / f"{poolmark.TEMPORARY}{volume_id}-{secrets.token_hex(4)}"
         try:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             yield temporary
@@ -321,7 +345,8 @@ class DirectoryPool:
             f"the pool's folder cannot be used: {error.strerror}",
             field="path",
             value=self._root,
-            remedy=f"Mount its file system again; if it is gone for good, make the folder and an empty {_MARK} in it.",
+            remedy="Mount its file system again; if it is gone for good, make the folder and an empty "
+            f"{poolmark.NAME} in it.",
         )
 
     def _translated(self, error: OSError, size: int) -> Exception:
@@ -366,7 +391,7 @@ def share_blocks(source: Path, target: Path) -> bool:
 
 def reflinks(folder: Path) -> bool:
     """Whether files in this folder can share blocks: tried, not guessed from the file system's name."""
-    names = [folder / f"{_TEMPORARY}probe-{secrets.token_hex(4)}" for _ in range(2)]
+    names = [folder / f"{poolmark.TEMPORARY}probe-{secrets.token_hex(4)}" for _ in range(2)]
     try:
         # At least a block of real data: an empty file can be "cloned" where nothing else can.
         names[0].write_bytes(b"\0" * 4096)

@@ -54,7 +54,7 @@ class FakePool:
         """Its own memory."""
         return frozenset({str(id(self))})
 
-    async def remove(self) -> None:
+    async def remove(self, *, keep: bool) -> None:
         """Nothing to take away."""
 
     async def status(self) -> PoolStatus:

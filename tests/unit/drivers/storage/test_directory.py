@@ -18,6 +18,7 @@ from serai.lib.process import run
 from serai.schema.errors import CapacityError, ConflictError, HostError, InvalidError, UnsupportedError
 
 MIB = 1 << 20
+POOL = "b" * 12
 GROUP = "serai-qemu"
 
 
@@ -50,7 +51,7 @@ async def reflinking(tmp_path: Path) -> AsyncIterator[Path]:
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> DirectoryPool:
-    made = DirectoryPool(tmp_path / "pool")
+    made = DirectoryPool(tmp_path / "pool", pool=POOL)
     await made.open()
     return made
 
@@ -61,8 +62,9 @@ async def names(folder: Path) -> list[str]:
 
 
 async def test_an_image_that_does_not_fit_leaves_nothing(small: Path, tmp_path: Path) -> None:
-    pool = DirectoryPool(small)
+    pool = DirectoryPool(small, pool=POOL)
     await pool.open()
+    before = (await pool.status()).free
     image = tmp_path / "large.raw"
     image.write_bytes(os.urandom(6 * MIB))
     qcow2 = tmp_path / "large.qcow2"
@@ -74,11 +76,11 @@ async def test_an_image_that_does_not_fit_leaves_nothing(small: Path, tmp_path: 
         assert caught.value.info.value == str(6 * MIB)
         assert caught.value.info.remedy
         assert await names(small) == []
-    assert (await pool.status()).free == 4 * MIB
+    assert (await pool.status()).free == before > 3 * MIB
 
 
 async def test_a_clone_that_does_not_fit_leaves_nothing(small: Path, tmp_path: Path) -> None:
-    pool = DirectoryPool(small)
+    pool = DirectoryPool(small, pool=POOL)
     await pool.open()
     image = tmp_path / "half.raw"
     image.write_bytes(os.urandom(3 * MIB))
@@ -137,7 +139,7 @@ async def test_exported_volumes_are_roots_alone(pool: DirectoryPool, tmp_path: P
 
 
 async def test_local_volumes_can_be_opened_but_not_listed_by_qemus_group(tmp_path: Path) -> None:
-    pool = DirectoryPool(tmp_path / "local", group=GROUP)
+    pool = DirectoryPool(tmp_path / "local", pool=POOL, group=GROUP)
     await pool.open()
     volume = new_id()
     await pool.create_volume(volume, MIB)
@@ -146,7 +148,7 @@ async def test_local_volumes_can_be_opened_but_not_listed_by_qemus_group(tmp_pat
     assert (facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)) == (0, gid, 0o660)
     assert (folder.st_gid, stat.S_IMODE(folder.st_mode)) == (gid, 0o710)
     with pytest.raises(UnsupportedError):
-        await DirectoryPool(tmp_path / "none", group="no-such-group").open()
+        await DirectoryPool(tmp_path / "none", pool=POOL, group="no-such-group").open()
 
 
 async def test_copies_are_sparse_where_the_source_is(pool: DirectoryPool, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ async def test_copies_are_sparse_where_the_source_is(pool: DirectoryPool, tmp_pa
 
 
 async def test_copies_share_their_blocks_where_the_file_system_can(reflinking: Path) -> None:
-    pool = DirectoryPool(reflinking)
+    pool = DirectoryPool(reflinking, pool=POOL)
     await pool.open()
     assert "reflink" in (await pool.status()).abilities
     assert (await reflink(reflinking)).found
@@ -191,7 +193,7 @@ async def test_an_odd_raw_image_is_rounded_up_to_a_sector(pool: DirectoryPool, t
 async def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError) as caught:
-        await DirectoryPool(tmp_path / "file").open()
+        await DirectoryPool(tmp_path / "file", pool=POOL).open()
     assert caught.value.info.field == "path"
 
 
@@ -199,12 +201,16 @@ async def test_a_folder_that_others_use_keeps_its_rights(tmp_path: Path) -> None
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
     (home / "letter").touch()
+    for mode in (0o710, 0o755):  # the rights that a pool's folder has prove nothing
+        home.chmod(mode)
+        with pytest.raises(ConflictError, match="letter"):
+            await DirectoryPool(home, pool=POOL, group=GROUP).open()
     with pytest.raises(ConflictError, match="letter"):
-        await DirectoryPool(home, group=GROUP).open()
+        await DirectoryPool(home, pool=POOL, group=GROUP).open()
     assert stat.S_IMODE(home.stat().st_mode) == 0o755
     (home / "letter").unlink()
     (home / "lost+found").mkdir()
-    pool = DirectoryPool(home, group=GROUP)
+    pool = DirectoryPool(home, pool=POOL, group=GROUP)
     await pool.open()
     # Once it is the pool's, a stray file does not shut it.
     (home / "note").touch()
@@ -215,7 +221,7 @@ async def test_a_folder_inside_another_pools_is_refused_and_not_made(pool: Direc
     (tmp_path / "link").symlink_to(tmp_path / "pool")
     for inner in (tmp_path / "pool" / "deep" / "inner", tmp_path / "link" / "inner"):
         with pytest.raises(ConflictError, match="inside another pool's"):
-            await DirectoryPool(inner).open()
+            await DirectoryPool(inner, pool=POOL).open()
         assert not inner.parent.joinpath("deep").exists()
         assert not inner.exists()
     await pool.open()
@@ -239,4 +245,40 @@ async def test_a_folder_that_is_gone_is_said_to_be(pool: DirectoryPool, tmp_path
 
 async def test_a_path_with_a_null_character_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="path"):
-        await DirectoryPool(tmp_path / "a\0b").open()
+        await DirectoryPool(tmp_path / "a\0b", pool=POOL).open()
+
+
+async def test_a_folder_bears_the_name_of_its_pool(tmp_path: Path) -> None:
+    """Two machines may see one folder, and know nothing of one another."""
+    folder = tmp_path / "shared"
+    pool, other = DirectoryPool(folder, pool=POOL), DirectoryPool(folder, pool="c" * 12)
+    await pool.open()
+    await pool.create_volume(volume := new_id(), MIB)
+    for call in (other.open(), other.open(make=False), other.list_volumes(), other.delete_volume(volume)):
+        with pytest.raises(ConflictError, match=f"belongs to pool '{POOL}'") as caught:
+            await call
+        assert str(folder / ".serai-pool") in (caught.value.info.remedy or "")
+    assert [found.id for found in await pool.list_volumes()] == [volume]
+    # An empty mark, of an older pool or by hand, is whoever's comes first.
+    (folder / ".serai-pool").write_bytes(b"")
+    await pool.open(make=False)
+    with pytest.raises(ConflictError):
+        await other.open()
+
+
+async def test_of_two_that_open_one_folder_at_once_one_has_it(tmp_path: Path) -> None:
+    pools = [DirectoryPool(tmp_path / "shared", pool=letter * 12) for letter in "abcdef"]
+    outcomes = await asyncio.gather(*(pool.open() for pool in pools), return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ConflictError"] * 5 + ["NoneType"]
+    assert await names(tmp_path / "shared") == []
+
+
+async def test_a_given_folder_is_free_again_and_with_it_all_below(tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    pool = DirectoryPool(folder, pool=POOL)
+    await pool.open()
+    (folder / "note").touch()
+    await pool.remove(keep=True)
+    assert await asyncio.to_thread(os.listdir, folder) == ["note"]
+    (folder / "note").unlink()
+    await DirectoryPool(folder / "inner", pool="c" * 12).open()
