@@ -2,7 +2,8 @@
 
 On a terminal the steps are drawn live; elsewhere each change is one line on standard error, so that a log tells the
 same story. Ctrl-C never decides anything silently: on a terminal it asks whether to cancel the job or to leave it
-running; elsewhere it leaves the job and says how to watch and how to cancel it.
+running, draws nothing until that is answered, and takes the question back when the job ends first; elsewhere it leaves
+the job and says how to watch and how to cancel it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import signal
 import sys
 import time
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
 import typer
@@ -76,6 +78,7 @@ class Live:
         from rich.live import Live as RichLive
 
         self._job: Job | None = None
+        self._paused = False
         self._live = RichLive(
             get_renderable=self._draw, console=Console(stderr=True), refresh_per_second=10, transient=False
         )
@@ -83,18 +86,23 @@ class Live:
     def update(self, job: Job) -> None:
         """Draw the job's new state."""
         self._job = job
+        if self._paused:
+            return
         if not self._live.is_started:
             self._live.start()
         if job.state.ended:
             self._live.stop()
 
     def pause(self) -> None:
-        """Leave the terminal alone."""
+        """Leave the terminal alone, whatever is updated meanwhile."""
+        self._paused = True
         self._live.stop()
 
     def resume(self) -> None:
-        """Draw again."""
-        self._live.start()
+        """Draw again what is known by now."""
+        self._paused = False
+        if self._job is not None:
+            self.update(self._job)
 
     def _draw(self) -> Group:
         from rich.console import Group
@@ -124,6 +132,15 @@ class Live:
         return Group(head, table, *remarks)
 
 
+class Answer(Enum):
+    """What became of the question."""
+
+    CANCEL = auto()
+    LEAVE = auto()
+    WITHDRAWN = auto()
+    """The job ended before anybody answered."""
+
+
 async def follow(client: Client, job: Job) -> Job:
     """Show a job until it ends and return it. Raises typer.Exit if the user leaves it running."""
     view: View = Live() if sys.stderr.isatty() else Lines()
@@ -135,11 +152,12 @@ async def follow(client: Client, job: Job) -> Job:
         while not await _first(waiting, interrupted):
             interrupted.clear()
             view.pause()
-            if not await _cancel_wanted(interrupted):
+            answer = await _ask(waiting, interrupted)
+            if answer is Answer.LEAVE:
                 _left(job)
                 raise typer.Exit(INTERRUPTED)
-            await client.call("job.cancel", job.id)
-            note("The job was asked to stop and undo; following it to its end.")
+            if answer is Answer.CANCEL:
+                await _cancel(client, job)
             view.resume()
         return waiting.result()
     finally:
@@ -147,6 +165,17 @@ async def follow(client: Client, job: Job) -> Job:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         view.pause()
+
+
+async def _cancel(client: Client, job: Job) -> None:
+    from serai.schema.errors import ConflictError
+
+    try:
+        await client.call("job.cancel", job.id)
+    except ConflictError:
+        note("The job ended before it could be asked to stop.")
+    else:
+        note("The job was asked to stop and undo; following it to its end.")
 
 
 async def _first(waiting: asyncio.Task[Job], interrupted: asyncio.Event) -> bool:
@@ -157,10 +186,10 @@ async def _first(waiting: asyncio.Task[Job], interrupted: asyncio.Event) -> bool
     return waiting.done()
 
 
-async def _cancel_wanted(interrupted: asyncio.Event) -> bool:
+async def _ask(waiting: asyncio.Task[Job], interrupted: asyncio.Event) -> Answer:
     """Ask; a second Ctrl-C, an empty answer and a missing terminal all mean: leave it running."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
+        return Answer.LEAVE
     sys.stderr.write("\nCancel the job, or leave it running? [c/L] ")
     sys.stderr.flush()
     loop = asyncio.get_running_loop()
@@ -169,15 +198,18 @@ async def _cancel_wanted(interrupted: asyncio.Event) -> bool:
     answered = asyncio.create_task(readable.wait())
     again = asyncio.create_task(interrupted.wait())
     try:
-        await asyncio.wait({answered, again}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answered, again, waiting}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         loop.remove_reader(sys.stdin.fileno())
         answered.cancel()
         again.cancel()
-    if not readable.is_set():
-        return False
-    # The terminal hands over whole lines: this does not block.
-    return sys.stdin.readline().strip().lower() in ("c", "cancel")
+    if readable.is_set():
+        # The terminal hands over whole lines: this does not block.
+        return Answer.CANCEL if sys.stdin.readline().strip().lower() in ("c", "cancel") else Answer.LEAVE
+    if waiting.done():
+        note("\nThe job has ended meanwhile.")
+        return Answer.WITHDRAWN
+    return Answer.LEAVE
 
 
 def _left(job: Job) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from serai.client.fake import FakeApi
+from serai.schema.errors import HostError
 from serai.schema.job import JobState
 
 COMMAND = [sys.executable, "-W", "error", "-m", "serai.app.cli.main", "vm", "migrate", "web1", "--to", "h2"]
@@ -116,3 +117,26 @@ def test_steps_are_drawn_to_the_end(held: FakeApi, terminal: Terminal) -> None:
     assert terminal.rest() == 0
     assert "finish" in terminal.seen
     assert "moved from h1 to h2" in terminal.seen
+
+
+def test_nothing_is_drawn_over_the_question_and_the_end_withdraws_it(held: FakeApi, terminal: Terminal) -> None:
+    terminal.until("work")
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.until("leave it running? [c/L] ")
+    held.hold.set()
+    assert terminal.rest() == 0
+    after = terminal.seen.partition("[c/L] ")[2]
+    # The first thing after the question is that it is withdrawn; then the job's end and the summary, once each.
+    assert after.startswith("\r\nThe job has ended meanwhile.")
+    assert "moved from h1 to h2" in after
+    assert held.jobs[only_job(held)].state is JobState.DONE
+
+
+def test_a_failed_job_is_told_after_the_question_is_withdrawn(held: FakeApi, terminal: Terminal) -> None:
+    held.failure = HostError("the link went away")
+    terminal.until("work")
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.until("leave it running? [c/L] ")
+    held.hold.set()
+    assert terminal.rest() == 1
+    assert "the link went away" in terminal.seen.partition("ended meanwhile")[2]
