@@ -10,9 +10,10 @@ from serai.app.cli import parse
 from serai.app.cli.options import Output, OutputOption
 from serai.app.cli.output import note, say, show_list
 from serai.app.cli.session import run
+from serai.schema.text import visible
 
 if TYPE_CHECKING:
-    from serai.app.cli.changes import Change
+    from serai.app.cli.changes import Call, Change
     from serai.app.cli.documents import Document
     from serai.client.http import Client
 
@@ -27,8 +28,9 @@ FilesOption = Annotated[
 def apply(ctx: typer.Context, file: FilesOption, output: OutputOption = Output.TABLE) -> None:
     """Create or change what files describe, and leave alone what is as they say.
 
-    All documents are read and checked before the first change. A document names its kind (network, pool, image,
-    volume, vm), its name and the fields of its spec that matter to you; -o yaml of any 'show' is such a document.
+    All documents are read before the first change, and so is whatever they name: it must be there, or be made by one
+    of them. A document names its kind (network, pool, image, volume, vm), its name and the fields of its spec that
+    matter to you; -o yaml of any 'show' is such a document.
 
     \b
     Examples:
@@ -62,7 +64,8 @@ def wishes_in(files: list[str]) -> list[Document]:
 
 
 async def planned(client: Client, wishes: list[Document]) -> list[Change]:
-    """What each wish would change, before anything is. Raises ConflictError."""
+    """What each wish would change, before anything is. Raises ConflictError, InvalidError, NotFoundError."""
+    from serai.app.cli import references
     from serai.app.cli.changes import plan
     from serai.schema.errors import NotFoundError
 
@@ -73,21 +76,15 @@ async def planned(client: Client, wishes: list[Document]) -> list[Change]:
         except NotFoundError:
             current = None
         changes.append(plan(wish, current))
+    await references.check(client, changes)
     return changes
 
 
 async def _carry_out(client: Client, change: Change, *, quiet: bool) -> None:
-    from serai.app.cli.action import started
-    from serai.schema.endpoints import ENDPOINTS
-
     tell = note if quiet else say
     wish = change.document
     for call in change.calls:
-        name = None if call.endpoint.endswith(".create") else wish.name
-        if ENDPOINTS[call.endpoint].job:
-            await started(client, call.endpoint, name, call.body, wait=True)
-        else:
-            await client.call(call.endpoint, name, call.body)
+        await _send(client, wish, call)
     title = f"{wish.kind}/{wish.name}"
     if change.creates:
         tell(f"{title} created")
@@ -95,3 +92,24 @@ async def _carry_out(client: Client, change: Change, *, quiet: bool) -> None:
         tell(f"{title} changed ({', '.join(change.fields)})")
     else:
         tell(f"{title} unchanged")
+    if change.calls and wish.kind == "vm":
+        after = await client.call("vm.show", wish.name)
+        for condition in after.status.conditions:
+            note(visible(f"{title}: {condition.type}: {condition.message}"))
+
+
+async def _send(client: Client, wish: Document, call: Call) -> None:
+    """One call. An error says at which file and line the wish is that led to it."""
+    from serai.app.cli.action import started
+    from serai.schema.endpoints import ENDPOINTS
+    from serai.schema.errors import SeraiError, from_info
+
+    name = None if call.endpoint.endswith(".create") else wish.name
+    try:
+        if ENDPOINTS[call.endpoint].job:
+            await started(client, call.endpoint, name, call.body, wait=True)
+        else:
+            await client.call(call.endpoint, name, call.body)
+    except SeraiError as error:
+        info = error.info
+        raise from_info(info.model_copy(update={"message": f"{wish.place(info.field)}: {info.message}"})) from error

@@ -55,11 +55,15 @@ class Change:
 def plan(document: Document, current: dict[str, Any] | None) -> Change:
     """The calls that bring `current` (the resource as it travels, or none) to what the document says.
 
-    Raises ConflictError for a field that cannot change once the resource exists, InvalidError for what needs a file.
+    Raises ConflictError for a field that cannot change once the resource exists, InvalidError for what needs a file,
+    for a volume that would shrink, and for a new resource of which the document says too little.
     """
     if current is None:
+        if document.refusal is not None:
+            raise document.refusal
         _refuse_upload(document)
         return Change(document, [Call(f"{document.kind}.create", document.body)])
+    document = document.whole(current["spec"])
     wanted = document.wanted()
     spec, have = wanted.get("spec", {}), current["spec"]
     if document.kind == "image" and spec.get("url") is not None:
@@ -67,6 +71,7 @@ def plan(document: Document, current: dict[str, Any] | None) -> Change:
         spec = {**spec, "url": masked_url(spec["url"])}
     changed = {name: value for name, value in spec.items() if not matches(value, have.get(name))}
     top = {name: wanted[name] for name in TOP if name in wanted and wanted[name] != current[name]}
+    _refuse_shrinking(document, changed, have)
     calls: list[Call] = []
     running = changed.pop("running", None) if document.kind == "vm" else None
     fields = [*changed, *top, *([] if running is None else ["running"])]
@@ -85,6 +90,17 @@ def _refuse_upload(document: Document) -> None:
             field="spec.source",
             value=ImageSource.UPLOAD,
             remedy=f"Import it first: serai image import FILE --sha256 HEX --name {document.name}.",
+        )
+
+
+def _refuse_shrinking(document: Document, changed: dict[str, Any], have: dict[str, Any]) -> None:
+    if document.kind == "volume" and "size" in changed and changed["size"] < have["size"]:
+        raise InvalidError(
+            f"{document.where(('spec', 'size'))}: volume {document.name} has {format_size(have['size'])}, "
+            "and volumes only grow",
+            field="spec.size",
+            value=format_size(changed["size"]),
+            remedy="Make a smaller volume and copy what is needed.",
         )
 
 
@@ -138,6 +154,7 @@ def difference(change: Change) -> str:
     if not change.calls:
         return ""
     before = [] if change.before is None else _lines(_shadow(wanted, change.before))
+    wanted = _said(wanted)
     title = f"{document.kind}/{document.name}"
     lines = difflib.unified_diff(
         before, _lines(wanted), f"{title} (now)", f"{title} ({document.where()})", lineterm="", n=3
@@ -151,7 +168,14 @@ def _shadow(wanted: Any, have: Any) -> Any:
         return {key: _shadow(value, have[key]) for key, value in wanted.items() if have.get(key) is not None}
     if isinstance(wanted, list) and isinstance(have, list):
         return [_shadow(wanted[index], item) if index < len(wanted) else item for index, item in enumerate(have)]
-    return have
+    return _said(have)
+
+
+def _said(value: Any) -> Any:
+    """Without fields that are null: they say as much as fields that are left out."""
+    if isinstance(value, dict):
+        return {key: _said(inner) for key, inner in value.items() if inner is not None}
+    return [_said(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _lines(value: Any) -> list[str]:

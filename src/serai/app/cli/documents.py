@@ -1,13 +1,14 @@
 """Resource documents in YAML: `{kind, name, spec, …}`, several in one file, with the line of whatever is wrong.
 
 What `-o yaml` prints is accepted as it is: identity and status are read over, since only the spec is anybody's wish.
+A document may leave out what a resource must have, if the resource is there already: what it has is taken then.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -48,21 +49,49 @@ Loader.add_implicit_resolver(INT, re.compile(r"^[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA
 
 @dataclass(frozen=True)
 class Document:
-    """One wish. `body` is the model that creates the resource; only its fields that were set are wishes."""
+    """One wish. `body` is the model that creates the resource; only its fields that were set are wishes.
+
+    Without a body the document lacks what a new resource needs: `refusal` says what. `filled` are fields of the spec
+    that were taken from the resource that is there, and are nobody's wish.
+    """
 
     kind: str
     name: str
-    body: BaseModel
+    body: BaseModel | None
     file: str
     node: yaml.Node
+    wish: dict[str, Any]
+    refusal: InvalidError | None = None
+    filled: frozenset[str] = frozenset()
 
     def where(self, loc: tuple[str | int, ...] = ()) -> str:
         """`file:line` of a field."""
         return f"{self.file}:{line_of(self.node, loc)}"
 
+    def place(self, field: str | None) -> str:
+        """`file:line` of the field that an answer of the API names: `spec.disks[0].size`, or `memory` of an edit."""
+        loc = loc_of(field or "")
+        return self.where(loc if loc[:1] == ("spec",) else max((loc, ("spec", *loc)), key=self.where))
+
+    def whole(self, spec: dict[str, Any]) -> Document:
+        """With what is left out taken from `spec`, the resource's own. Raises InvalidError."""
+        if self.body is not None:
+            return self
+        wished = self.wish.get("spec") or {}
+        filled = {key: value for key, value in spec.items() if key not in wished and value is not None}
+        document = _read(self.kind, {**self.wish, "spec": {**filled, **wished}}, self.file, self.node)
+        if document.refusal is not None:
+            raise document.refusal
+        return replace(document, filled=frozenset(filled))
+
     def wanted(self) -> dict[str, Any]:
         """What the document says, in the form in which resources travel."""
-        return self.body.model_dump(mode="json", exclude_unset=True)
+        if self.body is None:
+            return self.wish
+        said = self.body.model_dump(mode="json", exclude_unset=True)
+        if self.filled:
+            said["spec"] = {key: value for key, value in said["spec"].items() if key not in self.filled}
+        return said
 
 
 def parse(text: str, file: str) -> list[Document]:
@@ -95,6 +124,11 @@ def line_of(node: yaml.Node, loc: tuple[str | int, ...]) -> int:
             break
         line, node = found
     return line + 1
+
+
+def loc_of(field: str) -> tuple[str | int, ...]:
+    """The place that `spec.vnics[1].network` names."""
+    return tuple(int(part) if part.isdecimal() else part for part in re.findall(r"[^.\[\]]+", field))
 
 
 def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
@@ -199,10 +233,22 @@ def _document(node: yaml.Node, data: Any, file: str) -> Document:
             value=kind,
             remedy=f"Use one of {', '.join(CREATES)}.",
         )
-    wish = {key: value for key, value in data.items() if key not in READ_OVER}
+    return _read(kind, {key: value for key, value in data.items() if key not in READ_OVER}, file, node)
+
+
+def _read(kind: str, wish: dict[str, Any], file: str, node: yaml.Node) -> Document:
+    """The document of a wish. Raises InvalidError for what is wrong whether the resource is there or not."""
     try:
         body = CREATES[kind].model_validate(wish)
     except ValidationError as error:
         line = line_of(node, worst(error)["loc"])
-        raise describe(error, CREATES[kind], wish, f"{file}:{line}") from None
-    return Document(kind, wish["name"], body, file, node)
+        refusal = describe(error, CREATES[kind], wish, f"{file}:{line}")
+        if not all(one["type"] == "missing" and _of_spec(one["loc"]) for one in error.errors()):
+            raise refusal from None
+        return Document(kind, wish["name"], None, file, node, wish, refusal)
+    return Document(kind, wish["name"], body, file, node, wish)
+
+
+def _of_spec(loc: tuple[str | int, ...]) -> bool:
+    """The spec itself, or a field of it: what a resource that is there has."""
+    return loc[0] == "spec" and len(loc) <= 2

@@ -76,9 +76,8 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any, where: s
 
 
 def worst(error: ValidationError) -> ErrorDetails:
-    """The complaint to show: an unknown field before a missing one, since it may be that one misspelt."""
-    found = error.errors()
-    return next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    """The complaint to show: an unknown field before a missing one, since it may be that one misspelt; missing last."""
+    return min(error.errors(), key=lambda one: {"extra_forbidden": 0, "missing": 2}.get(one["type"], 1))
 
 
 def _at(data: Any, loc: tuple[str | int, ...]) -> Any:

@@ -112,3 +112,36 @@ def test_only_a_vm_is_moved_to_another_host() -> None:
     with pytest.raises(ConflictError) as caught:
         plan(document, {"labels": {}, "description": "", "spec": {"host": "h1"}})
     assert "vm migrate" not in str(caught.value.info.remedy)
+
+
+def test_a_document_may_leave_out_what_the_resource_has() -> None:
+    (document,) = parse("kind: volume\nname: v\nspec: {size: 20G}\n", "f.yaml")
+    current = {"labels": {}, "description": "", "spec": {"pool": "p", "size": 10 << 30, "image": None}}
+    grown = plan(document, current)
+    assert grown.fields == ["size"]
+    assert grown.calls[0].body is not None
+    assert grown.calls[0].body.model_dump(exclude_unset=True) == {"size": 20 << 30}
+    assert "pool" not in difference(grown)
+    with pytest.raises(InvalidError, match=r"f\.yaml:3: 'pool' is missing"):
+        plan(document, None)
+    (described,) = parse("kind: volume\nname: v\ndescription: data\n", "f.yaml")
+    assert plan(described, current).fields == ["description"]
+
+
+def test_a_partial_document_is_checked_with_what_is_there() -> None:
+    (document,) = parse("kind: network\nname: lan\nspec: {gateway: 10.9.0.1}\n", "f.yaml")
+    spec = {"bridge": "br0", "subnet": "10.0.0.0/24", "gateway": None}
+    with pytest.raises(InvalidError, match="not inside subnet"):
+        plan(document, {"labels": {}, "description": "", "spec": spec})
+
+
+def test_a_volume_that_would_shrink_is_refused_with_its_line() -> None:
+    (document,) = parse("kind: volume\nname: v\nspec:\n  size: 1G\n", "f.yaml")
+    with pytest.raises(InvalidError, match=r"f\.yaml:4: volume v has 10G, and volumes only grow"):
+        plan(document, {"labels": {}, "description": "", "spec": {"pool": "p", "size": 10 << 30}})
+
+
+def test_null_is_no_difference() -> None:
+    text = difference(change("{cpus: 2, host: null, vnics: [{network: lan, ip: null}]}"))
+    assert "null" not in text
+    assert "host" not in text

@@ -172,6 +172,38 @@ def test_apply_changes_nothing_if_any_document_is_wrong(serai: Serai, api: FakeA
     assert api.jobs == {}
 
 
+def test_apply_asks_for_all_that_is_named_before_it_changes_anything(
+    serai: Serai, api: FakeApi, tmp_path: Path
+) -> None:
+    api.add("image", "tiny", {"source": "build"})
+    file = tmp_path / "site.yaml"
+    file.write_text(
+        "kind: vm\nname: web1\nspec:\n  image: tiny\n  vnics:\n  - network: n2\n  - network: n3\n---\n"
+        "kind: network\nname: n2\nspec: {bridge: br-n2, subnet: 10.78.0.0/24}\n"
+    )
+    for verb in ("apply", "diff"):
+        ran = serai(verb, "-f", str(file))
+        assert ran.code == 1
+        assert f"{file}:7: there is no such network (spec.vnics[1].network: n3)." in ran.err
+    assert "network" not in api.resources
+    file.write_text(file.read_text().replace("  - network: n3\n", ""))
+    assert serai("apply", "-f", str(file)).out == "network/n2 created\nvm/web1 created\n"
+
+
+def test_apply_says_which_line_was_refused_and_what_waits(serai: Serai, api: FakeApi, tmp_path: Path) -> None:
+    waits = {"type": "pending-restart", "message": "memory: memory cannot be changed live"}
+    api.add("vm", "web1", {"memory": 128 << 20}, {"state": "running", "conditions": [waits]})
+    file = tmp_path / "site.yaml"
+    file.write_text("kind: vm\nname: web1\nspec:\n  cpus: 1\n  memory: 256M\n")
+    ran = serai("apply", "-f", str(file))
+    assert ran.out in ("vm/web1 changed (cpus, memory)\n", "vm/web1 changed (memory)\n")
+    assert "vm/web1: pending-restart: memory: memory cannot be changed live" in ran.err
+    api.failure = HostError("no host has that much", field="memory", value="512M")
+    file.write_text("kind: vm\nname: web1\nspec:\n  cpus: 1\n  memory: 512M\n")
+    ran = serai("apply", "-f", str(file))
+    assert f"{file}:5: no host has that much (memory: 512M)" in ran.err
+
+
 def test_importing_a_file_checks_it_first(serai: Serai, api: FakeApi, tmp_path: Path) -> None:
     file = tmp_path / "Debian_12.qcow2"
     file.write_bytes(b"x" * 3_000_000)
