@@ -170,9 +170,15 @@ def resolve(name: str | None = None, *, file: Path | None = None) -> tuple[str, 
     if LOCAL_SOCKET.exists():
         token = LOCAL_TOKEN if os.access(LOCAL_TOKEN, os.R_OK) else None
         return LOCAL_NAME, Context(socket=LOCAL_SOCKET, token_file=token)
+    if wanted is not None:
+        raise UnavailableError(
+            "no controller runs on this machine", field="context", value=wanted, remedy="Start one with: serai up."
+        )
+    names = ", ".join(sorted(known.contexts))
+    other = f"use one of {names}: serai context use NAME" if names else "name one: serai context set NAME --url URL"
     raise UnavailableError(
         "no context is chosen, and no controller runs on this machine",
-        remedy="Start one with 'serai up' or 'serai lab up', or name one: serai context set NAME --url URL.",
+        remedy=f"Start one with 'serai up' or 'serai lab up', or {other}.",
     )
 
 

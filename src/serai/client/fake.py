@@ -58,6 +58,8 @@ class FakeApi:
         """Endpoint name, resource name and body of each call."""
         self.failure: SeraiError | None = None
         """What the next jobs fail with, at their second step."""
+        self.results: dict[str, dict[str, Any]] = {}
+        """What jobs end with, by the endpoint's name."""
         self.refuse_streams = False
         self.streams = 0
         """How many event streams were opened."""
@@ -249,7 +251,7 @@ class FakeApi:
                 self._step(job_id, index, StepState.FAILED)
                 return self._end(job_id, JobState.FAILED, error=self.failure.info)
             if index == 1:
-                result = work()
+                result = self.results.get(self.jobs[job_id].kind, work())
             self._step(job_id, index, StepState.DONE)
         return self._end(job_id, JobState.DONE, result=result)
 
@@ -274,7 +276,9 @@ class FakeApi:
             return _json({"items": [job.model_dump(mode="json") for job in reversed(self.jobs.values())], "next": None})
         if name not in self.jobs:
             raise NotFoundError("there is no such job", field="job", value=name, remedy="See: serai job list.")
-        if verb == "cancel" and not self.jobs[name].state.ended:
+        if verb == "cancel":
+            if self.jobs[name].state.ended:
+                raise ConflictError("the job has ended", field="job", value=name, remedy="Nothing is left to stop.")
             self._put(self.jobs[name].model_copy(update={"state": JobState.CANCELLING}))
         return _json(self.jobs[name].model_dump(mode="json"))
 

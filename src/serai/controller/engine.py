@@ -17,7 +17,7 @@ from serai.controller.run import Run
 from serai.controller.store import JobRecord, Store, Transaction
 from serai.lib.ids import new_id
 from serai.lib.tasks import Tasks
-from serai.schema.errors import UnsupportedError
+from serai.schema.errors import ConflictError, UnsupportedError
 from serai.schema.job import Job, Step, StepState
 
 log = logging.getLogger(__name__)
@@ -98,12 +98,20 @@ class Engine:
         return job
 
     async def cancel(self, job_id: str) -> Job:
-        """Ask a job to stop and undo; one that has ended is answered as it is. Raises NotFoundError, ConflictError."""
+        """Ask a job to stop and undo. Raises NotFoundError, and ConflictError if it has ended or is past undoing."""
         run = self._runs.get(job_id)
-        if run is not None:
+        if run is not None and not run.job.state.ended:
             return await run.cancel()
         async with self._store.read() as view:
-            return await view.jobs.get(job_id)
+            job = await view.jobs.get(job_id)
+        if job.state.ended:
+            raise ConflictError(
+                f"the job has ended: it is {job.state}",
+                field="job",
+                value=job_id,
+                remedy=f"Nothing of it is left to stop; see how it ended: serai job show {job_id}.",
+            )
+        return job
 
     def describe(self, job_id: str) -> str:
         """A job in words."""

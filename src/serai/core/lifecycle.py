@@ -72,23 +72,37 @@ TRANSITIONS: dict[tuple[VmState, VmEvent], VmState] = {
     **{(state, E.CRASHED): S.CRASHED for state in _ALIVE},
 }
 
+_DOWN = (S.DEFINED, S.STOPPED, S.CRASHED)
+_START_IT = "start it first: serai vm start {name}."
+
 _REMEDY: dict[VmEvent, str] = {
-    E.START: "It runs already, or is on its way; `serai vm show` tells which.",
-    E.MIGRATE: "Only a running VM moves; wait for what is under way, or start it first.",
+    E.START: "It runs already, or is on its way; see: serai vm show {name}.",
+    E.MIGRATE: "Only a running VM moves; wait for what is under way: serai vm show {name}.",
     E.PAUSE: "Only a running VM can be paused.",
     E.RESUME: "Only a paused VM can be resumed.",
-    E.RESET: "Start it instead.",
+    E.RESET: "Start it instead: serai vm start {name}.",
     E.STOP: "Wait for its move to end, or cancel that job first.",
 }
+_REMEDY_IN: dict[tuple[VmState, VmEvent], str] = {
+    (S.PAUSED, E.START): "It only stands still; let it go on: serai vm resume {name}.",
+    (S.PAUSED, E.MIGRATE): "Only a running VM moves; let it go on first: serai vm resume {name}.",
+    **{(state, E.MIGRATE): f"Only a running VM moves; {_START_IT}" for state in _DOWN},
+    **{(state, E.PAUSE): f"Only a running VM can be paused; {_START_IT}" for state in _DOWN},
+}
+"""Where the state says more about what to do than the event alone."""
 
 
-def follow(state: VmState, event: VmEvent) -> VmState:
-    """The state after `event`. Raises ConflictError, with the remedy, when the table has no such step."""
+def follow(state: VmState, event: VmEvent, name: str) -> VmState:
+    """The state after `event`. Raises ConflictError that names the VM and the remedy if the table has no such step."""
     try:
         return TRANSITIONS[state, event]
     except KeyError:
+        remedy = _REMEDY_IN.get((state, event)) or _REMEDY.get(event)
         raise ConflictError(
-            f"a VM that is {state} cannot {event}", field="state", value=state, remedy=_REMEDY.get(event)
+            f"VM {name} is {state}, and cannot {event}",
+            field="state",
+            value=state,
+            remedy=remedy and remedy.format(name=name),
         ) from None
 
 

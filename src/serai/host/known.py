@@ -55,7 +55,7 @@ class KnownVm:
 
     def follow(self, event: VmEvent, reason: str = "", **changes: Any) -> None:
         """One step of the lifecycle table. Raises ConflictError when there is no such step; then nothing changes."""
-        after = follow(self.state, event)
+        after = follow(self.state, event, self.record.launch.name)
         if after is not self.state:
             log.info(
                 "vm %s (%s): %s -> %s on %s %s", self.record.launch.name, self.vm, self.state, after, event, reason

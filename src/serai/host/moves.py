@@ -74,7 +74,7 @@ def _record_of(body: VmPrepare, move: Incoming, since: str) -> VmRecord:
         restart=body.restart,
         autostart=body.autostart,
         autostart_order=body.autostart_order,
-        state=follow(VmState.DEFINED, VmEvent.INCOMING),
+        state=follow(VmState.DEFINED, VmEvent.INCOMING, body.launch.name),
         since=since,
         incoming=move,
     )

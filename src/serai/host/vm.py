@@ -180,7 +180,7 @@ class VmAgent(KnownVm):
         async with self.lock:
             if self.state in ALIVE and self.record.epoch == body.epoch and self.record.incoming is None:
                 return self.current_report()
-            follow(self.state, VmEvent.START)  # refuses before anything is changed
+            follow(self.state, VmEvent.START, self.record.launch.name)  # refuses before anything is changed
             self._take_epoch(body.epoch)
             self.update(
                 launch=body.launch,
@@ -260,7 +260,7 @@ class VmAgent(KnownVm):
     async def _stop(self, *, force: bool, timeout: float) -> VmReport:
         async with self.lock:
             if self.state is VmState.MIGRATING or self.record.incoming is not None:
-                follow(VmState.MIGRATING, VmEvent.STOP)
+                follow(VmState.MIGRATING, VmEvent.STOP, self.record.launch.name)
             if self.machine is None or self._gone.is_set():
                 if self.state in (VmState.STOPPED, VmState.CRASHED):
                     self.follow(VmEvent.STOP, "stopped", wanted=False)
@@ -279,7 +279,7 @@ class VmAgent(KnownVm):
     async def signal(self, event: VmEvent) -> VmReport:
         """Pause, resume or reset."""
         async with self.lock:
-            follow(self.state, event)  # refuses before anything is done
+            follow(self.state, event, self.record.launch.name)  # refuses before anything is done
             machine = self.live_machine()
             match event:
                 case VmEvent.PAUSE:

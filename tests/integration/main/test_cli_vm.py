@@ -127,7 +127,7 @@ async def test_stopped_started_paused_reset_and_deleted(lab: Lab, serai: Serai) 
     refused(await serai("vm", "start", name), "state", "running", "It runs already")
     assert (await serai.well("vm", "pause", name)).out == f"vm {name} paused\n"
     assert (await lab.vm(name)).status.state is VmState.PAUSED
-    refused(await serai("vm", "migrate", name, "--to", "h2"), "state", "paused", "Only a running VM moves")
+    refused(await serai("vm", "migrate", name, "--to", "h2"), "state", "paused", f"serai vm resume {name}")
     before = await serai.well("vm", "resume", name)
     assert before.out == f"vm {name} resumed\n"
     boot = await guest.boot_id()
@@ -140,9 +140,9 @@ async def test_stopped_started_paused_reset_and_deleted(lab: Lab, serai: Serai) 
     assert (await serai.well("vm", "stop", name)).out == f"vm {name} stopped\n"
     assert (await lab.vm(name)).status.reason == "shut down as asked"
     assert not any(lab.qemus(vm).values())
-    refused(await serai("vm", "pause", name), "state", "stopped", "Only a running VM can be paused.")
+    refused(await serai("vm", "pause", name), "state", "stopped", "Only a running VM can be paused")
     refused(await serai("vm", "resume", name), "state", "stopped", "Only a paused VM can be resumed.")
-    refused(await serai("vm", "reset", name), "state", "stopped", "Start it instead.")
+    refused(await serai("vm", "reset", name), "state", "stopped", f"serai vm start {name}")
     refused(await serai("vm", "migrate", name), "state", "stopped", "start it first")
     refused(await serai("vm", "console", name), "state", "stopped", "Start it")
     host = (await lab.vm(name)).status.host

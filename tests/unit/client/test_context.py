@@ -39,6 +39,18 @@ def test_the_name_given_goes_before_the_environment_and_the_current_one(monkeypa
     assert contexts.resolve()[0] == "a"
 
 
+def test_where_nothing_is_chosen_the_remedy_fits_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"no controller runs on this machine \(context: local\)"):
+        contexts.resolve("local")
+    with pytest.raises(UnavailableError, match="serai context set NAME"):
+        contexts.resolve()
+    contexts.put("lab", Context(socket=tmp_path / "a"))
+    contexts.put("far", Context(socket=tmp_path / "b"))
+    contexts.remove("far")
+    with pytest.raises(UnavailableError, match="use one of lab: serai context use NAME"):
+        contexts.resolve()
+
+
 def test_without_contexts_the_local_controller_is_used_if_it_is_there(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="serai up"):
         contexts.resolve()

@@ -93,7 +93,9 @@ async def test_jobs(world: World) -> None:
     assert [job["target"] for job in jobs] == ["vm/web2", "vm/web1"]
     assert (await world.ok("GET", "/v1/jobs?limit=1"))["next"]
     assert len((await world.ok("GET", "/v1/jobs?target=vm/web1&state=done"))["items"]) == 1
-    assert (await world.ok("POST", f"/v1/jobs/{jobs[0]['id']}/cancel"))["state"] == "done"
+    error = await world.refused("POST", f"/v1/jobs/{jobs[0]['id']}/cancel")
+    assert (error["status"], error["field"], error["value"]) == (409, "job", jobs[0]["id"])
+    assert "it is done" in error["message"]
     assert (await world.refused("GET", "/v1/jobs/none"))["field"] == "job"
     assert (await world.refused("GET", "/v1/jobs?cursor=x"))["field"] == "cursor"
 

@@ -38,12 +38,27 @@ USERS: dict[VmEvent, dict[VmState, VmState]] = {
 def test_what_is_asked_for(event: VmEvent, state: VmState) -> None:
     wanted = USERS[event].get(state)
     if wanted is not None:
-        assert follow(state, event) is wanted
+        assert follow(state, event, "web1") is wanted
         return
     with pytest.raises(ConflictError) as caught:
-        follow(state, event)
+        follow(state, event, "web1")
     assert (caught.value.info.field, caught.value.info.value) == ("state", state)
     assert caught.value.info.remedy
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "words"),
+    [
+        (VmState.RUNNING, VmEvent.START, "serai vm show web1"),
+        (VmState.PAUSED, VmEvent.START, "serai vm resume web1"),
+        (VmState.PAUSED, VmEvent.MIGRATE, "serai vm resume web1"),
+        (VmState.STOPPED, VmEvent.MIGRATE, "serai vm start web1"),
+    ],
+)
+def test_a_refusal_names_the_vm_and_what_fits_its_state(state: VmState, event: VmEvent, words: str) -> None:
+    with pytest.raises(ConflictError, match=f"VM web1 is {state}, and cannot {event}") as caught:
+        follow(state, event, "web1")
+    assert words in str(caught.value.info.remedy)
 
 
 class Life(RuleBasedStateMachine):
@@ -77,7 +92,7 @@ class Life(RuleBasedStateMachine):
         return S.RUNNING if self.vcpus else S.PAUSED
 
     def tell(self, event: VmEvent) -> None:
-        self.state = follow(self.state, event)
+        self.state = follow(self.state, event, "web1")
 
     @initialize(arrives=st.booleans())
     def begin(self, arrives: bool) -> None:
@@ -130,7 +145,7 @@ class Life(RuleBasedStateMachine):
             return
         if not possible[event]:
             with pytest.raises(ConflictError):
-                follow(self.state, event)
+                follow(self.state, event, "web1")
             return
         self.vcpus = {E.PAUSE: False, E.RESUME: True}.get(event, self.vcpus)
         self.moving = event is E.MIGRATE
@@ -147,7 +162,7 @@ class Life(RuleBasedStateMachine):
         """Of one that is down already: the crash is known, it is to stay down."""
         if self.moving:
             with pytest.raises(ConflictError):
-                follow(self.state, E.STOP)
+                follow(self.state, E.STOP, "web1")
         elif self.process:
             self.stopping, self.begun = True, False
             self.tell(E.STOP)
@@ -194,7 +209,7 @@ TestLife: Any = Life.TestCase
 
 @pytest.mark.parametrize("state", [S.STARTING, S.RUNNING, S.PAUSED, S.MIGRATING, S.STOPPING])
 def test_an_end_is_told_apart_whatever_the_vm_was_at(state: VmState) -> None:
-    ends = {event: follow(state, event) for event in (E.GUEST_OFF, E.STOPPED_BY_FORCE, E.CRASHED)}
+    ends = {event: follow(state, event, "web1") for event in (E.GUEST_OFF, E.STOPPED_BY_FORCE, E.CRASHED)}
     assert ends == {E.GUEST_OFF: S.STOPPED, E.STOPPED_BY_FORCE: S.STOPPED, E.CRASHED: S.CRASHED}
 
 
@@ -205,7 +220,7 @@ def test_a_host_is_never_told_a_state_that_is_the_controllers_word_for_silence()
 def test_a_vm_on_the_move_can_be_neither_stopped_nor_paused_nor_moved() -> None:
     for event in (VmEvent.STOP, VmEvent.PAUSE, VmEvent.RESET, VmEvent.MIGRATE, VmEvent.START):
         with pytest.raises(ConflictError) as caught:
-            follow(VmState.MIGRATING, event)
+            follow(VmState.MIGRATING, event, "web1")
         assert caught.value.info.remedy
 
 

@@ -181,7 +181,9 @@ def stop(
       serai vm stop web1 --timeout 2m
       serai vm stop web1 --force
     """
-    act(ctx, "vm.stop", vm, _how_to_stop(force, timeout), wait=wait, output=output, done="stopped")
+    body = _how_to_stop(force, timeout)
+    job = run(ctx, lambda client: started(client, "vm.stop", vm, body, wait=wait))
+    report(job, output, lambda ended: f"vm {vm} stopped{_by_force(ended, asked=not force)}", name=vm)
 
 
 def _how_to_stop(force: bool, timeout: str) -> VmStop:
@@ -215,6 +217,12 @@ def restart(
     body = _how_to_stop(force, timeout)
     job = run(ctx, lambda client: started(client, "vm.restart", vm, body, wait=wait))
     report(job, output, lambda ended: f"vm {vm} restarted{_where(ended)}", name=vm)
+
+
+def _by_force(job: Job, *, asked: bool) -> str:
+    if "force" not in str((job.result or {}).get("reason", "")):
+        return ""
+    return " (by force: the guest did not shut down by itself)" if asked else " (by force)"
 
 
 @app.command()

@@ -116,7 +116,7 @@ async def start(api: Api, call: Call) -> Response:
                 value="true",
                 remedy=f"Clone it: serai vm clone {vm.name} NAME.",
             )
-        lifecycle.follow(vm.status.state, VmEvent.START)
+        lifecycle.follow(vm.status.state, VmEvent.START, vm.name)
         await refuse_while(
             tx,
             vm.id,
@@ -137,7 +137,7 @@ async def stop(api: Api, call: Call) -> Response:
     async with api.store.transaction() as tx:
         vm = await _find(tx, call)
         if vm.status.state is not VmState.DEFINED and not (force and vm.status.state is VmState.MIGRATING):
-            lifecycle.follow(vm.status.state, VmEvent.STOP)
+            lifecycle.follow(vm.status.state, VmEvent.STOP, vm.name)
         if vm.status.state not in (VmState.DEFINED, VmState.STOPPED):
             await need_holder(tx, vm)
         return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=False)))
@@ -168,7 +168,7 @@ def _signal(event: VmEvent) -> Handler:
     async def handle(api: Api, call: Call) -> Response:
         async with api.store.transaction() as tx:
             vm = await _find(tx, call)
-            lifecycle.follow(vm.status.state, event)
+            lifecycle.follow(vm.status.state, event, vm.name)
             await need_holder(tx, vm)
             return accepted(await call.submit(api, tx, vm))
 
@@ -187,7 +187,7 @@ async def migrate(api: Api, call: Call) -> Response:
             "vm.migrate",
             remedy="Wait for that job's end, or cancel it.",
         )
-        lifecycle.follow(vm.status.state, VmEvent.MIGRATE)
+        lifecycle.follow(vm.status.state, VmEvent.MIGRATE, vm.name)
         check_nothing_pending(vm)
         await need_holder(tx, vm)
         to = None if body.to is None else (await tx.hosts.find(body.to, "to")).name

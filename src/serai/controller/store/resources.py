@@ -153,7 +153,10 @@ class Resources(Generic[ModelT]):
     def taken(self, name: str, field: str = "name") -> ConflictError:
         """The refusal of a name that another one has."""
         return ConflictError(
-            f"there is a {self.kind} {name} already", field=field, value=name, remedy="Choose another name."
+            f"there is {'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind} {name} already",
+            field=field,
+            value=name,
+            remedy="Choose another name.",
         )
 
     def parse(self, row: Row[Any]) -> ModelT:

@@ -26,6 +26,7 @@ from serai.schema.image import ImageKind, ImageManifest
 
 CHUNK = 1 << 20
 HEAD = 512
+SECTOR = 512
 QCOW2 = b"QFI\xfb"
 QCOW2_HEADER = 72
 EXTERNAL_DATA = 1 << 2
@@ -133,7 +134,7 @@ async def from_stream(
             remedy="Check the file and the checksum; nothing was kept.",
         )
     progress("checking the format", None)
-    image_format, size = await inspect(target)
+    image_format, size = await inspect(target, name)
     if wanted is not None and wanted != image_format:
         raise InvalidError(
             f"the content is {image_format}, not {wanted}",
@@ -141,6 +142,8 @@ async def from_stream(
             value=wanted,
             remedy=f"Check that it is the right image; if it is, say --format {image_format}.",
         )
+    if image_format == "raw":
+        _check_sectors(done, name)
     target.rename(folder / f"disk.{image_format}")
     return await write_manifest(
         folder,
@@ -158,58 +161,70 @@ def _take(file: BinaryIO, digest: hashlib._Hash, chunk: bytes) -> None:
     file.write(chunk)
 
 
-async def inspect(file: Path) -> tuple[str, int]:
-    """(format, virtual size in bytes) of a disk image. Raises InvalidError for what may not be used."""
+async def inspect(file: Path, name: str) -> tuple[str, int]:
+    """(format, virtual size in bytes) of a disk image that is to be called `name`. Raises InvalidError."""
     with file.open("rb") as opened:
         head = opened.read(HEAD)
     image_format = "qcow2" if head.startswith(QCOW2) else "raw"
     if image_format == "qcow2":
-        _check_header(head, file)
+        _check_header(head, name)
     else:
-        _check_raw(head, file)
+        _check_raw(head, name)
     try:
         shown = await run(["qemu-img", "info", "--output=json", "-f", image_format, str(file)])
         if image_format == "qcow2":
-            await _check_whole(file)
+            await _check_whole(file, name)
     except ProcessError as error:
         raise InvalidError(
-            f"this is no sound {image_format} image: {error.stderr}", field="image", value=file.name, remedy=AGAIN
+            f"this is no sound {image_format} image: {error.stderr}", field="image", value=name, remedy=AGAIN
         ) from error
     return image_format, int(json.loads(shown.stdout)["virtual-size"])
 
 
-def _check_header(head: bytes, file: Path) -> None:
+def _check_header(head: bytes, name: str) -> None:
     """Refuse a qcow2 that refers to other files, before QEMU's own tools see it: they would open them.
 
     The layout is in QEMU's docs/interop/qcow2.txt: version at 4, the backing file's offset at 8, incompatible features
     at 72 from version 3 on, of which bit 2 says that there is an external data file.
     """
     if len(head) < QCOW2_HEADER:
-        raise InvalidError("this qcow2 image is cut off", field="image", value=file.name, remedy=AGAIN)
+        raise InvalidError("this qcow2 image is cut off", field="image", value=name, remedy=AGAIN)
     version, backing = struct.unpack_from(">IQ", head, 4)
     features = struct.unpack_from(">Q", head, 72)[0] if version >= 3 and len(head) >= 80 else 0
     if backing or features & EXTERNAL_DATA:
         raise InvalidError(
             "the image refers to another file",
             field="image",
-            value=file.name,
+            value=name,
             remedy="Flatten it first: qemu-img convert -O qcow2 IMAGE FLAT.",
         )
 
 
-def _check_raw(head: bytes, file: Path) -> None:
+def _check_raw(head: bytes, name: str) -> None:
     """Refuse what is certainly something else; all other content is a raw disk."""
-    found = next((name for magic, name in OTHERS if head.startswith(magic)), None)
+    found = next((other for magic, other in OTHERS if head.startswith(magic)), None)
     if found is not None or not head:
         raise InvalidError(
             f"only raw and qcow2 images can be imported, not {found or 'an empty file'}",
             field="image",
-            value=file.name,
+            value=name,
             remedy="Unpack it, or convert it: qemu-img convert -O qcow2 IMAGE NEW.",
         )
 
 
-async def _check_whole(file: Path) -> None:
+def _check_sectors(size: int, name: str) -> None:
+    """Refuse a raw disk that is no disk: a text file, or a part of one."""
+    if size % SECTOR:
+        raise InvalidError(
+            f"this is no raw disk image: it has {size} bytes, and a disk has whole sectors of {SECTOR}",
+            field="image",
+            value=name,
+            remedy="See that it is the right file, and all of it; "
+            f"a disk that was cut so is mended by: truncate -s %{SECTOR} IMAGE.",
+        )
+
+
+async def _check_whole(file: Path, name: str) -> None:
     """Refuse a qcow2 that is damaged or shorter than what its tables say. Raises ProcessError, InvalidError."""
     argv = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(file)]
     checked = await run(argv, check=False, timeout=CHECK_TIMEOUT)
@@ -222,5 +237,5 @@ async def _check_whole(file: Path) -> None:
     # The tables count in clusters, of which the last may be cut short in a sound file.
     if end >= size + cluster:
         raise InvalidError(
-            f"the image is cut off: it has {size} bytes of {end}", field="image", value=file.name, remedy=AGAIN
+            f"the image is cut off: it has {size} bytes of {end}", field="image", value=name, remedy=AGAIN
         )

@@ -190,7 +190,12 @@ class UplinkTaker:
         async with self._lock:
             take = next((take for take in reversed(self.takes()) if not token or take.token == token), None)
             if take is None:
-                raise NotFoundError("there is no such take to confirm", field="token")
+                raise NotFoundError(
+                    "no uplink was taken under this token" if token else "no uplink was taken that could be confirmed",
+                    field="uplink",
+                    value="none",
+                    remedy="Take one first: serai host network take UPLINK.",
+                )
             await asyncio.to_thread(_confirm, self._file(take), take.token)
 
     def _file(self, take: Take) -> Path:

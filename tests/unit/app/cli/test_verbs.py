@@ -128,6 +128,21 @@ def test_stop_takes_a_time(serai: Serai, api: FakeApi) -> None:
     assert serai("vm", "stop", "web1", "--timeout", "soon").code == 2
 
 
+def test_stop_says_when_it_was_by_force(serai: Serai, api: FakeApi) -> None:
+    api.add("vm", "web1", {})
+    api.results["vm.stop"] = {"state": "stopped", "reason": "stopped by force"}
+    assert "(by force: the guest did not shut down by itself)" in serai("vm", "stop", "web1").out
+    assert serai("vm", "stop", "web1", "--force").out == "vm web1 stopped (by force)\n"
+    api.results["vm.stop"] = {"state": "stopped", "reason": "shut down as asked"}
+    assert serai("vm", "stop", "web1").out == "vm web1 stopped\n"
+
+
+def test_a_job_that_has_ended_is_not_asked_to_stop(serai: Serai, api: FakeApi) -> None:
+    serai("vm", "create", "web1")
+    ran = serai("job", "cancel", next(iter(api.jobs)))
+    assert (ran.code, "has ended" in ran.err) == (1, True)
+
+
 def test_edit_changes_what_it_names(serai: Serai, api: FakeApi) -> None:
     vnic = {"network": "lan", "mac": "52:54:00:00:00:01", "ip": "10.77.0.100"}
     item = api.add("vm", "web1", {"vnics": [vnic, {"network": "dmz"}]})

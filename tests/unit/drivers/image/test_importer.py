@@ -131,7 +131,14 @@ async def test_other_formats_are_refused(store: ImageStore, tmp_path: Path, imag
 )
 async def test_compressed_and_encrypted_files_are_refused(store: ImageStore, head: bytes) -> None:
     with pytest.raises(InvalidError):
-        await take(store, head + bytes(4096))
+        await take(store, (head + bytes(4096))[:4096])
+
+
+async def test_what_is_no_whole_number_of_sectors_is_no_raw_disk(store: ImageStore) -> None:
+    for data in (b"text\n", b"\x55" * (MIB - 1)):
+        with pytest.raises(InvalidError, match=f"it has {len(data)} bytes") as caught:
+            await take(store, data)
+        assert (caught.value.info.field, caught.value.info.value) == ("image", "cloud")
 
 
 @pytest.mark.parametrize("length", [0, 4, 40, 100, MIB])
@@ -146,7 +153,7 @@ async def test_a_truncated_qcow2_is_refused(store: ImageStore, tmp_path: Path, l
 
 
 async def test_inspect_of_a_sound_image(tmp_path: Path) -> None:
-    assert await inspect(await made(tmp_path, "qcow2")) == ("qcow2", 4 * MIB)
+    assert await inspect(await made(tmp_path, "qcow2"), "cloud") == ("qcow2", 4 * MIB)
 
 
 # --- no space ---
