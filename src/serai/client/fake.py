@@ -285,12 +285,23 @@ class FakeApi:
     def _events(self, request: Request) -> Response:
         after = request.query_params.get("after")
         if "text/event-stream" not in request.headers.get("accept", ""):
-            return _page([event.model_dump(mode="json") for event in self.events[int(after or 0) :]], request)
+            return _page(self._narrowed(request), request)
         if self.refuse_streams:
             return Response(status_code=406)
         self.streams += 1
         position = len(self.events) if after is None else int(after)
         return StreamingResponse(self._stream(position), media_type="text/event-stream")
+
+    def _narrowed(self, request: Request) -> list[dict[str, Any]]:
+        query = request.query_params
+        kind, resource = query.get("kind"), query.get("resource")
+        found = [
+            event.model_dump(mode="json")
+            for event in self.events[int(query.get("after") or 0) :]
+            if (kind is None or f"{event.kind}.".startswith(f"{kind}."))
+            and (resource is None or resource in (event.resource, event.resource_id))
+        ]
+        return found[-int(query["last"]) :] if "last" in query else found
 
     async def _stream(self, position: int) -> AsyncGenerator[str, None]:
         generation = self._generation

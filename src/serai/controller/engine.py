@@ -13,7 +13,7 @@ from typing import Any
 from serai.controller import outdated
 from serai.controller.jobs import CommandGateway, Workflow
 from serai.controller.locks import Locks
-from serai.controller.run import Run
+from serai.controller.run import Run, event_message
 from serai.controller.store import JobRecord, Store, Transaction
 from serai.lib.ids import new_id
 from serai.lib.tasks import Tasks
@@ -93,7 +93,8 @@ class Engine:
         )
         record = JobRecord(job, dict(data or {}))
         await tx.jobs.insert(record)
-        await tx.emit("job.state", target, job.id, "", job=job.id, kind=kind, state=job.state.value, step="")
+        facts = {"job": job.id, "kind": kind, "state": job.state.value, "step": ""}
+        await tx.emit("job.state", target, job.id, event_message(job), **facts)
         tx.on_commit(lambda: self._launch(record))
         return job
 

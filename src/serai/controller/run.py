@@ -22,7 +22,6 @@ from serai.schema.errors import (
     ErrorInfo,
     InterruptedByRestartError,
     SeraiError,
-    from_info,
 )
 from serai.schema.job import Job, JobState, StepState
 
@@ -348,6 +347,12 @@ class Run:
             async with self._store.transaction() as tx:
                 await tx.jobs.save(JobRecord(job, ctx.data, self._attempt))
                 if not quiet:
-                    message = from_info(job.error).info.sentence() if job.error and job.state.ended else job.message
                     facts = {"job": job.id, "kind": job.kind, "state": job.state.value, "step": ctx.step}
-                    await tx.emit(kind, job.target, job.id, message or job.waits_for, **facts)
+                    await tx.emit(kind, job.target, job.id, event_message(job), **facts)
+
+
+def event_message(job: Job) -> str:
+    """What an event says of a job: which it is, how it stands, and what is to be said of that."""
+    waits = f"waits for {job.waits_for}" if job.waits_for else ""
+    detail = job.error.sentence() if job.error and job.state.ended else job.message or waits
+    return f"{job.kind} {job.id} is {job.state}" + (f": {detail}" if detail else "")

@@ -210,13 +210,15 @@ def check_nothing_pending(vm: Vm) -> None:
 
     One whose QEMU was started with the newest spec waits no more: its host restarted it, and the remark is a past one.
     """
-    waiting = [one.message for one in vm.status.conditions if one.type == PENDING]
+    waiting = [one for one in vm.status.conditions if one.type == PENDING]
     if not waiting or vm.status.running_generation >= vm.generation:
         return
+    options = " ".join(one.undo for one in waiting) if all(one.undo for one in waiting) else ""
+    back = f"take the changes back (serai vm edit {vm.name} {options})" if options else "take the changes back"
     raise ConflictError(
-        f"VM {vm.name} does not run with what it is to have after a restart: {'; '.join(waiting)}",
+        f"VM {vm.name} does not run with what it is to have after a restart: "
+        f"{'; '.join(one.message for one in waiting)}",
         field="state",
         value=PENDING,
-        remedy=f"Restart it (serai vm restart {vm.name}), "
-        f"or take the changes back (serai vm edit {vm.name}); then it moves.",
+        remedy=f"Restart it (serai vm restart {vm.name}), or {back}; then it moves.",
     )

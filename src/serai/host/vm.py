@@ -353,7 +353,7 @@ class VmAgent(KnownVm):
             await self.machine.cont()  # started by an agent that died before it could say so
             found = RunState.RUNNING
         event = VmEvent.FOUND_RUNNING if found is RunState.RUNNING else VmEvent.FOUND_PAUSED
-        if follow(self.state, event) is self.state:
+        if follow(self.state, event, self.record.launch.name) is self.state:
             self.report()  # the reason for it stays
         else:
             self.follow(event, f"found {found} by a restarted agent")

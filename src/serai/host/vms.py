@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -20,10 +21,11 @@ from serai.host.moves import Moves
 from serai.host.placing import make_tap
 from serai.host.records import VmRecord
 from serai.host.vm import ALIVE, VmAgent
-from serai.schema.attach import Launch, VnicAttachment
+from serai.schema.attach import KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.errors import NotFoundError, SeraiError, StaleError, UnavailableError, UnsupportedError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import VmConfigure, VmConfigured, VmRelease, VmStart
+from serai.schema.units import exact_size
 from serai.schema.vm import VmReport, VmState
 
 log = logging.getLogger(__name__)
@@ -266,15 +268,19 @@ class Vms:
         agent = self.agent(body.launch.vm)
         async with agent.lock:
             before = agent.record.launch
-            applied, pending = [], []
+            applied, pending, undo = [], [], {}
             for name, action in self._changes(agent, body).items():
                 try:
                     await action()
                     applied.append(name)
                 except SeraiError as error:
                     pending.append(f"{name}: {error.info.message}")
+                    if options := _options(name, before, body.launch):
+                        undo[pending[-1]] = options
             if not agent.gone.is_set() and body.launch.max_cpus != before.max_cpus:
                 pending.append("the limit for more CPUs: it needs a restart, and the VM does not move until then")
+            if not agent.gone.is_set():
+                pending += _read_at_start(before, body.launch)
             launch, wanted = body.launch, None
             if not agent.gone.is_set():
                 generation = before.generation if pending else body.launch.generation
@@ -290,7 +296,7 @@ class Vms:
                 autostart_order=body.autostart_order,
             )
             agent.report()
-            return VmConfigured(applied=applied, pending=pending)
+            return VmConfigured(applied=applied, pending=pending, undo=undo)
 
     def _changes(self, agent: VmAgent, body: VmConfigure) -> dict[str, Any]:
         before, after = agent.record.launch, body.launch
@@ -337,3 +343,31 @@ class Vms:
 
     def _path(self, disk: Any) -> Path | None:
         return self._kit.disk_path(disk.source.pool, disk.source.volume) if disk.source.kind == "file" else None
+
+
+def _read_at_start(before: Launch, after: Launch) -> list[str]:
+    """What was asked for and the guest reads only when it starts; not what follows from its VNICs and its name."""
+    found = []
+    if before.boot is not None and after.boot is not None and _own_words(before.boot) != _own_words(after.boot):
+        found.append("cmdline: the kernel reads it when the VM starts")
+    if before.seed is not None and after.seed is not None:
+        was, now = before.seed, after.seed
+        if (was.user_data, _keys(was)) != (now.user_data, _keys(now)):
+            found.append("cloud-init: keys and user-data are read when the VM starts")
+    return found
+
+
+def _own_words(boot: KernelBoot) -> list[str]:
+    return [word for word in boot.cmdline.split() if not word.startswith(("serai.ip=", "serai.gw="))]
+
+
+def _keys(seed: Seed) -> object:
+    return json.loads(seed.meta_data).get("public-keys")
+
+
+def _options(change: str, before: Launch, after: Launch) -> str:
+    """The options of `serai vm edit` that take a change back; empty where no options do."""
+    if change == "memory":
+        return f"--memory {exact_size(before.memory)}"
+    # The room for more CPUs stays what an edit made it: then the old number alone does not bring the old VM back.
+    return f"--cpus {before.cpus}" if change == "cpus" and before.max_cpus == after.max_cpus else ""

@@ -21,7 +21,8 @@ from serai.schema.errors import SeraiError
 
 log = logging.getLogger(__name__)
 
-_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+"""What is no field of its own; `color_message` is Uvicorn's message once more, for a terminal."""
 
 
 class KeyValueFormatter(logging.Formatter):

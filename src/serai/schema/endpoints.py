@@ -98,7 +98,7 @@ ENDPOINTS: dict[str, Endpoint] = {
             "Events after a sequence number",
             result=Event,
             paged=True,
-            query=("after",),
+            query=("after", "kind", "resource", "last"),
         ),
     ]
 }

@@ -241,8 +241,11 @@ class VmConfigure(Frozen):
 
 
 class VmConfigured(Frozen):
+    """`undo` says, for some of what is pending, which options of `serai vm edit` take it back."""
+
     applied: list[str] = Field(default_factory=list)
     pending: list[str] = Field(default_factory=list)
+    undo: dict[str, str] = Field(default_factory=dict)
 
 
 class GuestExec(Frozen):

@@ -64,3 +64,5 @@ class Condition(Frozen):
 
     type: str
     message: str
+    undo: str = ""
+    """Options of the kind's `edit` verb that take back what the remark is about, where there are some."""

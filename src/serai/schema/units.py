@@ -71,6 +71,12 @@ def format_size(value: int) -> str:
     return f"{value}B"
 
 
+def exact_size(value: int) -> str:
+    """As `format_size`, where that is the very number; else bytes."""
+    text = format_size(value)
+    return text if parse_size(text) == value else f"{value}B"
+
+
 def format_rate(value: int) -> str:
     """`100mbit`, `2.5gbit`."""
     for unit in ("tbit", "gbit", "mbit", "kbit"):

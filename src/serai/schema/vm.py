@@ -162,6 +162,7 @@ class VmEdit(Frozen):
     memory: Size | None = Field(default=None, ge=MEMORY_MIN, le=MEMORY_MAX)
     disks: list[DiskSpec] | None = Field(default=None, max_length=DEVICES_MAX)
     vnics: list[VnicSpec] | None = Field(default=None, max_length=DEVICES_MAX)
+    cmdline: str | None = Field(default=None, max_length=CMDLINE_MAX)
     cloud_init: CloudInit | None = None
     restart: RestartPolicy | None = None
     autostart: bool | None = None

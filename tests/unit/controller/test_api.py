@@ -86,6 +86,34 @@ async def test_events_by_pages(world: World) -> None:
     assert {"vm.created", "job.state"} <= {event["kind"] for event in page["items"] + rest["items"]}
 
 
+async def test_events_are_narrowed(world: World) -> None:
+    await world.create("web1")
+    await world.create("web2")
+    everything = (await world.ok("GET", "/v1/events"))["items"]
+
+    async def seqs(query: str) -> list[int]:
+        return [event["seq"] for event in (await world.ok("GET", f"/v1/events?{query}"))["items"]]
+
+    jobs = [event for event in everything if event["kind"].startswith("job.")]
+    assert await seqs("kind=job") == [event["seq"] for event in jobs]
+    assert await seqs("kind=job&last=2") == [event["seq"] for event in jobs[-2:]]
+    mine = [event["seq"] for event in everything if event["resource"] == "vm/web2"]
+    assert await seqs("resource=vm/web2") == mine
+    assert await seqs(f"resource=vm/web2&last=99&after={mine[0]}") == mine[1:]
+    first = await world.ok("GET", "/v1/events?last=3&limit=2")
+    rest = await world.ok("GET", f"/v1/events?last=3&limit=2&cursor={first['next']}")
+    assert [event["seq"] for event in first["items"] + rest["items"]] == [event["seq"] for event in everything[-3:]]
+    answer = await world.http.get("/v1/events?kind=job", headers={"Accept": "text/event-stream"})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "kind")
+
+
+async def test_what_a_job_does_is_in_its_events(world: World) -> None:
+    await world.create("web1")
+    (job,) = (await world.ok("GET", "/v1/jobs"))["items"]
+    told = {event["message"] for event in (await world.ok("GET", "/v1/events?kind=job"))["items"]}
+    assert {f"vm.create {job['id']} is queued", f"vm.create {job['id']} is done"} <= told
+
+
 async def test_jobs(world: World) -> None:
     await world.create("web1")
     await world.create("web2")

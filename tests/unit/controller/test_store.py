@@ -15,6 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy.exc import OperationalError
 
 from serai.controller.store import Store
+from serai.controller.store.events import Narrow
 from serai.controller.store.networks import Address
 from serai.controller.store.tables import metadata
 from serai.lib.clock import SystemClock
@@ -117,7 +118,7 @@ async def test_events_are_numbered_in_commit_order_and_wake_those_who_wait(store
     assert await waiting >= 1
     async with store.read() as view:
         seqs = [seq for seq, _ in await view.events.after(0, 100)]
-        page = await view.events.page(5, 10)
+        page = await view.events.page(5, 10, Narrow())
     assert seqs == list(range(1, 21))
     assert page.next == "15"
 

@@ -156,7 +156,7 @@ class Host:
 
     def tell(self, event: VmEvent, reason: str, outgoing: Move | None = None) -> None:
         assert self.record is not None
-        state = follow(self.record.state, event)
+        state = follow(self.record.state, event, "web1")
         self.record = replace(self.record, state=state, reason=reason, outgoing=outgoing, incoming=None)
 
     @property
@@ -168,7 +168,7 @@ class Host:
     def start(self, epoch: int) -> None:
         """From disk, under a claim of this journal."""
         state = self.record.state if self.record is not None else VmState.DEFINED
-        self.record = Record(epoch, follow(follow(state, VmEvent.START), VmEvent.RUNS))
+        self.record = Record(epoch, follow(follow(state, VmEvent.START, "web1"), VmEvent.RUNS))
         self.qemu, self.port = Qemu(vcpus=True), True
 
     def may_restart(self) -> bool:
@@ -256,7 +256,7 @@ class Host:
     def prepare(self, move: Move, stream: Stream) -> None:
         """Raises StaleError for an offer that was turned down before."""
         self.write(move.epoch, Claim.OFFERED)
-        self.record = Record(move.epoch, follow(VmState.DEFINED, VmEvent.INCOMING), incoming=move)
+        self.record = Record(move.epoch, follow(VmState.DEFINED, VmEvent.INCOMING, "web1"), incoming=move)
         self.qemu, self.port = Qemu(stream=stream, receives=True), False
         self.destination = DestinationPhase.PREPARED
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serai.core.migration import (
     DESTINATION,
+    PENDING,
     SOURCE,
     Act,
     DestinationEvent,
@@ -15,11 +18,14 @@ from serai.core.migration import (
     SourceEvent,
     SourcePhase,
     agreed_capabilities,
+    check_nothing_pending,
     resume_at,
     source_step,
 )
 from serai.schema.errors import ConflictError
 from serai.schema.host import HostFacts
+from serai.schema.resource import Condition
+from serai.schema.vm import Vm, VmSpec, VmStatus
 
 
 @given(st.lists(st.sampled_from(SourceEvent), max_size=30))
@@ -150,3 +156,24 @@ def test_an_end_without_what_a_safe_move_rests_on_is_refused(poor: HostFacts, wo
         with pytest.raises(ConflictError, match=f"the {end}'s QEMU 9.9 has {words}") as caught:
             agreed_capabilities(source, destination)
         assert caught.value.info.remedy
+
+
+def test_the_remedy_for_what_waits_is_a_command_that_works() -> None:
+    memory = Condition(type=PENDING, message="memory: it cannot be changed live", undo="--memory 128M")
+    cpus = Condition(type=PENDING, message="cpus: none can be taken", undo="--cpus 2")
+    disks = Condition(type=PENDING, message="disks: disk 0 becomes another one")
+    for conditions, words in (
+        ([memory, cpus], "take the changes back (serai vm edit web1 --memory 128M --cpus 2); then"),
+        ([memory, disks], "take the changes back; then"),
+    ):
+        vm = Vm(
+            name="web1",
+            id="0" * 12,
+            generation=2,
+            created=datetime(2026, 1, 1, tzinfo=UTC),
+            spec=VmSpec(),
+            status=VmStatus(conditions=conditions, running_generation=1),
+        )
+        with pytest.raises(ConflictError) as caught:
+            check_nothing_pending(vm)
+        assert words in str(caught.value.info.remedy)

@@ -244,7 +244,7 @@ async def test_only_the_source_of_a_move_gets_its_verdict(trip: Trip, when: str)
 async def test_a_vm_with_pending_changes_of_its_shape_stays(trip: Trip) -> None:
     body = VmConfigure(launch=make_launch(generation=2, memory=128 << 20), restart=RestartPolicy.NEVER)
     answer: VmConfigured = await trip.ground.ask("h1", Kind.VM_CONFIGURE, body)
-    assert answer.pending
+    assert answer.undo == {answer.pending[0]: "--memory 64M"}
     trip.begin()
     await trip.over()
     trip.check()

@@ -17,7 +17,7 @@ from serai.app.cli.documents import Document
 from serai.lib.imageurl import masked_url
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.image import ImageCreate, ImageSource
-from serai.schema.units import format_size, parse_size
+from serai.schema.units import exact_size, format_size
 from serai.schema.vm import VmEdit
 from serai.schema.volume import VolumeEdit
 
@@ -190,6 +190,4 @@ def _readable(value: Any, name: str = "") -> Any:
         return [_readable(inner) for inner in value]
     if name == "url" and isinstance(value, str):
         return masked_url(value)
-    if name in SIZES and isinstance(value, int) and parse_size(format_size(value)) == value:
-        return format_size(value)
-    return value
+    return exact_size(value) if name in SIZES and isinstance(value, int) else value

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serai.app.cli import complete
 from serai.app.cli.options import NameArgument, Output, OutputOption, noun
-from serai.app.cli.output import note, say
+from serai.app.cli.output import draw, note, say
+from serai.schema.text import visible
+
+if TYPE_CHECKING:
+    from serai.client.context import Contexts
 
 app = noun("Which API to talk to.")
 
@@ -32,10 +36,24 @@ def list_(output: OutputOption = Output.TABLE) -> None:
     if output in (Output.JSON, Output.YAML):
         say(json.dumps(known.model_dump(mode="json", exclude_defaults=True), indent=2))
         return
-    for name, context in known.contexts.items():
-        say(name if output is Output.NAME else f"{'*' if name == known.current else ' '} {name}  {context.where}")
+    if output is Output.NAME:
+        for name in known.contexts:
+            say(name)
+    elif known.contexts:
+        _table(known)
     if not known.contexts:
         note("There are no contexts; this machine's own controller is used if it runs.")
+
+
+def _table(known: Contexts) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", "NAME", "WHERE"):
+        table.add_column(title, overflow="fold")
+    for name, context in known.contexts.items():
+        table.add_row("*" if name == known.current else "", visible(name), visible(context.where))
+    draw(table)
 
 
 @app.command("show")

@@ -13,7 +13,8 @@ def rows(kind: str, item: Any) -> Iterator[tuple[str, str]]:
     """Title and text of each line."""
     for column in COLUMNS[kind]:
         text = column.text(item)
-        if text != "-":
+        # A job's error is told below, with what to do.
+        if text != "-" and not (kind == "job" and column.title == "ERROR"):
             yield column.title.capitalize(), text
     if getattr(item, "description", ""):
         yield "Description", item.description
@@ -32,7 +33,9 @@ def _vm(item: Any) -> Iterator[tuple[str, str]]:
     for condition in status.conditions:
         yield condition.type.capitalize(), condition.message
     if status.last_migration is not None:
-        yield "Last move", "; ".join(text for _, text in migration(status.last_migration.model_dump(mode="json")))
+        move = status.last_migration
+        figures = [f"{title[0].lower()}{title[1:]} {text}" for title, text in migration(move.model_dump(mode="json"))]
+        yield "Last move", "; ".join([f"from {move.source} to {move.destination}", *figures])
 
 
 def _host(facts: Any) -> Iterator[tuple[str, str]]:
@@ -49,7 +52,9 @@ def _job(item: Any) -> Iterator[tuple[str, str]]:
     if item.message:
         yield "Message", item.message
     for step in item.steps:
-        yield f"  {step.name}", " ".join(part for part in (step.state, took(step), step.detail) if part != "-")
+        told = item.error is not None and step.detail in (item.error.message, item.error.sentence())
+        parts = (step.state, took(step), "" if told else step.detail)
+        yield f"  {step.name}", " ".join(part for part in parts if part not in ("", "-"))
     if item.error is not None:
         yield "Why", item.error.sentence()
     if item.result:

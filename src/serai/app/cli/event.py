@@ -23,14 +23,28 @@ AfterOption = Annotated[int | None, typer.Option(min=0, metavar="SEQ", help="Onl
 
 @app.command("list")
 def list_(
-    ctx: typer.Context, after: AfterOption = 0, limit: LimitOption = None, output: OutputOption = Output.TABLE
+    ctx: typer.Context,
+    after: AfterOption = 0,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Only of this kind: job.state, or job for all that begin so.")
+    ] = None,
+    resource: Annotated[
+        str | None, typer.Option(metavar="RESOURCE", help="Only of this resource: vm/web1, or its id.")
+    ] = None,
+    last: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the newest N of these.")] = None,
+    limit: LimitOption = None,
+    output: OutputOption = Output.TABLE,
 ) -> None:
-    """List events, oldest first.
+    """List events, oldest first. With -o wide the time is told with its zone.
 
     \b
-    Example: serai event list --after 120
+    Examples:
+      serai event list --last 20
+      serai event list --after 120 --resource vm/web1
+      serai event list --kind job -o wide
     """
-    listing(ctx, "event", output, limit=limit, query={"after": after})
+    query = {"after": after, "kind": kind, "resource": resource, "last": last}
+    listing(ctx, "event", output, limit=limit, query=query)
 
 
 @app.command()

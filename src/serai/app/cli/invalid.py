@@ -18,22 +18,29 @@ SIZES = ("memory", "memory_reserve", "size")
 USAGE = "wrong usage"
 """The note on an error about what is no value at all, as `--memory lots`: such a command line exits with 2."""
 LONGEST = 80
-REMEDIES = {
-    "string_type": "Give text.",
-    "int_type": "Give a whole number.",
-    "int_parsing": "Give a whole number, such as 2.",
-    "int_from_float": "Give a whole number, such as 2.",
-    "float_type": "Give a number.",
-    "float_parsing": "Give a number, such as 1.5.",
-    "bool_type": "Give true or false.",
-    "bool_parsing": "Give true or false.",
-    "list_type": "Give a list.",
-    "dict_type": "Give fields and their values.",
-    "model_type": "Give fields and their values.",
-    "string_too_long": "Give at most {max_length} characters.",
-    "too_long": "Give at most {max_length}.",
+FINDINGS = {
+    "string_type": ("this is no text", "Give text."),
+    "int_type": ("this is no whole number", "Give a whole number."),
+    "int_parsing": ("this is no whole number", "Give a whole number, such as 2."),
+    "int_from_float": ("this is no whole number", "Give a whole number, such as 2."),
+    "float_type": ("this is no number", "Give a number."),
+    "float_parsing": ("this is no number", "Give a number, such as 1.5."),
+    "bool_type": ("this is neither true nor false", "Give true or false."),
+    "bool_parsing": ("this is neither true nor false", "Give true or false."),
+    "list_type": ("this is no list", "Give a list."),
+    "dict_type": ("this has no fields", "Give fields and their values."),
+    "model_type": ("this has no fields", "Give fields and their values."),
+    "string_too_long": ("the text is too long", "Give at most {max_length} characters."),
+    "too_long": ("these are too many", "Give at most {max_length}."),
 }
-"""What to do about a finding of Pydantic's that says itself what is wrong."""
+"""Pydantic's findings in our words, and what to do about them."""
+PATTERNS = {
+    "mac": "Write it like 52:54:00:12:34:56, in lower case.",
+    "bridge": "Use letters, digits, '.', '_' and '-', at most 15 in all.",
+    "uplink": "Use the interface's name as 'ip link' tells it, at most 15 characters.",
+    "machine_type": "Write it like pc-q35-7.2, or leave it out.",
+}
+"""What a field must look like, by its name."""
 ADDRESSES = {
     "ip_v4_network": ("this is no IPv4 network", "Write it like 10.77.0.0/24, with zeros behind the prefix."),
     "ip_v4_address": ("this is no IPv4 address", "Write it like 10.77.0.1."),
@@ -65,8 +72,8 @@ def describe(error: ValidationError, model: type[BaseModel], data: Any, where: s
     from serai.schema.errors import InvalidError
 
     first = worst(error)
-    message, remedy = _words(first, model)
     given = _at(data, first["loc"])
+    message, remedy = _words(first, model, given)
     return InvalidError(
         f"{where}: {message}" if where else message,
         field=path_of(first["loc"]),
@@ -99,7 +106,7 @@ def path_of(loc: tuple[str | int, ...]) -> str:
     return text
 
 
-def _words(first: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None]:
+def _words(first: ErrorDetails, model: type[BaseModel], given: Any) -> tuple[str, str | None]:
     kind, context = first["type"], first.get("ctx", {})
     last = str(first["loc"][-1]) if first["loc"] else ""
     if kind == "extra_forbidden":
@@ -109,18 +116,18 @@ def _words(first: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None
     if kind == "string_pattern_mismatch" and "a-z0-9-" in str(context.get("pattern")):
         return "the name cannot be used", "Use lower-case letters, digits and '-' between them, at most 63 in all."
     if kind == "string_pattern_mismatch":
-        return f"'{last}' cannot be that", f"It must match {context.get('pattern')}."
+        return f"'{last}' cannot be that", PATTERNS.get(last, f"It must match {context.get('pattern')}.")
     if kind in ADDRESSES:
         return ADDRESSES[kind]
     if kind in ("greater_than_equal", "greater_than", "less_than_equal"):
-        return _limit(kind, last, context)
+        return _limit(kind, last, context, given)
     if kind == "enum":
         return f"'{last}' cannot be that", f"Use {context.get('expected')}."
     message, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
     if remedy:
         return message, f"{remedy[0].upper()}{remedy[1:]}."
-    known = REMEDIES.get(kind)
-    return message, known.format(**context) if known else f"Correct {path_of(first['loc'])}."
+    wrong, known = FINDINGS.get(kind, (message, f"Correct {path_of(first['loc'])}."))
+    return wrong, known.format(**context)
 
 
 def _instead(last: str, loc: tuple[str | int, ...], model: type[BaseModel]) -> str:
@@ -133,13 +140,15 @@ def _instead(last: str, loc: tuple[str | int, ...], model: type[BaseModel]) -> s
     return f"Did you mean '{near[0]}'?" if near else "Remove it."
 
 
-def _limit(kind: str, last: str, context: Mapping[str, Any]) -> tuple[str, str]:
+def _limit(kind: str, last: str, context: Mapping[str, Any], given: Any) -> tuple[str, str]:
     from serai.schema.units import format_size
 
     bound = context.get("ge", context.get("gt", context.get("le")))
     text = format_size(int(bound)) if last in SIZES and bound else str(bound)
     if kind == "less_than_equal":
         return f"'{last}' is too large", f"Use at most {text}."
+    if last in SIZES and str(given).strip().isdecimal():
+        return f"'{last}' has no unit, and {given} bytes are too few", f"Write the unit, such as {given}M."
     return f"'{last}' is too small", f"Use {'more than' if kind == 'greater_than' else 'at least'} {text}."
 
 

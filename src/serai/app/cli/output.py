@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 UNLIMITED = 10_000
+FOLDED = 120
+"""Columns of what has sentences in its cells, where there is no terminal to ask; `-o wide` has a line for each row."""
 COLOURS = {
     "running": "green", "online": "green", "ready": "green", "done": "green", "ok": "green",
     "migrating": "cyan", "starting": "cyan", "stopping": "cyan", "creating": "cyan", "queued": "cyan",
@@ -101,14 +103,14 @@ def _table(kind: str, items: Sequence[BaseModel], *, wide: bool) -> None:
 
     from serai.app.cli.views import COLUMNS
 
-    columns = [column for column in COLUMNS[kind] if wide or not column.wide]
+    columns = [column for column in COLUMNS[kind] if not (column.narrow if wide else column.wide)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column.title, overflow="fold")
     for item in items:
         cells = [visible(column.text(item)) for column in columns]
         table.add_row(*(Text(cell, style=COLOURS.get(cell.split(" ")[0], "")) for cell in cells))
-    draw(table)
+    draw(table, FOLDED if kind == "ability" and not wide else UNLIMITED)
 
 
 def _details(kind: str, item: BaseModel) -> None:
@@ -125,14 +127,14 @@ def _details(kind: str, item: BaseModel) -> None:
     draw(table)
 
 
-def draw(renderable: Any) -> None:
-    """Print something of Rich's; plain and as wide as it needs where there is no terminal."""
+def draw(renderable: Any, width: int = UNLIMITED) -> None:
+    """Print something of Rich's; plain and as wide as it needs, up to `width`, where there is no terminal."""
     from rich.console import Console
 
     if sys.stdout.isatty():
         Console().print(renderable)
         return
-    console = Console(file=sys.stdout, width=UNLIMITED, no_color=True, highlight=False)
+    console = Console(file=sys.stdout, width=width, no_color=True, highlight=False)
     with console.capture() as captured:
         console.print(renderable)
     for line in captured.get().splitlines():

@@ -19,11 +19,12 @@ DOWN = (VmState.DEFINED, VmState.STOPPED, VmState.CRASHED)
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`text` gets the resource as its model."""
+    """`text` gets the resource as its model. `narrow`: not with `-o wide`, where another column says more."""
 
     title: str
     text: Callable[[Any], str]
     wide: bool = False
+    narrow: bool = False
 
 
 def ago(moment: datetime | None) -> str:
@@ -62,7 +63,7 @@ def _host_cpus(item: Any) -> str:
 
 def _vm_state(item: Any) -> str:
     status = item.status
-    remarks = []
+    remarks = ["template"] if item.spec.template else []
     if status.state not in DOWN and any(condition.type == HOST_SILENT for condition in status.conditions):
         remarks.append("host offline")
     if any(condition.type.startswith("pending") for condition in status.conditions):
@@ -199,9 +200,11 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "event": (
         Column("SEQ", lambda item: str(item.seq)),
-        Column("TIME", lambda item: item.time.astimezone().strftime("%Y-%m-%d %H:%M:%S")),
+        Column("TIME", lambda item: item.time.astimezone().strftime("%Y-%m-%d %H:%M:%S"), narrow=True),
+        Column("TIME", lambda item: item.time.astimezone().isoformat(timespec="milliseconds"), wide=True),
         Column("KIND", lambda item: item.kind),
         Column("RESOURCE", lambda item: item.resource),
+        Column("RESOURCE ID", lambda item: item.resource_id or "-", wide=True),
         Column("MESSAGE", lambda item: item.message or "-"),
     ),
     "ability": (

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ESCAPE = b"\x1d"
 """Ctrl-]: leaves the console, as telnet's does."""
 CHUNK = 4096
+USERS = {"debian": "debian"}
+"""The user that cloud-init makes in images of our own recipes."""
 
 SshTarget = Annotated[str, typer.Argument(metavar="[USER@]VM", help="The VM.", autocompletion=complete.vms)]
 SshIdentity = Annotated[
@@ -135,6 +137,9 @@ class RawTerminal:
 def ssh(ctx: typer.Context, target: SshTarget, command: SshCommand = None, identity: SshIdentity = None) -> None:
     """Log in to a VM, or run a command there. Its host key is remembered by the VM's id, so a move changes nothing.
 
+    Without USER@ it is 'debian' where the VM's image is one that 'serai image build debian' made; else whom ssh takes
+    by itself, which is you.
+
     \b
     Examples:
       serai vm ssh debian@web1
@@ -144,12 +149,48 @@ def ssh(ctx: typer.Context, target: SshTarget, command: SshCommand = None, ident
     from serai.lib.process import become
 
     user, _, name = target.rpartition("@")
-    vm = run(ctx, lambda client: client.call("vm.show", name))
+    vm, usual = run(ctx, lambda client: _who(client, name))
+    check_runs(vm)
+    if not user and usual:
+        user = usual
+        note(f"Logging in as {user}; another user: serai vm ssh USER@{name}")
     _, context = chosen(ctx)
     folder = config_file().parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     argv = ssh_argv(vm, user, command or [], context, folder, identity)
     become(argv, package="util-linux" if argv[0] == "nsenter" else "openssh-client")
+
+
+async def _who(client: Client, name: str) -> tuple[Any, str]:
+    """The VM, and the user that its image is known to have; empty if none is known."""
+    from serai.schema.errors import NotFoundError
+
+    vm = await client.call("vm.show", name)
+    if vm.spec.image is None:
+        return vm, ""
+    try:
+        image = await client.call("image.show", vm.spec.image)
+    except NotFoundError:
+        return vm, ""
+    return vm, USERS.get(image.spec.recipe or "", "")
+
+
+def check_runs(vm: Any) -> None:
+    """Raises ConflictError for a VM whose guest cannot answer now; of one on a silent host nothing is known."""
+    from serai.schema.errors import ConflictError
+    from serai.schema.vm import VmState
+
+    remedies = {
+        **dict.fromkeys((VmState.DEFINED, VmState.STOPPED, VmState.CRASHED), f"Start it: serai vm start {vm.name}."),
+        VmState.PAUSED: f"Let it go on: serai vm resume {vm.name}.",
+    }
+    if vm.status.state in remedies:
+        raise ConflictError(
+            f"VM {vm.name} is {vm.status.state}: nobody answers there",
+            field="state",
+            value=vm.status.state,
+            remedy=remedies[vm.status.state],
+        )
 
 
 def ssh_argv(

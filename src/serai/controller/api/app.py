@@ -42,7 +42,11 @@ HANDLERS: dict[str, Handler] = {
 }
 """Endpoint name to what it does."""
 
-QUERY: dict[str, Any] = {"force": bool, "after": Annotated[int, Query(ge=0, le=NUMBER_MAX)]}
+QUERY: dict[str, Any] = {
+    "force": bool,
+    "after": Annotated[int, Query(ge=0, le=NUMBER_MAX)],
+    "last": Annotated[int, Query(ge=1, le=NUMBER_MAX)],
+}
 """Types of query parameters that are not plain text."""
 STATES: dict[str, Any] = {"vm.list": VmState, "job.list": JobState}
 

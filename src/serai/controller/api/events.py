@@ -9,6 +9,7 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 
 from serai.controller.api.call import NUMBER_MAX, Api, Call, Handler, page
+from serai.controller.store.events import Narrow
 from serai.schema.errors import InvalidError
 
 HEARTBEAT = 15.0
@@ -19,8 +20,16 @@ BREATH = 0.02
 
 
 async def list_(api: Api, call: Call) -> Response:
-    """A page, or the stream, by what the client accepts."""
+    """A page, or the stream, by what the client accepts. `last` counts from the newest; its pages go by the cursor."""
     after = call.query.get("after")
+    narrowed = [name for name in ("kind", "resource", "last") if name in call.query]
+    if narrowed and "text/event-stream" in call.headers.get("accept", ""):
+        raise InvalidError(
+            "the stream sends all events",
+            field=narrowed[0],
+            value=call.query[narrowed[0]],
+            remedy="Leave it out, and choose among what comes; a list (Accept: application/json) is narrowed.",
+        )
     if "text/event-stream" in call.headers.get("accept", ""):
         return StreamingResponse(
             _stream(api, _resume_from(api, call, after)),
@@ -29,8 +38,11 @@ async def list_(api: Api, call: Call) -> Response:
         )
     if call.cursor is not None:
         after = _number("cursor", call.cursor)
+    narrow = Narrow(call.query.get("kind"), call.query.get("resource"))
     async with api.store.read() as view:
-        return page(await view.events.page(after or 0, call.limit))
+        if "last" in call.query and call.cursor is None:
+            after = max(after or 0, await view.events.before_last(call.query["last"], narrow))
+        return page(await view.events.page(after or 0, call.limit, narrow))
 
 
 def _resume_from(api: Api, call: Call, after: int | None) -> int:

@@ -9,13 +9,43 @@ from serai.schema.errors import InvalidError
 
 PLACES = ("body", "query", "path", "header")
 LONGEST = 120
+FINDINGS = {
+    "string_type": "this is no text",
+    "int_type": "this is no whole number",
+    "int_parsing": "this is no whole number",
+    "int_from_float": "this is no whole number",
+    "float_type": "this is no number",
+    "float_parsing": "this is no number",
+    "bool_type": "this is neither true nor false",
+    "bool_parsing": "this is neither true nor false",
+    "list_type": "this is no list",
+    "dict_type": "this is no object",
+    "model_type": "this is no object",
+    "model_attributes_type": "this is no object",
+    "string_too_long": "the text is too long",
+    "too_long": "these are too many",
+    "missing": "the field is missing",
+    "extra_forbidden": "there is no such field",
+    "string_pattern_mismatch": "this cannot be used here",
+    "greater_than_equal": "this is too small",
+    "greater_than": "this is too small",
+    "less_than_equal": "this is too large",
+}
+"""Pydantic's findings in our words."""
+PATTERNS = {
+    "mac": "Write it like 52:54:00:12:34:56, in lower case.",
+    "bridge": "Use letters, digits, '.', '_' and '-', at most 15 in all.",
+    "uplink": "Use the interface's name as 'ip link' tells it, at most 15 characters.",
+    "machine_type": "Write it like pc-q35-7.2, or leave it out.",
+}
+"""What a field must look like, by its name."""
 KEY = "[key]"
 """How Pydantic ends the place of an object's key that is wrong itself."""
 SECRET = ("cloud_init", "user_data")
 """Fields whose value is not repeated: errors end up in logs and terminals, and these may hold passwords."""
 REMEDIES = {
     "missing": "Add the field.",
-    "extra_forbidden": "There is no such field: see whether it is spelt right, or leave it out.",
+    "extra_forbidden": "See whether it is spelt right, or leave it out.",
     "json_invalid": "Send JSON.",
     "string_pattern_mismatch": "Names are lower-case letters, digits and hyphens, up to 63.",
     "ip_v4_network": "Write it like 10.77.0.0/24, with zeros behind the prefix.",
@@ -50,6 +80,7 @@ def explain(findings: Sequence[Any], body: Any = None) -> InvalidError:
             value=f"character {where}",
             remedy=REMEDIES[kind],
         )
+    message = FINDINGS.get(kind, message)
     if len(findings) > 1:
         message += f" (and {len(findings) - 1} more)"
     field = path(location)
@@ -99,7 +130,10 @@ def shown(value: Any) -> str | None:
 
 
 def _remedy(kind: str, field: str, context: dict[str, Any]) -> str:
-    if kind in REMEDIES and (kind != "string_pattern_mismatch" or field.rpartition(".")[2] in ("name", "rename")):
+    last = field.rpartition(".")[2]
+    if kind == "string_pattern_mismatch" and last in PATTERNS:
+        return PATTERNS[last]
+    if kind in REMEDIES and (kind != "string_pattern_mismatch" or last in ("name", "rename")):
         return REMEDIES[kind]
     if kind in BOUNDS:
         name, words = BOUNDS[kind]

@@ -9,7 +9,7 @@ from fastapi import Response
 from serai.controller import capacity, edits, naming
 from serai.controller.api.call import Api, Call, accepted
 from serai.controller.api.checks import need_holder, refuse_while
-from serai.controller.api.vm_parts import brief, resolve_disks, resolve_vnics, write_disks
+from serai.controller.api.vm_parts import brief, check_seed, resolve_disks, resolve_vnics, write_disks
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
 from serai.core import placement
@@ -19,7 +19,7 @@ from serai.schema.vm import Vm, VmEdit, VmSpec
 
 HARDWARE = ("cpus", "memory", "disks", "vnics")
 """What a destination was prepared with: not to be changed under a move."""
-PLAIN = ("cpus", "memory", "cloud_init", "restart", "autostart", "autostart_order", "template")
+PLAIN = ("cpus", "memory", "cmdline", "cloud_init", "restart", "autostart", "autostart_order", "template")
 
 
 async def edit(api: Api, call: Call) -> Response:
@@ -94,6 +94,9 @@ async def _new_spec(tx: Transaction, vm: Vm, body: VmEdit) -> VmSpec:
             value="true",
             remedy="Stop it first.",
         )
+    if body.cloud_init is not None and body.cloud_init != vm.spec.cloud_init:
+        image = None if vm.spec.image is None else await tx.images.seek(vm.spec.image)
+        check_seed(body.cloud_init, image, "cloud_init")
     if body.memory is not None and body.memory > vm.spec.memory:
         await _check_memory(tx, vm, body.memory)
     if body.disks is not None:

@@ -15,14 +15,14 @@ from serai.controller.api.checks import need_image, need_pool, need_room
 from serai.controller.api.volumes import check_holds
 from serai.controller.store import Transaction, View
 from serai.controller.store.networks import Address
-from serai.core import ipam
+from serai.core import ipam, userdata
 from serai.lib.ids import new_id
 from serai.lib.redact import MASK
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.image import Image, ImageKind
 from serai.schema.network import Network
 from serai.schema.resource import Frozen
-from serai.schema.vm import DiskSpec, VnicSpec
+from serai.schema.vm import CloudInit, DiskSpec, VnicSpec
 from serai.schema.volume import Volume, VolumeSpec, VolumeState, VolumeStatus
 
 ZERO = "00:00:00:00:00:00"
@@ -270,6 +270,22 @@ async def check_boot(view: View, image: str | None, disks: Sequence[DiskSpec]) -
             remedy="Add a first disk with pool and size: --disk POOL:SIZE.",
         )
     return found
+
+
+def check_seed(seed: CloudInit | None, image: Image | None, field: str) -> None:
+    """What cloud-init is to read can be read, and somebody there reads it. Raises InvalidError."""
+    if seed is None or not (seed.user_data or seed.ssh_keys):
+        return
+    userdata.check(seed.user_data, f"{field}.user_data")
+    manifest = image.status.manifest if image is not None else None
+    if manifest is None or not manifest.cloud_init:
+        what = "a VM without an image" if image is None else f"image {image.name}"
+        raise InvalidError(
+            f"{what} has no cloud-init that would read keys or user-data",
+            field=field,
+            value=None if image is None else image.name,
+            remedy="Leave them out, or use an image with cloud-init: serai image build debian.",
+        )
 
 
 async def write_disks(tx: Transaction, vm: str, found: Disks) -> None:

@@ -11,7 +11,7 @@ from serai.controller import capacity
 from serai.controller.api import vm_edit
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
 from serai.controller.api.checks import need_disks, need_holder, refuse_while
-from serai.controller.api.vm_parts import check_boot, resolve_disks, resolve_vnics, write_disks
+from serai.controller.api.vm_parts import check_boot, check_seed, resolve_disks, resolve_vnics, write_disks
 from serai.controller.store import Transaction, View
 from serai.controller.store.vms import ALIVE
 from serai.core import lifecycle, placement
@@ -31,7 +31,7 @@ async def list_(api: Api, call: Call) -> Response:
         table = view.vms.table.c
         where: list[ColumnElement[bool]] = []
         if "host" in call.query:
-            where.append(table.host == call.query["host"])
+            where.append(table.host == (await view.hosts.find(call.query["host"], "host")).name)
         if "state" in call.query:
             where.append(table.state == call.query["state"].value)
         if "label" in call.query:
@@ -55,6 +55,7 @@ async def create(api: Api, call: Call) -> Response:
         vm_id = new_id()
         host = None if body.spec.host is None else (await tx.hosts.find(body.spec.host, "spec.host")).name
         image = await check_boot(tx, body.spec.image, body.spec.disks)
+        check_seed(body.spec.cloud_init, image, "spec.cloud_init")
         disks = await resolve_disks(tx, body.name, body.spec.disks, image=image)
         vnics = await resolve_vnics(tx, vm_id, body.spec.vnics)
         spec = body.spec.model_copy(

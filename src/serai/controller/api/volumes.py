@@ -24,7 +24,11 @@ async def list_(api: Api, call: Call) -> Response:
     """By name; `pool` and `vm` narrow it."""
     async with api.store.read() as view:
         table = view.volumes.table.c
-        where = [table[key] == value for key, value in call.query.items()]
+        where = []
+        if "pool" in call.query:
+            where.append(table.pool == (await view.pools.find(call.query["pool"], "pool")).name)
+        if "vm" in call.query:
+            where.append(table.vm == (await view.vms.find(call.query["vm"], "vm")).name)
         return page(await view.volumes.page(call.limit, call.cursor, *where))
 
 

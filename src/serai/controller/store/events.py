@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serai.controller.store.resources import RawPage
@@ -19,6 +20,23 @@ def render(seq: int, time: str, kind: str, resource: str, resource_id: str, mess
         f'{{"seq":{seq},"time":"{time}","kind":{json.dumps(kind)},"resource":{json.dumps(resource)},'
         f'"resource_id":{json.dumps(resource_id)},"message":{json.dumps(message)},"data":{data}}}'
     )
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Which events: of a `kind` (`vm.state`, or `vm` for all that begin so), of a `resource` (`vm/web1`, or its id)."""
+
+    kind: str | None = None
+    resource: str | None = None
+
+    def where(self) -> list[ColumnElement[bool]]:
+        """As conditions on the table."""
+        found: list[ColumnElement[bool]] = []
+        if self.kind is not None:
+            found.append((events.c.kind == self.kind) | events.c.kind.startswith(f"{self.kind}.", autoescape=True))
+        if self.resource is not None:
+            found.append((events.c.resource == self.resource) | (events.c.resource_id == self.resource))
+        return found
 
 
 class Events:
@@ -48,10 +66,18 @@ class Events:
         query = select(events).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
         return [(row.seq, render(**row)) for row in (await self.connection.execute(query)).mappings()]
 
-    async def page(self, after: int, limit: int) -> RawPage:
+    async def page(self, after: int, limit: int, narrow: Narrow) -> RawPage:
         """A page of events after a number; its cursor is the last number on it."""
-        rows = await self.after(after, limit + 1)
-        return RawPage([text for _, text in rows[:limit]], str(rows[limit - 1][0]) if len(rows) > limit else None)
+        query = select(events).where(events.c.seq > after, *narrow.where()).order_by(events.c.seq).limit(limit + 1)
+        rows = (await self.connection.execute(query)).mappings().all()
+        cursor = str(rows[limit - 1]["seq"]) if len(rows) > limit else None
+        return RawPage([render(**row) for row in rows[:limit]], cursor)
+
+    async def before_last(self, count: int, narrow: Narrow) -> int:
+        """The number after which the last `count` events begin; 0 if there are no more than these."""
+        query = select(events.c.seq).where(*narrow.where()).order_by(events.c.seq.desc()).offset(count).limit(1)
+        seq: int | None = (await self.connection.execute(query)).scalar()
+        return seq or 0
 
     async def newest(self) -> int:
         """The highest number there is; 0 if none."""

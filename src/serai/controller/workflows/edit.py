@@ -160,7 +160,7 @@ async def apply_live(office: Office, ctx: JobContext, vm_id: str) -> dict[str, A
     answer: VmConfigured = await ctx.command(
         Kind.VM_CONFIGURE, holder, f"vm/{vm.id}", body, generation=vm.generation, deadline=60.0
     )
-    pending = [Condition(type=PENDING, message=line) for line in answer.pending]
+    pending = [Condition(type=PENDING, message=line, undo=answer.undo.get(line, "")) for line in answer.pending]
     await office.shelf.set_vm_conditions(vm.id, PENDING, pending)
     if not pending:
         # What is pending may be a disk that QEMU still has open: then it is the VM's until the next start.

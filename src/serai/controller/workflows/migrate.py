@@ -237,7 +237,7 @@ async def _settle(office: Office, ctx: JobContext) -> None:
         phases=outcome.phases,
         resumed=outcome.resumed,
     )
-    await office.shelf.arrived(vm_id, to, ctx.data["epoch"], summary)
+    await office.shelf.arrived(vm_id, to, ctx.data["epoch"], summary, ctx.data.get("why", "as was offered"))
     vm = await office.shelf.vm(vm_id)
     await refuse(office, ctx, vm, ctx.data["source_epoch"])
     body = VmRelease(vm=vm_id, epoch=ctx.data["source_epoch"], reason=f"moved to {to}")

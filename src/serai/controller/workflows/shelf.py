@@ -194,9 +194,10 @@ class Shelf:
         async with self._store.transaction() as write:
             await reports.apply(write, report)
 
-    async def arrived(self, vm: str, host: str, epoch: int, summary: MigrationSummary) -> None:
-        """The VM is on another host now."""
+    async def arrived(self, vm: str, host: str, epoch: int, summary: MigrationSummary, why: str) -> None:
+        """The VM is on another host now, and `why` it is that one."""
         fields: dict[str, Any] = {"host": host, "epoch": epoch, "last_migration": summary}
+        fields["placement"] = f"moved from {summary.source}: {why}"
         found = await self.vm(vm)
         if found.status.state is VmState.MIGRATING:
             fields["state"] = VmState.RUNNING

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 
 from serai.app.cli.details import migration, rows
 from serai.app.cli.views import COLUMNS
+from serai.schema.errors import ErrorInfo
 from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostStatus
+from serai.schema.job import Job, JobState, Step, StepState
 from serai.schema.resource import Condition
 from serai.schema.vm import HOST_SILENT, MigrationSummary, Vm, VmSpec, VmState, VmStatus
 
@@ -56,3 +58,36 @@ def test_a_silent_hosts_word_is_marked_as_such() -> None:
         told = dict(rows("vm", vm))
         assert (listed["STATE"], told["State"]) == (shown, shown)
         assert told.get("Host-silent") == (silent.message if silent in conditions else None)
+
+
+def test_a_moves_figures_have_names_and_a_template_is_called_one() -> None:
+    summary = MigrationSummary(mode="precopy", source="h1", destination="h2", total_s=6.2, downtime_ms=57.0, rounds=4)
+    vm = Vm(
+        name="web1",
+        id="0" * 12,
+        generation=1,
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+        spec=VmSpec(template=True),
+        status=VmStatus(state=VmState.STOPPED, host="h2", last_migration=summary),
+    )
+    told = dict(rows("vm", vm))
+    assert told["Last move"] == (
+        "from h1 to h2; mode precopy; total 6.2s; downtime (QEMU's own) 57ms; rounds 4; sent unknown"
+    )
+    assert told["State"] == "stopped (template)"
+
+
+def test_a_jobs_error_is_told_once() -> None:
+    error = ErrorInfo(code="host", message="QEMU said no", remedy="Look at its log.")
+    job = Job(
+        id="0" * 12,
+        kind="vm.start",
+        target="vm/web1",
+        state=JobState.FAILED,
+        requested_by="me",
+        steps=[Step(name="start", state=StepState.FAILED, detail="QEMU said no. Look at its log.")],
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+        error=error,
+    )
+    told = list(rows("job", job))
+    assert [row for row in told if "QEMU said no" in row[1]] == [("Why", "QEMU said no. Look at its log.")]

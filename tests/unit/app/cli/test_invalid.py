@@ -80,7 +80,12 @@ def test_an_unknown_field_is_told_before_a_missing_one() -> None:
         ({"gateway": "here"}, "spec.gateway", "here", "Write it like 10.77.0.1."),
         ({"gateway": "10.9.0.1"}, "spec.gateway", "10.9.0.1", "Give an address in 10.77.0.0/24."),
         ({"range_start": "10.77.0.9", "range_end": "10.77.0.8"}, "spec.range_end", "10.77.0.8", "Give the smaller one"),
-        ({"bridge": "a bridge"}, "spec.bridge", "a bridge", "It must match ^[A-Za-z0-9_.-]{1,15}$."),
+        (
+            {"bridge": "a bridge"},
+            "spec.bridge",
+            "a bridge",
+            "Use letters, digits, '.', '_' and '-', at most 15 in all.",
+        ),
     ],
 )
 def test_every_refusal_of_a_network_has_a_remedy(changes: dict[str, str], field: str, value: str, remedy: str) -> None:
@@ -90,6 +95,22 @@ def test_every_refusal_of_a_network_has_a_remedy(changes: dict[str, str], field:
     info = caught.value.info
     assert (info.field, info.value) == (field, value)
     assert remedy in str(info.remedy)
+
+
+def test_a_number_without_its_unit_is_told_so() -> None:
+    info = refusal({"memory": "128"})
+    assert (info.message, info.remedy) == (
+        "'memory' has no unit, and 128 bytes are too few",
+        "Write the unit, such as 128M.",
+    )
+
+
+def test_findings_are_told_in_our_words() -> None:
+    assert refusal({"cpus": "two"}).message == "this is no whole number"
+    assert (
+        refusal({"vnics": [{"network": "lan", "mac": "zz"}]}).remedy
+        == "Write it like 52:54:00:12:34:56, in lower case."
+    )
 
 
 def test_a_size_in_words_has_a_remedy() -> None:

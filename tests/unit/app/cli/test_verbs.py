@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +288,18 @@ def test_events_are_listed_and_watched(serai: Serai, api: FakeApi) -> None:
     assert [json.loads(line)["seq"] for line in lines] == [2, 3, 4]
 
 
+def test_events_are_narrowed_and_their_time_has_a_zone(serai: Serai, api: FakeApi) -> None:
+    for number in range(4):
+        api.emit("vm.state", f"vm/v{number % 2}", message="running")
+    api.emit("job.state", "vm/v1", message="vm.start is done")
+    words = ("event", "list", "-o", "name")
+    assert serai(*words, "--resource", "vm/v1").out.split() == ["2", "4", "5"]
+    assert serai(*words, "--kind", "vm", "--last", "2").out.split() == ["3", "4"]
+    assert serai(*words, "--kind", "job.state").out.split() == ["5"]
+    line = serai("event", "list", "-o", "wide", "--last", "1").out.splitlines()[-1].split()
+    assert datetime.fromisoformat(line[1]).utcoffset() is not None
+
+
 def test_jobs_are_listed_shown_and_waited_for(serai: Serai, api: FakeApi) -> None:
     serai("vm", "create", "web1")
     job = next(iter(api.jobs))
@@ -294,7 +310,9 @@ def test_jobs_are_listed_shown_and_waited_for(serai: Serai, api: FakeApi) -> Non
 
 def test_contexts_are_kept_and_chosen(serai: Serai, api: FakeApi) -> None:
     assert serai("context", "set", "far", "--url", "http://127.0.0.1:9", "--no-use").code == 0
-    assert serai("context", "list").out.splitlines()[0].startswith("* test")
+    rows = [line.split() for line in serai("context", "list").out.splitlines()]
+    assert rows[0] == ["NAME", "WHERE"]
+    assert [row[:2] for row in rows[1:]] == [["*", "test"], ["far", "http://127.0.0.1:9"]]
     assert serai("context", "set", "bad").code == 1
     assert serai("vm", "list").code == 0
     assert serai("--context", "far", "vm", "list").code == 1
@@ -313,6 +331,28 @@ def test_ssh_goes_the_contexts_way_and_remembers_keys_by_id(api: FakeApi, tmp_pa
     assert ssh_argv(vm, "", [], Context(socket=tmp_path), tmp_path)[0] == "ssh"
     with pytest.raises(UnavailableError, match="no known address"):
         ssh_argv(Vm.model_validate(api.add("vm", "web2", {})), "", [], Context(socket=tmp_path), tmp_path)
+
+
+def test_ssh_says_who_it_is_and_refuses_a_vm_that_is_down(serai: Serai, api: FakeApi, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    api.add("image", "deb", {"source": "build", "recipe": "debian"})
+    vm = api.add(
+        "vm", "web1", {"image": "deb", "vnics": [{"network": "lan", "ip": "10.77.0.100"}]}, {"state": "stopped"}
+    )
+    ran = serai("vm", "ssh", "web1")
+    assert (ran.code, "VM web1 is stopped" in ran.err, "serai vm start web1" in ran.err) == (1, True, True)
+    vm["status"]["state"] = "paused"
+    assert "serai vm resume web1" in serai("vm", "ssh", "web1").err
+    vm["status"]["state"] = "running"
+    command = [sys.executable, "-m", "serai.app.cli.main", "vm", "ssh"]
+    env = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    for target, destination in (("web1", "debian@10.77.0.100"), ("root@web1", "root@10.77.0.100")):
+        done = subprocess.run([*command, target], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.split()[-1] == destination
+        assert ("Logging in as debian" in done.stderr) == (target == "web1")
 
 
 def test_what_is_no_size_or_time_is_wrong_usage(api: FakeApi, serai: Serai) -> None:
