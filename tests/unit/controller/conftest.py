@@ -137,7 +137,9 @@ class World:
             await tx.volumes.insert(volume)
 
     async def image(self, name: str, kind: ImageKind, state: ImageState = ImageState.READY) -> None:
-        manifest = ImageManifest(name=name, kind=kind, files=[], virtual_size=2 * GIB)
+        manifest = ImageManifest(
+            name=name, kind=kind, files=[], cloud_init=kind is ImageKind.DISK, virtual_size=2 * GIB
+        )
         async with self.store.transaction() as tx:
             image = Image(
                 name=name,

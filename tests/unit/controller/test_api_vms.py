@@ -24,7 +24,7 @@ async def test_a_creation_leaves_nothing_to_decide(world: World) -> None:
             "memory": "768M",
             "disks": [{"pool": "shared0", "size": "4G"}],
             "vnics": [{"network": "lan"}, {"network": "lan", "ip": "10.77.0.200"}],
-            "cloud_init": {"user_data": "password: hunter2"},
+            "cloud_init": {"user_data": "#cloud-config\npassword: hunter2"},
         },
     }
     answer = await world.http.post("/v1/vms", json=body)
@@ -86,6 +86,8 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"vnics": [{"network": "lan", "ip": "10.77.0.1"}]}, 409, "spec.vnics[0].ip", "10.77.0.1"),
     ({"vnics": [{"network": "lan", "mac": "01:54:00:00:00:01"}]}, 422, "spec.vnics[0].mac", "01:54:00:00:00:01"),
     ({"vnics": [{"network": "lan", "mac": "x"}]}, 422, "spec.vnics[0].mac", "x"),
+    ({"cloud_init": {"ssh_keys": ["ssh-ed25519 A"]}}, 422, "spec.cloud_init", "tiny"),
+    ({"cloud_init": {"user_data": "foo: [unclosed"}}, 422, "spec.cloud_init.user_data", "line 1"),
 ]
 """What is wrong, and the status, field and value that the refusal names."""
 
@@ -251,7 +253,9 @@ async def test_a_restart_is_for_one_that_is_up_and_can_start_again(world: World)
 
 async def test_user_data_is_in_the_spec_and_nowhere_else(world: World) -> None:
     """It may hold passwords, and jobs and events are shown to everyone who may list them."""
-    await world.create("web1", cloud_init={"user_data": "#cloud-config\npassword: hunter2"})
+    await world.create(
+        "web1", image="debian", disks=[DISK], cloud_init={"user_data": "#cloud-config\npassword: hunter2"}
+    )
     job = await world.done("PATCH", "/v1/vms/web1", {"cloud_init": {"user_data": "#cloud-config\npassword: swordfish"}})
     assert job.params["changes"]["cloud_init"]["user_data"] == "***"
     error = await world.refused("PATCH", "/v1/vms/web1", {"cloud_init": {"user_data": "swordfish" * 20_000}})
@@ -345,3 +349,16 @@ async def test_an_existing_volume_is_one_vms(world: World) -> None:
     await world.create("a", disks=[DISK])
     error = await world.refused("POST", "/v1/vms", {"name": "b", "spec": {**GOOD, "disks": [{"volume": "a-disk0"}]}})
     assert (error["status"], error["field"]) == (409, "spec.disks[0].volume")
+
+
+async def test_lists_by_what_is_not_there_are_refused(world: World) -> None:
+    await world.create("web1", disks=[DISK])
+    for path, field in (
+        ("/v1/vms?host=h9", "host"),
+        ("/v1/volumes?vm=nosuch", "vm"),
+        ("/v1/volumes?pool=nosuch", "pool"),
+    ):
+        error = await world.refused("GET", path)
+        assert (error["status"], error["field"]) == (404, field)
+    found = (await world.ok("GET", "/v1/volumes?vm=web1&pool=shared0"))["items"]
+    assert [volume["name"] for volume in found] == ["web1-disk0"]

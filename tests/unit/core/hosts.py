@@ -168,7 +168,7 @@ class Host:
     def start(self, epoch: int) -> None:
         """From disk, under a claim of this journal."""
         state = self.record.state if self.record is not None else VmState.DEFINED
-        self.record = Record(epoch, follow(follow(state, VmEvent.START, "web1"), VmEvent.RUNS))
+        self.record = Record(epoch, follow(follow(state, VmEvent.START, "web1"), VmEvent.RUNS, "web1"))
         self.qemu, self.port = Qemu(vcpus=True), True
 
     def may_restart(self) -> bool:

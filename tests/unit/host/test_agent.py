@@ -8,10 +8,13 @@ import pytest
 
 from serai.drivers.hypervisor.base import Placing, RunState
 from serai.drivers.hypervisor.fake import FakeMachine
+from serai.drivers.image.base import write_manifest
+from serai.drivers.image.store import ImageStore
 from serai.host.storage import HostStorage
 from serai.lib.ids import new_id
-from serai.schema.attach import Launch, VnicAttachment
+from serai.schema.attach import KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.errors import ConflictError, NotFoundError, SeraiError, StaleError
+from serai.schema.image import ImageKind
 from serai.schema.lease import Claim
 from serai.schema.messages import Kind, VmConfigure, VmRelease, VmSignal, VmStart, VmStopCommand
 from serai.schema.vm import RestartPolicy, VmState
@@ -432,3 +435,27 @@ async def test_of_two_vnics_the_first_is_removed_at_a_restart_only(ground: Groun
     record = h1.records.vm(VM)
     assert record is not None
     assert record.launch.vnics == vnics
+
+
+async def test_what_a_guest_reads_at_its_start_is_pending(ground: Ground, h1: Host) -> None:
+    seed = Seed(user_data="#cloud-config\n", meta_data='{"local-hostname": "a"}\n', network_config="a: 1\n")
+    image = "1" * 12
+    store = ImageStore(h1.paths.images)
+    store.open()
+    async with store.adding(image) as folder:
+        (folder / "vmlinuz").write_bytes(b"kernel")
+        await write_manifest(folder, name="k", kind=ImageKind.KERNEL, files=["vmlinuz"])
+    boot = KernelBoot(image=image, cmdline="quiet serai.ip=10.0.0.1")
+    await ground.run_vm("h1", launch=make_launch(seed=seed, boot=boot))
+    # What follows from the VM's name and VNICs is no wish of anybody's.
+    other = seed.model_copy(update={"meta_data": '{"local-hostname": "b"}\n', "network_config": "a: 2\n"})
+    same = make_launch(generation=2, seed=other, boot=boot.model_copy(update={"cmdline": "quiet"}))
+    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=same, restart=RestartPolicy.ON_FAILURE))
+    assert answer.pending == []
+    changed = make_launch(
+        generation=3,
+        seed=seed.model_copy(update={"user_data": "#!/bin/sh\n"}),
+        boot=boot.model_copy(update={"cmdline": "loud"}),
+    )
+    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=changed, restart=RestartPolicy.ON_FAILURE))
+    assert [line.partition(":")[0] for line in answer.pending] == ["cmdline", "cloud-init"]

@@ -16,7 +16,7 @@ from serai.schema.text import visible
 if TYPE_CHECKING:
     from serai.client.context import Contexts
 
-app = noun("Which API to talk to.")
+app = noun("Which API to talk to.", "serai context list", "serai context use lab")
 
 KnownArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="A context.", autocompletion=complete.contexts_known)

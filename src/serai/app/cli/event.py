@@ -16,7 +16,7 @@ from serai.schema.text import visible
 if TYPE_CHECKING:
     from serai.client.http import Client
 
-app = noun("What happened, in order.")
+app = noun("What happened, in order.", "serai event list --last 20", "serai event watch")
 
 AfterOption = Annotated[int | None, typer.Option(min=0, metavar="SEQ", help="Only those after this number.")]
 

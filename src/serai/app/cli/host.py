@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from serai.client.http import Client
     from serai.schema.host import Host
 
-app = noun("Physical machines and their uplinks.")
-network = noun("A host's uplinks.")
+app = noun("Physical machines and their uplinks.", "serai host list -o wide", "serai host show h1")
+network = noun("A host's uplinks.", "serai host network take eth0", "serai host network confirm")
 app.add_typer(network, name="network")
 
 UplinkHost = Annotated[str | None, typer.Option("--host", help="Which host; may be left out where there is only one.")]

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from serai.schema.image import ImageCreate
     from serai.schema.job import Job
 
-app = noun("What VMs start from: build or import.")
+app = noun(
+    "What VMs start from: build or import.",
+    "serai image build debian",
+    "serai image import disk.qcow2 --sha256 4f1b...",
+)
 
 SCHEME = "://"
 """What makes a URL of a source; which schemes there are is for the check to say."""
@@ -44,7 +48,7 @@ class Recipe(StrEnum):
     DEBIAN = "debian"
 
 
-NameOption = Annotated[str | None, typer.Option(help="Its name in Serai.")]
+NameOption = Annotated[str | None, typer.Option(help="Its name in Serai; that of the recipe or file unless told.")]
 
 
 @app.command("build")

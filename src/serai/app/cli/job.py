@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serai.app.cli import complete
 from serai.app.cli.action import ended_well, listing, report, showing
 from serai.app.cli.options import JobArgument, LimitOption, Output, OutputOption, noun
 from serai.app.cli.output import note, show
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from serai.client.http import Client
     from serai.schema.job import Job
 
-app = noun("Long actions: watch, cancel, explain.")
+app = noun("Long actions: watch, cancel, explain.", "serai job list --state running", "serai job show 0123456789ab")
 
 
 @app.command("list")
 def list_(
     ctx: typer.Context,
-    state: Annotated[str | None, typer.Option(help="Only in this state, such as running.")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(help="Only in this state: running, done, failed, …", autocompletion=complete.job_states),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Only upon this resource, such as vm/web1.")] = None,
     limit: LimitOption = 50,
     output: OutputOption = Output.TABLE,

@@ -10,17 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from serai.app.cli import complete
 from serai.app.cli.options import Output, OutputOption, noun
 from serai.app.cli.output import draw, note, say
 
 if TYPE_CHECKING:
     from serai.lab.state import LabFolder, LabState, ProcessRecord
 
-app = noun("Several hosts on this one machine, to try and test.")
+app = noun(
+    "Several hosts on this one machine, to try and test.",
+    "serai lab up --hosts 3",
+    "serai lab exec h1 -- ip address",
+    "serai lab down",
+)
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-NameOption = Annotated[str, typer.Option(help="The lab's name; several may stand side by side.")]
+NameOption = Annotated[
+    str, typer.Option(help="The lab's name; several may stand side by side.", autocompletion=complete.labs)
+]
 
 
 @app.command()
@@ -28,7 +36,11 @@ def up(
     hosts: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
     name: NameOption = "lab",
     link_rate: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Limit both links of each host, in both directions.")
+        str | None,
+        typer.Option(
+            metavar="RATE",
+            help="Limit both links of each host, in both directions: 100mbit, 1gbit (kbit, mbit, gbit: 1000-based).",
+        ),
     ] = None,
     bare: Annotated[bool, typer.Option("--bare", help="Only namespaces and links: no controller, no agents.")] = False,
 ) -> None:
@@ -117,7 +129,12 @@ def mend(name: NameOption = "lab") -> None:
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def exec(  # noqa: A001 - the verb's name
-    node: Annotated[str, typer.Argument(metavar="NODE", help="h1, h2, … or ctl, probe, net (the fabric).")],
+    node: Annotated[
+        str,
+        typer.Argument(
+            metavar="NODE", help="h1, h2, … or ctl, probe, net (the fabric).", autocompletion=complete.lab_nodes
+        ),
+    ],
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to run there, with its options.")],
     name: NameOption = "lab",
 ) -> None:

@@ -24,7 +24,11 @@ from serai.app.cli.session import run
 if TYPE_CHECKING:
     from serai.schema.network import Network
 
-app = noun("Networks that VMs join.")
+app = noun(
+    "Networks that VMs join.",
+    "serai network create lan --bridge br-lan --subnet 10.77.0.0/24",
+    "serai network show lan",
+)
 
 
 @app.command("create")
@@ -36,7 +40,10 @@ def create_(
     gateway: Annotated[str | None, typer.Option(metavar="ADDRESS", help="What guests route through.")] = None,
     nameserver: Annotated[list[str] | None, typer.Option(metavar="ADDRESS", help="Repeatable.")] = None,
     range_: Annotated[
-        str | None, typer.Option("--range", metavar="FIRST-LAST", help="Addresses that VMs may be given.")
+        str | None,
+        typer.Option(
+            "--range", metavar="FIRST-LAST", help="Addresses that VMs may be given; all but the gateway's unless told."
+        ),
     ] = None,
     mtu: Annotated[int, typer.Option(help="Largest packet, in bytes.")] = 1500,
     label: LabelOption = None,

@@ -47,6 +47,7 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Its id.", autoc
 HostOption = Annotated[str | None, typer.Option("--host", help="Only on this host.", autocompletion=complete.hosts)]
 
 
-def noun(text: str) -> typer.Typer:
-    """A noun's own group of verbs."""
-    return typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+def noun(text: str, *examples: str) -> typer.Typer:
+    """A noun's own group of verbs; `examples` are whole command lines."""
+    shown = "\n".join(["\b", "Examples:", *(f"  {line}" for line in examples)])
+    return typer.Typer(help=f"{text}\n\n{shown}", no_args_is_help=True, rich_markup_mode=None, add_completion=False)

@@ -18,6 +18,8 @@ DISK = "POOL:SIZE[,keep] or volume=NAME"
 SMALL = 1 << 20
 """Bytes: far more than user-data or keys have; documents get more."""
 DOCUMENT = 16 << 20
+SIZE_UNITS = "K, M, G, T are 1024-based, as are KB and KiB"
+ORDER = "Lower ones start first: -1000000 to 1000000, 0 unless told."
 VNIC = "NETWORK[,ip=ADDRESS][,mac=MAC]"
 
 

@@ -21,7 +21,7 @@ from serai.app.cli.options import (
     noun,
 )
 
-app = noun("Places for volumes on hosts.")
+app = noun("Places for volumes on hosts.", "serai pool create shared0 --host h1", "serai pool list")
 
 
 @app.command("create")

@@ -26,18 +26,36 @@ if TYPE_CHECKING:
     from serai.schema.job import Job
     from serai.schema.vm import VmStop
 
-app = noun("Virtual machines: create, move, change, reach them.")
+app = noun(
+    "Virtual machines: create, move, change, reach them.",
+    "serai vm create web1 --image tiny --memory 128M --network lan",
+    "serai vm migrate web1 --to h2",
+    "serai vm list -o wide",
+)
 
-MachineOption = Annotated[str, typer.Option(metavar="q35|microvm", help="The kind of machine.")]
-RestartOption = Annotated[
-    str, typer.Option(metavar="always|on-failure|never", help="Start again after it ended by itself.")
+MachineOption = Annotated[
+    str, typer.Option(metavar="q35|microvm", help="The kind of machine.", autocompletion=complete.machines)
 ]
-DiskOption = Annotated[list[str] | None, typer.Option(metavar="POOL:SIZE", help=f"A disk: {parse.DISK}; repeatable.")]
+RestartOption = Annotated[
+    str,
+    typer.Option(
+        metavar="always|on-failure|never",
+        help="Start again after it ended by itself.",
+        autocompletion=complete.restarts,
+    ),
+]
+DiskOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="POOL:SIZE", help=f"A disk: {parse.DISK}; repeatable.", autocompletion=complete.pools_sized),
+]
+VnicOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NETWORK", help=f"A VNIC: {parse.VNIC}; repeatable.", autocompletion=complete.networks),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do not ask the guest: pull the plug; a move is cancelled.")]
 StopTimeoutOption = Annotated[
     str, typer.Option(metavar="TIME", help="How long the guest may take to shut down, such as 90s.")
 ]
-VnicOption = Annotated[list[str] | None, typer.Option(metavar="NETWORK", help=f"A VNIC: {parse.VNIC}; repeatable.")]
 
 
 @app.command("create")
@@ -46,7 +64,10 @@ def create_(
     name: NameArgument,
     image: Annotated[str | None, typer.Option(help="What it starts from.", autocompletion=complete.images)] = None,
     cpus: Annotated[int, typer.Option(help="Virtual processors.")] = 1,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory, such as 768M.")] = "512M",
+    max_cpus: Annotated[
+        int | None, typer.Option(help="How many may be plugged in while it runs; chosen when it starts unless told.")
+    ] = None,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help=f"Memory, such as 768M; {parse.SIZE_UNITS}.")] = "512M",
     disk: DiskOption = None,
     network: VnicOption = None,
     ssh_key: Annotated[
@@ -60,7 +81,7 @@ def create_(
     autostart: Annotated[
         bool, typer.Option("--autostart/--no-autostart", help="Start again when the host has rebooted.")
     ] = True,
-    autostart_order: Annotated[int, typer.Option(help="Lower ones start first.")] = 0,
+    autostart_order: Annotated[int, typer.Option(help=parse.ORDER)] = 0,
     cmdline: Annotated[str, typer.Option(help="Appended to a kernel image's command line.")] = "",
     label: LabelOption = None,
     description: DescriptionOption = "",
@@ -85,6 +106,7 @@ def create_(
         "image": image,
         "machine": machine,
         "cpus": cpus,
+        "max_cpus": max_cpus,
         "memory": memory,
         "disks": [parse.disk(text) for text in disk or []],
         "vnics": [parse.vnic(text) for text in network or []],
@@ -104,8 +126,14 @@ def create_(
 def list_(
     ctx: typer.Context,
     host: HostOption = None,
-    state: Annotated[str | None, typer.Option(help="Only in this state, such as running.")] = None,
-    label: Annotated[str | None, typer.Option(metavar="KEY=VALUE", help="Only with this label.")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(help="Only in this state: running, stopped, paused, …", autocompletion=complete.vm_states),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="KEY[=VALUE]", help="Only with this label; without =VALUE, whatever its value."),
+    ] = None,
     limit: LimitOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:

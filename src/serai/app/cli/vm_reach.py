@@ -28,7 +28,7 @@ CHUNK = 4096
 USERS = {"debian": "debian"}
 """The user that cloud-init makes in images of our own recipes."""
 
-SshTarget = Annotated[str, typer.Argument(metavar="[USER@]VM", help="The VM.", autocompletion=complete.vms)]
+SshTarget = Annotated[str, typer.Argument(metavar="[USER@]VM", help="The VM.", autocompletion=complete.ssh_targets)]
 SshIdentity = Annotated[
     str | None, typer.Option("--identity", "-i", metavar="FILE", help="The private key; else what ssh finds itself.")
 ]

@@ -21,9 +21,11 @@ from serai.app.cli.options import (
     noun,
 )
 
-app = noun("Disks of VMs.")
+app = noun("Disks of VMs.", "serai volume create data1 --pool shared0 --size 10G", "serai volume list --vm web1")
 
-SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="The new size, such as 20G; volumes only grow.")]
+SizeArgument = Annotated[
+    str, typer.Argument(metavar="SIZE", help=f"The new size, such as 20G; volumes only grow; {parse.SIZE_UNITS}.")
+]
 
 
 @app.command("create")
@@ -31,7 +33,7 @@ def create_(
     ctx: typer.Context,
     name: NameArgument,
     pool: Annotated[str, typer.Option(help="Where.", autocompletion=complete.pools)],
-    size: Annotated[str, typer.Option(metavar="SIZE", help="How large, such as 10G.")],
+    size: Annotated[str, typer.Option(metavar="SIZE", help=f"How large, such as 10G; {parse.SIZE_UNITS}.")],
     image: Annotated[
         str | None, typer.Option(help="The image whose content it starts with.", autocompletion=complete.images)
     ] = None,

@@ -159,6 +159,31 @@ def test_edit_changes_what_it_names(serai: Serai, api: FakeApi) -> None:
     assert serai("vm", "edit", "web1", "--remove-disk", "0").code == 2
 
 
+def test_disks_and_vnics_are_removed_by_name_too(serai: Serai, api: FakeApi) -> None:
+    disks = [{"pool": "p", "size": 1 << 30, "volume": name, "keep": False} for name in ("a", "b", "c")]
+    vnics = [{"network": "lan", "mac": f"52:54:00:00:00:0{number}"} for number in (1, 2)]
+    api.add("vm", "web1", {"disks": disks, "vnics": vnics})
+    words = ("--remove-disk", "b", "--remove-disk", "0", "--remove-network", "52:54:00:00:00:02")
+    ran = serai("vm", "edit", "web1", *words)
+    assert ran.code == 0, ran.err
+    sent = next(body for name, _, body in api.requests if name == "vm.edit")
+    assert ([disk["volume"] for disk in sent["disks"]], sent["vnics"]) == (["c"], vnics[:1])
+    ran = serai("vm", "edit", "web1", "--remove-disk", "z")
+    assert (ran.code, "it has: 0 (c)" in ran.err) == (2, True)
+
+
+def test_edit_sends_what_the_guest_reads_at_its_start(serai: Serai, api: FakeApi, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.write_text("#cloud-config\n")
+    api.add("vm", "web1", {"cloud_init": {"ssh_keys": ["ssh-ed25519 OLD"], "user_data": ""}})
+    assert serai("vm", "edit", "web1", "--user-data", str(data), "--cmdline", "quiet").code == 0
+    sent = next(body for name, _, body in api.requests if name == "vm.edit")
+    seed = {"ssh_keys": ["ssh-ed25519 OLD"], "user_data": "#cloud-config\n"}
+    assert sent == {"cmdline": "quiet", "cloud_init": seed}
+    serai("vm", "create", "web2", "--max-cpus", "4")
+    assert next(body for name, _, body in api.requests if name == "vm.create")["spec"]["max_cpus"] == 4
+
+
 def test_rename_and_clone(serai: Serai, api: FakeApi) -> None:
     api.add("vm", "web1", {})
     assert serai("vm", "clone", "web1", "web2").out == "vm web1 cloned to web2\n"
