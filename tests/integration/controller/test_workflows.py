@@ -282,7 +282,11 @@ async def test_a_move_that_is_cancelled_says_so_once(world: World) -> None:
     world.agents.answers[Kind.VM_MIGRATE_CANCEL] = VmMigrateCancelled(too_late=False)
     job = await world.client.call("vm.migrate", "web1", {"to": "h2"})
     await asyncio.wait_for(migrate.asked.wait(), 20)
+    abandon = world.agents.hold(Kind.VM_ABANDON)
     await world.client.call("job.cancel", job.id)
+    # The source may hear only from the destination, which hangs up, that it is over.
+    await asyncio.wait_for(abandon.asked.wait(), 20)
+    abandon.answer.set_result(Verdict(claim=Claim.ABANDONED))
     reason = VmMigrateCancel(vm=job.target_id, offer_id="x").reason
     migrate.answer.set_result(VmMigrated(committed=False, reason=reason))
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)

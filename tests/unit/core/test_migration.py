@@ -73,7 +73,8 @@ def test_what_every_step_brings_along(phase: SourcePhase, event: SourceEvent) ->
     after, acts = SOURCE[phase, event]
     # A VM that stays has its ports open; one that is about to be sent is told to go on, and has them closed.
     assert (Act.OPEN_PORT in acts) is (after is SourcePhase.STAYED)
-    assert (acts == (Act.CONTINUE, Act.CLOSE_PORT)) is (after is SourcePhase.SWITCH and phase is not SourcePhase.SWITCH)
+    switches = after is SourcePhase.SWITCH and phase is not SourcePhase.SWITCH
+    assert (Act.CONTINUE in acts) is (Act.CLOSE_PORT in acts) is switches
     # The destination is asked once, when all was sent.
     assert (acts == (Act.ASK_VERDICT,)) is (after is SourcePhase.SENT and phase is not SourcePhase.SENT)
     assert (Act.CONT in acts) is (event is SourceEvent.ABANDONED)
@@ -104,6 +105,57 @@ def test_where_a_restarted_agent_takes_it_up(
 ) -> None:
     assert resume_at(status, running=running) == (phase, event)
     source_step(phase, event)  # it is a step of the table
+
+
+COURSES: dict[str, list[tuple[SourceEvent, SourcePhase]]] = {
+    "moved": [
+        (SourceEvent.QEMU_SETUP, SourcePhase.SETUP),
+        (SourceEvent.QEMU_ACTIVE, SourcePhase.PRECOPY),
+        (SourceEvent.QEMU_ACTIVE, SourcePhase.PRECOPY),
+        (SourceEvent.QEMU_PRE_SWITCHOVER, SourcePhase.SWITCH),
+        (SourceEvent.QEMU_ACTIVE, SourcePhase.SWITCH),
+        (SourceEvent.QEMU_DEVICE, SourcePhase.SWITCH),
+        (SourceEvent.QEMU_COMPLETED, SourcePhase.SENT),
+        (SourceEvent.QEMU_COMPLETED, SourcePhase.SENT),
+        (SourceEvent.QEMU_ENDED, SourcePhase.SENT),
+        (SourceEvent.COMMITTED, SourcePhase.DONE),
+    ],
+    "turned down, and its events come late": [
+        (SourceEvent.QEMU_PRE_SWITCHOVER, SourcePhase.SWITCH),
+        (SourceEvent.QEMU_ENDED, SourcePhase.SENT),
+        (SourceEvent.ABANDONED, SourcePhase.STAYED),
+    ],
+    "cancelled before anything": [
+        (SourceEvent.CANCEL, SourcePhase.CANCELLING),
+        (SourceEvent.QEMU_SETUP, SourcePhase.CANCELLING),
+        (SourceEvent.QEMU_ACTIVE, SourcePhase.CANCELLING),
+        (SourceEvent.QEMU_PRE_SWITCHOVER, SourcePhase.CANCELLING),
+        (SourceEvent.CANCEL, SourcePhase.CANCELLING),
+        (SourceEvent.QEMU_CANCELLING, SourcePhase.CANCELLING),
+        (SourceEvent.QEMU_CANCELLED, SourcePhase.STAYED),
+    ],
+    "cancelled in pre-copy": [
+        (SourceEvent.QEMU_ACTIVE, SourcePhase.PRECOPY),
+        (SourceEvent.CANCEL, SourcePhase.CANCELLING),
+        (SourceEvent.QEMU_FAILED, SourcePhase.STAYED),
+    ],
+}
+
+
+@pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
+def test_the_course_of_a_move(course: list[tuple[SourceEvent, SourcePhase]]) -> None:
+    phase = SourcePhase.SETUP
+    for event, wanted in course:
+        phase, _ = source_step(phase, event)
+        assert phase is wanted
+
+
+@pytest.mark.parametrize("phase", [SourcePhase.SETUP, SourcePhase.PRECOPY, SourcePhase.SWITCH])
+def test_what_qemu_ends_by_itself_stays(phase: SourcePhase) -> None:
+    """Also when somebody else cancels it."""
+    assert source_step(phase, SourceEvent.QEMU_CANCELLING) == (phase, ())
+    for event in (SourceEvent.QEMU_FAILED, SourceEvent.QEMU_CANCELLED):
+        assert source_step(phase, event) == (SourcePhase.STAYED, (Act.OPEN_PORT,))
 
 
 def test_ended_is_ended() -> None:

@@ -171,6 +171,9 @@ async def _cancel_on_request(ctx: JobContext) -> None:
     answer: Any = await ctx.command(Kind.VM_MIGRATE_CANCEL, ctx.data["source"], f"vm/{ctx.params['id']}", body)
     if answer.too_late:
         ctx.progress(None, "too late to cancel: the switch has begun")
+        return
+    # The source's QEMU may be waiting for a partner that says nothing: it hears of its end when that one hangs up.
+    await _ask_to_abandon(ctx, body.reason)
 
 
 async def _moved(office: Office, ctx: JobContext) -> bool:
