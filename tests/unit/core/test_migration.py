@@ -158,6 +158,28 @@ def test_what_qemu_ends_by_itself_stays(phase: SourcePhase) -> None:
         assert source_step(phase, event) == (SourcePhase.STAYED, (Act.OPEN_PORT,))
 
 
+@pytest.mark.parametrize("phase", [phase for phase in SourcePhase if not phase.ended])
+def test_a_qemu_that_ends_before_its_switch_takes_the_vm_with_it(phase: SourcePhase) -> None:
+    """After it, the destination may have the VM."""
+    wanted = {
+        SourcePhase.SWITCH: (SourcePhase.SENT, (Act.ASK_VERDICT,)),
+        SourcePhase.SENT: (SourcePhase.SENT, ()),
+    }
+    assert source_step(phase, SourceEvent.QEMU_ENDED) == wanted.get(phase, (SourcePhase.STAYED, ()))
+
+
+def test_what_counts_only_when_it_can() -> None:
+    where = {event: {phase for phase, found in SOURCE if found is event} for event in SourceEvent}
+    before = {SourcePhase.SETUP, SourcePhase.PRECOPY, SourcePhase.CANCELLING}
+    assert where[SourceEvent.CANCEL] == where[SourceEvent.QEMU_PRE_SWITCHOVER] == before
+    assert where[SourceEvent.COMMITTED] == where[SourceEvent.ABANDONED] == {SourcePhase.SENT}
+    for ends in (SourceEvent.QEMU_FAILED, SourceEvent.QEMU_CANCELLED):
+        assert where[ends] == before | {SourcePhase.SWITCH}
+    assert where[SourceEvent.QEMU_COMPLETED] == {SourcePhase.CANCELLING, SourcePhase.SWITCH, SourcePhase.SENT}
+    assert where[SourceEvent.QEMU_DEVICE] == {SourcePhase.SWITCH}
+    assert where[SourceEvent.QEMU_SETUP] == {SourcePhase.SETUP, SourcePhase.CANCELLING}
+
+
 def test_ended_is_ended() -> None:
     assert not [key for key in SOURCE if key[0].ended]
 
