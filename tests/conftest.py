@@ -1,4 +1,4 @@
-"""The order of the files: those that take longest first.
+"""The order of the files: those that take longest first. And no examples against the clock.
 
 Workers take whole files one after another (`--dist loadfile`); of what xdist would do by itself, those with the most
 tests first, script/test makes no use (`--no-loadscope-reorder`): the longest files have two or three tests. Begun last,
@@ -10,6 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Others use the machine too: how long an example took says nothing of what it tries.
+settings.register_profile("serai", deadline=None)
+settings.load_profile("serai")
 
 TESTS = Path(__file__).parent
 LONGEST = (

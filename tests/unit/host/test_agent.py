@@ -443,8 +443,9 @@ async def test_what_a_guest_reads_at_its_start_is_pending(ground: Ground, h1: Ho
     store = ImageStore(h1.paths.images)
     store.open()
     async with store.adding(image) as folder:
-        (folder / "vmlinuz").write_bytes(b"kernel")
-        await write_manifest(folder, name="k", kind=ImageKind.KERNEL, files=["vmlinuz"])
+        for name in ("vmlinuz", "initrd.img"):
+            (folder / name).write_bytes(b"kernel")
+        await write_manifest(folder, name="k", kind=ImageKind.KERNEL, files=["vmlinuz", "initrd.img"])
     boot = KernelBoot(image=image, cmdline="quiet serai.ip=10.0.0.1")
     await ground.run_vm("h1", launch=make_launch(seed=seed, boot=boot))
     # What follows from the VM's name and VNICs is no wish of anybody's.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serai.app.cli import complete, parse, vm_edit, vm_reach
+from serai.app.cli import vm_options as of
 from serai.app.cli.action import act, create, listing, report, showing, started
 from serai.app.cli.options import (
     DescriptionOption,
@@ -33,54 +34,24 @@ app = noun(
     "serai vm list -o wide",
 )
 
-MachineOption = Annotated[
-    str, typer.Option(metavar="q35|microvm", help="The kind of machine.", autocompletion=complete.machines)
-]
-RestartOption = Annotated[
-    str,
-    typer.Option(
-        metavar="always|on-failure|never",
-        help="Start again after it ended by itself.",
-        autocompletion=complete.restarts,
-    ),
-]
-DiskOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="POOL:SIZE", help=f"A disk: {parse.DISK}; repeatable.", autocompletion=complete.pools_sized),
-]
-VnicOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NETWORK", help=f"A VNIC: {parse.VNIC}; repeatable.", autocompletion=complete.networks),
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Do not ask the guest: pull the plug; a move is cancelled.")]
-StopTimeoutOption = Annotated[
-    str, typer.Option(metavar="TIME", help="How long the guest may take to shut down, such as 90s.")
-]
-
 
 @app.command("create")
 def create_(
     ctx: typer.Context,
     name: NameArgument,
-    image: Annotated[str | None, typer.Option(help="What it starts from.", autocompletion=complete.images)] = None,
+    image: of.ImageOption = None,
     cpus: Annotated[int, typer.Option(help="Virtual processors.")] = 1,
-    max_cpus: Annotated[
-        int | None, typer.Option(help="How many may be plugged in while it runs; chosen when it starts unless told.")
-    ] = None,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help=f"Memory, such as 768M; {parse.SIZE_UNITS}.")] = "512M",
-    disk: DiskOption = None,
-    network: VnicOption = None,
-    ssh_key: Annotated[
-        list[str] | None, typer.Option(metavar="FILE|TEXT", help="A public key for cloud-init; repeatable.")
-    ] = None,
-    user_data: Annotated[str | None, typer.Option(metavar="FILE", help="cloud-init user-data.")] = None,
+    max_cpus: of.MaxCpusOption = None,
+    memory: of.MemoryOption = "512M",
+    disk: of.DiskOption = None,
+    network: of.VnicOption = None,
+    ssh_key: of.SshKeyOption = None,
+    user_data: of.UserDataOption = None,
     host: HostOption = None,
-    machine: MachineOption = "q35",
-    restart: RestartOption = "on-failure",
-    start: Annotated[bool, typer.Option("--start/--no-start", help="Start it at once, or only define it.")] = True,
-    autostart: Annotated[
-        bool, typer.Option("--autostart/--no-autostart", help="Start again when the host has rebooted.")
-    ] = True,
+    machine: of.MachineOption = "q35",
+    restart: of.RestartOption = "on-failure",
+    start: of.StartOption = True,
+    autostart: of.AutostartOption = True,
     autostart_order: Annotated[int, typer.Option(help=parse.ORDER)] = 0,
     cmdline: Annotated[str, typer.Option(help="Appended to a kernel image's command line.")] = "",
     label: LabelOption = None,
@@ -197,8 +168,8 @@ def _where(job: Job) -> str:
 def stop(
     ctx: typer.Context,
     vm: VmArgument,
-    force: ForceOption = False,
-    timeout: StopTimeoutOption = "60s",
+    force: of.ForceOption = False,
+    timeout: of.StopTimeoutOption = "60s",
     wait: WaitOption = True,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -230,8 +201,8 @@ def _how_to_stop(force: bool, timeout: str) -> VmStop:
 def restart(
     ctx: typer.Context,
     vm: VmArgument,
-    force: ForceOption = False,
-    timeout: StopTimeoutOption = "60s",
+    force: of.ForceOption = False,
+    timeout: of.StopTimeoutOption = "60s",
     wait: WaitOption = True,
     output: OutputOption = Output.TABLE,
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serai.app.cli import complete, parse
+from serai.app.cli import parse
+from serai.app.cli import vm_options as of
 from serai.app.cli.action import act, report, started
 from serai.app.cli.options import LabelOption, Output, OutputOption, RemoveLabelOption, VmArgument, WaitOption
 from serai.app.cli.output import note
@@ -32,52 +34,21 @@ def edit(
     ctx: typer.Context,
     vm: VmArgument,
     cpus: Annotated[int | None, typer.Option(help="Virtual processors.")] = None,
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help=f"Memory, such as 1G; {parse.SIZE_UNITS}.")] = None,
-    add_disk: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DISK", help=f"Add {parse.DISK}; repeatable.", autocompletion=complete.pools_sized),
-    ] = None,
-    remove_disk: Annotated[
-        list[str] | None,
-        typer.Option(metavar="VOLUME|INDEX", help="Remove a disk: its volume, or its place (0 first); repeatable."),
-    ] = None,
-    add_network: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NETWORK", help=f"Add {parse.VNIC}; repeatable.", autocompletion=complete.networks),
-    ] = None,
-    remove_network: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MAC|INDEX", help="Remove a VNIC: its MAC, or its place (0 first); repeatable."),
-    ] = None,
+    memory: of.NewMemoryOption = None,
+    add_disk: of.AddDiskOption = None,
+    remove_disk: of.RemoveDiskOption = None,
+    add_network: of.AddVnicOption = None,
+    remove_network: of.RemoveVnicOption = None,
     label: LabelOption = None,
     remove_label: RemoveLabelOption = None,
     description: Annotated[str | None, typer.Option(help="A line for people.")] = None,
-    restart: Annotated[
-        str | None,
-        typer.Option(
-            metavar="always|on-failure|never",
-            help="Start again after it ended by itself.",
-            autocompletion=complete.restarts,
-        ),
-    ] = None,
-    autostart: Annotated[
-        bool | None, typer.Option("--autostart/--no-autostart", help="Start again when the host has rebooted.")
-    ] = None,
+    restart: of.NewRestartOption = None,
+    autostart: of.NewAutostartOption = None,
     autostart_order: Annotated[int | None, typer.Option(help=parse.ORDER)] = None,
-    cmdline: Annotated[
-        str | None, typer.Option(help="Appended to a kernel image's command line, from the next start on.")
-    ] = None,
-    ssh_key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE|TEXT", help="The public keys for cloud-init, instead of those it has; repeatable."),
-    ] = None,
-    user_data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="cloud-init user-data, from the next start on; most of it acts at a first start only."
-        ),
-    ] = None,
-    template: Annotated[bool | None, typer.Option("--template/--no-template", help="Only to be cloned.")] = None,
+    cmdline: of.NewCmdlineOption = None,
+    ssh_key: of.NewSshKeyOption = None,
+    user_data: of.NewUserDataOption = None,
+    template: of.TemplateOption = None,
     wait: WaitOption = True,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -89,45 +60,56 @@ def edit(
       serai vm edit web1 --add-disk shared0:10G --label tier=web
       serai vm edit web1 --remove-disk web1-disk1 --remove-network 1 --no-autostart
     """
-    changes: dict[str, Any] = {
-        "cpus": cpus,
-        "memory": memory,
-        "description": description,
-        "restart": restart,
-        "autostart": autostart,
-        "autostart_order": autostart_order,
-        "template": template,
-        "cmdline": cmdline,
-    }
+    plain = ("cpus", "memory", "description", "restart", "autostart", "autostart_order", "template", "cmdline")
+    given = ctx.params
+    wish = Wish(
+        changes={name: given[name] for name in plain},
+        seed=_seed(ssh_key, user_data),
+        lists={
+            "disks": ([parse.disk(text) for text in add_disk or []], remove_disk or []),
+            "vnics": ([parse.vnic(text) for text in add_network or []], remove_network or []),
+        },
+        labels=parse.labels(label) or {},
+        no_labels=remove_label or [],
+    )
+    job, after = run(ctx, lambda client: _carry_out(client, vm, wish, wait=wait))
+    report(job, output, lambda _: f"vm {after.name} changed", name=vm)
+    for condition in after.status.conditions if wait else []:
+        note(visible(f"{condition.type}: {condition.message}"))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What an edit is to change. `lists`: field to what is added, and what is removed by name or place."""
+
+    changes: dict[str, Any]
+    seed: dict[str, Any]
+    lists: dict[str, tuple[list[dict[str, object]], list[str]]]
+    labels: dict[str, str]
+    no_labels: list[str]
+
+
+async def _carry_out(client: Client, vm: str, wish: Wish, *, wait: bool) -> tuple[Job, Any]:
+    from serai.app.cli.invalid import build
+    from serai.schema.vm import VmEdit
+
+    now = await client.call("vm.show", vm)
+    seed = {"cloud_init": {**now.spec.cloud_init.model_dump(), **wish.seed}} if wish.seed else {}
+    labels = parse.new_labels(now.labels, wish.labels, wish.no_labels)
+    edited = build(VmEdit, {**wish.changes, **seed, **_lists(now, wish.lists), **labels})
+    if not edited.model_fields_set:
+        raise typer.BadParameter("say what to change; see: serai vm edit --help")
+    job = await started(client, "vm.edit", now.id, edited, wait=wait)
+    return job, await client.call("vm.show", now.id) if wait else now
+
+
+def _seed(ssh_key: list[str] | None, user_data: str | None) -> dict[str, Any]:
     seed: dict[str, Any] = {}
     if ssh_key is not None:
         seed["ssh_keys"] = [key for text in ssh_key for key in parse.ssh_key(text)]
     if user_data is not None:
         seed["user_data"] = parse.read(user_data, "--user-data")
-    lists = {
-        "disks": ([parse.disk(text) for text in add_disk or []], remove_disk or []),
-        "vnics": ([parse.vnic(text) for text in add_network or []], remove_network or []),
-    }
-    wanted = parse.labels(label) or {}
-
-    async def change(client: Client) -> tuple[Job, Any]:
-        from serai.app.cli.invalid import build
-        from serai.schema.vm import VmEdit
-
-        now = await client.call("vm.show", vm)
-        if seed:
-            changes["cloud_init"] = {**now.spec.cloud_init.model_dump(), **seed}
-        body = {**changes, **_lists(now, lists), **parse.new_labels(now.labels, wanted, remove_label or [])}
-        edited = build(VmEdit, body)
-        if not edited.model_fields_set:
-            raise typer.BadParameter("say what to change; see: serai vm edit --help")
-        job = await started(client, "vm.edit", now.id, edited, wait=wait)
-        return job, await client.call("vm.show", now.id) if wait else now
-
-    job, after = run(ctx, change)
-    report(job, output, lambda _: f"vm {after.name} changed", name=vm)
-    for condition in after.status.conditions if wait else []:
-        note(visible(f"{condition.type}: {condition.message}"))
+    return seed
 
 
 def _lists(now: Any, lists: dict[str, tuple[list[dict[str, object]], list[str]]]) -> dict[str, Any]:

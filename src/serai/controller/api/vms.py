@@ -155,7 +155,7 @@ async def restart(api: Api, call: Call) -> Response:
                 value=vm.status.state,
                 remedy=f"Start it: serai vm start {vm.name}.",
             )
-        lifecycle.follow(vm.status.state, VmEvent.STOP)
+        lifecycle.follow(vm.status.state, VmEvent.STOP, vm.name)
         await refuse_while(
             tx, vm.id, f"VM {vm.name} is being restarted", "vm.restart", remedy="Wait for that job's end."
         )
