@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from serai.drivers.image.base import MANIFEST, Build, ImageImporter, Store, read_manifest
+from serai.lib.makings import Makings
 from serai.lib.pki import TlsFiles
 from serai.lib.stream import Reader, Writer, stream
 from serai.lib.streamfile import receive_file, send_file
@@ -35,7 +35,7 @@ class HostImages:
         self._builders = builders
         self._importer = importer
         self._tls = tls
-        self._adding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._images = Makings("image")
 
     async def check_boot(self, launch: Launch) -> None:
         """What the VM boots from is here and sound. Raises NotFoundError (see the module's text)."""
@@ -51,8 +51,11 @@ class HostImages:
 
     async def make(self, body: ImageMake, report: Report) -> ImageManifest:
         """Build or download; a sound image that is here already stays."""
-        async with self._adding[body.image]:
+
+        async def work() -> ImageManifest:
             return await self._here(body.image) or await self._make(body, report)
+
+        return await self._images.make(body.image, work)
 
     async def _make(self, body: ImageMake, report: Report) -> ImageManifest:
         async with self.store.adding(body.image) as folder:
@@ -81,10 +84,13 @@ class HostImages:
 
     async def fetch(self, body: ImageFetch, report: Report) -> None:
         """Take a copy from another host; a sound one of that manifest that is here already stays."""
-        async with self._adding[body.image]:
+
+        async def work() -> None:
             here = await self._here(body.image)
             if here is None or here.files != body.manifest.files:
                 await self._fetch(body, report)
+
+        await self._images.make(body.image, work)
 
     async def _fetch(self, body: ImageFetch, report: Report) -> None:
         if self._tls is None:
@@ -105,8 +111,9 @@ class HostImages:
             (folder / MANIFEST).write_text(body.manifest.model_dump_json(), encoding="utf-8")
 
     async def drop(self, body: ImageDrop) -> None:
-        """Delete this host's copy."""
-        self.store.delete(body.image)
+        """Delete this host's copy, or end its making."""
+        async with self._images.dropping(body.image):
+            self.store.delete(body.image)
 
     # --- the data channel's handlers ---
 
@@ -128,14 +135,18 @@ class HostImages:
                 yield chunk
 
         total = int(ticket.params.get("size", "0"))
-        async with self._adding[ticket.resource], self.store.adding(ticket.resource) as folder:
-            await self._importer.from_stream(
-                chunks(),
-                total,
-                ticket.params.get("sha256"),
-                ticket.params["name"],
-                folder,
-                lambda phase, fraction: None,
-                ticket.params.get("format"),
-            )
+
+        async def work() -> None:
+            async with self.store.adding(ticket.resource) as folder:
+                await self._importer.from_stream(
+                    chunks(),
+                    total,
+                    ticket.params.get("sha256"),
+                    ticket.params["name"],
+                    folder,
+                    lambda phase, fraction: None,
+                    ticket.params.get("format"),
+                )
+
+        await self._images.make(ticket.resource, work)
         await writer.write_message(self.store.manifest(ticket.resource).model_dump_json().encode())

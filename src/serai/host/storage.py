@@ -7,10 +7,10 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.host.records import Records
+from serai.lib.makings import Makings
 from serai.lib.paths import HostPaths
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError, UnsupportedError
 from serai.schema.messages import (
@@ -53,7 +53,7 @@ class HostStorage:
         self._image_disk = image_disk
         self._pools: dict[str, PoolDriver] = {}
         self._opening = asyncio.Lock()
-        self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._volumes = Makings("volume")
 
     async def start(self) -> None:
         """Open the pools of the journal again, and the target with what it exported."""
@@ -214,14 +214,9 @@ class HostStorage:
 
     # --- volumes ---
 
-    def _alone(self, volume: str) -> asyncio.Lock:
-        """One thing at a time: a copy that was given up must be at its end before it is deleted, or it would stay."""
-        return self._busy.setdefault(volume, asyncio.Lock())
-
     async def make(self, body: VolumeMake, report: Report) -> None:
         """Create a volume, empty, from an image or as a copy of another; one that is there whole already stays."""
-        async with self._alone(body.volume):
-            await self._make(body, report)
+        await self._volumes.make(body.volume, lambda: self._make(body, report))
 
     async def _make(self, body: VolumeMake, report: Report) -> None:
         driver = self._pool(body.pool)
@@ -242,15 +237,15 @@ class HostStorage:
             await driver.grow_volume(body.volume, body.size)
 
     async def drop(self, body: VolumeDrop) -> None:
-        """End its export and delete it; one that is gone is deleted already."""
-        async with self._alone(body.volume):
+        """End its export and delete it, or its making; one that is gone is deleted already."""
+        async with self._volumes.dropping(body.volume):
             if self._exports(body.pool):
                 await self._target().unexport(body.volume)
             await self._pool(body.pool).delete_volume(body.volume)
 
     async def grow(self, body: VolumeGrow) -> None:
         """Make a volume, and its LUN, larger."""
-        async with self._alone(body.volume):
+        async with self._volumes.alone(body.volume):
             await self._pool(body.pool).grow_volume(body.volume, body.size)
             if self._exports(body.pool):
                 try:
@@ -260,7 +255,7 @@ class HostStorage:
 
     async def look(self, body: VolumeLook) -> VolumeSeen:
         """How large a volume is now. Raises NotFoundError."""
-        async with self._alone(body.volume):
+        async with self._volumes.alone(body.volume):
             for volume in await self._pool(body.pool).list_volumes():
                 if volume.id == body.volume:
                     return VolumeSeen(size=volume.size)

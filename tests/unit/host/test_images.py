@@ -22,9 +22,9 @@ from serai.lib.ids import new_id
 from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.lib.stream import StreamServer
 from serai.schema.attach import KernelBoot, Launch
-from serai.schema.errors import InvalidError, NotFoundError, SeraiError
+from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError
 from serai.schema.image import ImageKind, ImageManifest, ImageSource, ImageSpec
-from serai.schema.messages import ImageFetch, ImageMake
+from serai.schema.messages import ImageDrop, ImageFetch, ImageMake
 from serai.schema.ticket import Purpose, Ticket
 
 CONTENT = b"disk" * 100_000
@@ -210,3 +210,35 @@ async def test_an_import_that_fails_leaves_the_copy_alone(hosts: Hosts) -> None:
         async with hosts.images["h2"].store.adding(image) as folder:
             (folder / "disk.raw").write_bytes(b"half")
     assert (await hosts.images["h2"].store.check(image)).files == manifest.files
+
+
+async def test_an_import_that_is_given_up_ends_and_leaves_nothing(hosts: Hosts) -> None:
+    """The server that it comes from sends a little, and then nothing for as long as it likes."""
+    gone = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n" + bytes(1000))
+        with contextlib.suppress(ConnectionError):
+            await reader.read(-1)
+        writer.close()
+        gone.set()
+
+    images, store, image = hosts.images["h1"], hosts.stores["h1"], new_id()
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/disk.raw"
+        body = ImageMake(image=image, name="big", spec=ImageSpec(source=ImageSource.URL, url=url, sha256="0" * 64))
+        begun = asyncio.Event()
+        making = asyncio.create_task(images.make(body, lambda _phase, _part: begun.set()))
+        late = asyncio.create_task(images.make(body, silent))
+        part = store.folder(image).with_name(f".part-{image}")
+        async with asyncio.timeout(30):
+            while not (part / "incoming").exists():
+                await asyncio.sleep(0.01)
+            await images.drop(ImageDrop(image=image))
+            for each in (making, late):
+                with pytest.raises(ConflictError, match="deleted while it is made"):
+                    await each
+            await gone.wait()
+    assert not store.has(image)
+    assert not part.exists()

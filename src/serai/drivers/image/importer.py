@@ -10,8 +10,9 @@ import asyncio
 import errno
 import hashlib
 import json
+import os
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +26,8 @@ from serai.schema.errors import CapacityError, HostError, InvalidError, NotFound
 from serai.schema.image import ImageKind, ImageManifest
 
 CHUNK = 1 << 20
+SLOW = (60.0, 60 << 10)
+"""A download that brings less than so many bytes in so many seconds is given up: it would never end."""
 HEAD = 512
 SECTOR = 512
 QCOW2 = b"QFI\xfb"
@@ -78,7 +81,8 @@ async def from_url(
                     remedy="Try again later, or look at the address again.",
                 )
             total = int(response.headers.get("content-length", 0))
-            return await from_stream(response.aiter_bytes(CHUNK), total, sha256, name, folder, progress, wanted)
+            pieces = steady(response.aiter_bytes(), shown, asyncio.get_running_loop().time)
+            return await from_stream(pieces, total, sha256, name, folder, progress, wanted)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         # Without the cause, which holds the request and with it the credentials.
         raise UnavailableError(
@@ -87,6 +91,43 @@ async def from_url(
             value=shown,
             remedy="Try again.",
         ) from None
+
+
+async def steady(pieces: AsyncIterator[bytes], shown: str, now: Callable[[], float]) -> AsyncIterator[bytes]:
+    """What comes from a server, in larger chunks. Raises UnavailableError if next to nothing comes (see `SLOW`)."""
+    window, least = SLOW
+    began, came = now(), 0
+    chunk = bytearray()
+    async for piece in pieces:
+        chunk += piece
+        came += len(piece)
+        if now() - began >= window:
+            if came < least:
+                raise UnavailableError(
+                    f"the server sent {came} bytes in {now() - began:.0f} s, and the download was given up",
+                    field="spec.url",
+                    value=shown,
+                    remedy="Try again later, or download it yourself and import the file.",
+                )
+            began, came = now(), 0
+        if len(chunk) >= CHUNK:
+            yield bytes(chunk)
+            chunk.clear()
+    if chunk:
+        yield bytes(chunk)
+
+
+def _check_room(folder: Path, total: int, name: str) -> None:
+    """An image that cannot fit is refused before a byte of it is taken: others need the room that is left."""
+    room = os.statvfs(folder)
+    free = room.f_bavail * room.f_frsize
+    if total > free:
+        raise CapacityError(
+            f"no room for the image: it has {total} bytes, and {free} are free",
+            field="image",
+            value=name,
+            remedy="Free space on the file system of the host's state folder.",
+        )
 
 
 def _check(url: str, sha256: str | None) -> None:
@@ -110,6 +151,7 @@ async def from_stream(
 
     Content of another format than `wanted` is refused: a web server's error page, saved as qcow2, is no raw disk.
     """
+    _check_room(folder, total, name)
     digest = hashlib.sha256()
     done = 0
     target = folder / "incoming"

@@ -43,6 +43,7 @@ from serai.drivers.storage.base import (
 )
 from serai.lib import poolmark
 from serai.lib.atomicfile import sync_folder
+from serai.lib.makings import to_the_end
 from serai.lib.process import ProcessError, run, spawn
 from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, UnsupportedError
 
@@ -320,7 +321,7 @@ class DirectoryPool:
         try:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             yield temporary
-            await asyncio.to_thread(self._commit, temporary, path)
+            await to_the_end(self._commit, temporary, path)
         except FileExistsError as error:
             raise volume_exists(volume_id) from error
         except OSError as error:

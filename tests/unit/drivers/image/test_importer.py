@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serai.drivers.image.importer import CHUNK, from_stream, from_url, inspect
+from serai.drivers.image.importer import CHUNK, SLOW, from_stream, from_url, inspect, steady
 from serai.drivers.image.store import ImageStore
 from serai.lib.ids import new_id
 from serai.lib.process import run
@@ -274,3 +274,37 @@ async def test_content_of_another_format_than_was_told(store: ImageStore, tmp_pa
             await from_stream(chunks(b"<html>no such file</html>"), 0, None, "cloud", folder, silent, "qcow2")
     assert (caught.value.info.field, caught.value.info.value) == ("spec.format", "qcow2")
     assert list((tmp_path / "images").iterdir()) == []
+
+
+async def test_an_image_that_cannot_fit_is_refused_before_it_comes(tmp_path: Path) -> None:
+    asked = []
+
+    async def watched() -> AsyncIterator[bytes]:
+        asked.append("a byte")
+        yield b"."
+
+    with pytest.raises(CapacityError, match="no room for the image: it has") as caught:
+        await from_stream(watched(), 1 << 60, None, "cloud", tmp_path, silent)
+    assert caught.value.info.remedy
+    assert asked == []
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_server_that_sends_next_to_nothing_is_given_up() -> None:
+    window, least = SLOW
+
+    async def drip(size: int) -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield bytes(size)
+
+    def clock() -> Callable[[], float]:
+        """A quarter of the window goes by with each look."""
+        looks = iter(range(10_000))
+        return lambda: next(looks) * window / 4
+
+    with pytest.raises(UnavailableError, match="given up") as caught:
+        [chunk async for chunk in steady(drip(1), "http://there/disk", clock())]
+    assert (caught.value.info.field, caught.value.info.value) == ("spec.url", "http://there/disk")
+    came = [len(chunk) async for chunk in steady(drip(least), "http://there/disk", clock())]
+    assert sum(came) == 100 * least
+    assert min(came[:-1]) >= CHUNK
