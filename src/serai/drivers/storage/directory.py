@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import grp
 import json
 import os
 import re
@@ -41,11 +40,12 @@ from serai.drivers.storage.base import (
     refuse_shrinking,
     volume_exists,
 )
+from serai.drivers.storage.pool_folder import SUFFIX, PoolFolder, gid_of
 from serai.lib import poolmark
 from serai.lib.atomicfile import sync_folder
 from serai.lib.makings import to_the_end
 from serai.lib.process import ProcessError, run, spawn
-from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, UnsupportedError
+from serai.schema.errors import HostError, InvalidError, NotFoundError
 
 FICLONE = 0x40049409
 """The ioctl that makes one file share another's blocks (linux/fs.h)."""
@@ -53,9 +53,7 @@ FICLONE = 0x40049409
 PROGRESS_PERIOD = 0.2
 """Seconds between two looks at how far a copy is: fast enough for a progress bar."""
 
-_SUFFIX = ".raw"
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
-_FROM_MKFS = "lost+found"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -66,130 +64,30 @@ class DirectoryPool:
 
     def __init__(self, root: Path, *, pool: str, group: str | None = None) -> None:
         self._root = root
-        self._pool = pool
+        self._folder = PoolFolder(root, pool=pool, group=group)
         self._group = group
         self._reflink = False
         self._gid = -1
 
     async def open(self, *, make: bool = True) -> None:
         """Create the directory if needed, sweep leftovers, and find out what the file system can do."""
-        self._gid = -1 if self._group is None else _gid(self._group)
+        self._gid = -1 if self._group is None else gid_of(self._group)
         await asyncio.to_thread(self._open, make)
 
     def _open(self, make: bool) -> None:
-        try:
-            marked = self._marked()
-            # A folder of volumes without the mark is a pool from before there was one.
-            if not marked and not make and not any(self._root.glob(f"*{_SUFFIX}")):
-                raise self._without_mark()
-            if not marked and make:
-                self._refuse_inside_a_pool()
-                self._refuse_others()
-            made = not self._root.exists()
-            self._root.mkdir(parents=True, exist_ok=True)
-            poolmark.put(self._root, self._pool, made=made)
-            self._check_mark()
-            os.chown(self._root, -1, self._gid)
-            self._root.chmod(0o700 if self._group is None else 0o710)
-            for entry in self._root.iterdir():
-                if entry.name.startswith(poolmark.TEMPORARY):
-                    entry.unlink(missing_ok=True)
-            self._reflink = reflinks(self._root)
-        except ValueError as error:  # a null character
-            raise InvalidError("not a path", field="path", value=repr(self._root), remedy="Correct it.") from error
-        except OSError as error:
-            raise self._unusable(error) from error
-
-    def _refuse_inside_a_pool(self) -> None:
-        """Refuse a new pool within another's folder: the outer one could never be removed again."""
-        real = Path(os.path.realpath(self._root))
-        outer = next((parent for parent in real.parents if poolmark.read(parent) is not None), None)
-        if outer is not None:
-            raise ConflictError(
-                f"the folder is inside another pool's, {str(outer)!r}",
-                field="path",
-                value=self._root,
-                remedy="Give a folder outside it. If that pool is gone for good, delete "
-                f"{str(outer / poolmark.NAME)!r}.",
-            )
-
-    def _refuse_others(self) -> None:
-        """Refuse a folder that others use: the pool's rights would shut them out of it (of `/etc`, of `/home`)."""
-        present = os.listdir(self._root) if self._root.exists() else []
-        strange = next((name for name in present if name != _FROM_MKFS and not poolmark.CONTENT.fullmatch(name)), None)
-        if strange is not None:
-            raise ConflictError(
-                f"the folder holds other things than volumes ({strange!r}), and a pool takes its folder for itself",
-                field="path",
-                value=self._root,
-                remedy="Give a folder that is empty, or not there yet.",
-            )
-
-    def _unusable(self, error: OSError) -> HostError:
-        return HostError(
-            f"the pool's directory cannot be used: {error.strerror}",
-            field="path",
-            value=self._root,
-            remedy="Give the path of a directory on a writable file system.",
-        )
-
-    def _check_mark(self) -> None:
-        if not self._marked():
-            raise self._without_mark()
-
-    def _marked(self) -> bool:
-        """Whether the folder has the mark, this pool's or anybody's. Raises ConflictError for another's, OSError."""
-        mark = poolmark.read(self._root)
-        if mark is not None and mark.pool not in ("", self._pool):
-            raise ConflictError(
-                f"the folder belongs to pool {mark.pool!r}, perhaps of another machine",
-                field="path",
-                value=self._root,
-                remedy="Give another folder. If that pool is gone for good, delete "
-                f"{str(self._root / poolmark.NAME)!r}.",
-            )
-        return mark is not None
-
-    def _without_mark(self) -> HostError:
-        return self._lost(FileNotFoundError(errno.ENOENT, "it is not there, or is not the pool's"))
+        self._folder.open(make=make)
+        self._reflink = reflinks(self._root)
 
     async def places(self) -> frozenset[str]:
         """The path without symbolic links and `..`, and what a bind mount has in common: device and inode."""
-        return await asyncio.to_thread(self._places)
-
-    def _places(self) -> frozenset[str]:
-        try:
-            found = {os.path.realpath(self._root)}
-            inode = self._root.stat()
-            found.add(f"{inode.st_dev}:{inode.st_ino}")
-        except FileNotFoundError:
-            return frozenset(found)  # yet to be made, or its file system is not mounted
-        except ValueError as error:  # a null character
-            raise InvalidError("not a path", field="path", value=repr(self._root), remedy="Correct it.") from error
-        except OSError as error:
-            raise self._unusable(error) from error
-        return frozenset(found)
+        return await asyncio.to_thread(self._folder.places)
 
     async def remove(self, *, keep: bool) -> None:
         """Delete the mark, and the directory unless `keep`; one that holds volumes (or what looks so) stays as it is.
 
         Without `keep`, one that holds anything else stays as well, with its mark: its name is the pool's own.
         """
-        await asyncio.to_thread(self._remove, keep)
-
-    def _remove(self, keep: bool) -> None:
-        try:
-            names = set(os.listdir(self._root)) - {poolmark.NAME}
-            if any(name.endswith(_SUFFIX) for name in names) or (names and not keep):
-                return
-            if self._marked():
-                (self._root / poolmark.NAME).unlink()
-            if not keep:
-                self._root.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise self._lost(error) from error
+        await asyncio.to_thread(self._folder.remove, keep=keep)
 
     async def status(self) -> PoolStatus:
         """Return the room of the file system below, and what the volumes take of it."""
@@ -197,7 +95,7 @@ class DirectoryPool:
         try:
             room = await asyncio.to_thread(os.statvfs, self._root)
         except OSError as error:
-            raise self._lost(error) from error
+            raise self._folder.lost(error) from error
         abilities = {"sparse", "discard"} | ({"reflink"} if self._reflink else set())
         return PoolStatus(
             total=room.f_blocks * room.f_frsize,
@@ -244,14 +142,14 @@ class DirectoryPool:
         path = self.volume_path(volume_id)
 
         def delete() -> None:
-            self._check_mark()
+            self._folder.check()
             path.unlink(missing_ok=True)
             sync_folder(self._root)
 
         try:
             await asyncio.to_thread(delete)
         except OSError as error:
-            raise self._lost(error) from error
+            raise self._folder.lost(error) from error
 
     async def grow_volume(self, volume_id: str, size: int) -> None:
         """Make a volume larger by zeros that take no room."""
@@ -279,13 +177,13 @@ class DirectoryPool:
         try:
             return await asyncio.to_thread(self._list)
         except OSError as error:
-            raise self._lost(error) from error
+            raise self._folder.lost(error) from error
 
     def _list(self) -> list[VolumeInfo]:
-        self._check_mark()
+        self._folder.check()
         found = []
         for entry in os.scandir(self._root):
-            name = entry.name.removesuffix(_SUFFIX)
+            name = entry.name.removesuffix(SUFFIX)
             if re.fullmatch(r"[0-9a-f]{12}", name) and entry.name != name and entry.is_file(follow_symlinks=False):
                 # A volume may be deleted while the directory is read.
                 with contextlib.suppress(FileNotFoundError):
@@ -295,7 +193,7 @@ class DirectoryPool:
 
     def volume_path(self, volume_id: str) -> Path:
         """Return the volume's file."""
-        return self._root / f"{check_volume_id(volume_id)}{_SUFFIX}"
+        return self._root / f"{check_volume_id(volume_id)}{SUFFIX}"
 
     def _size(self, volume_id: str) -> int:
         try:
@@ -307,14 +205,14 @@ class DirectoryPool:
         try:
             room = os.statvfs(self._root)
         except OSError as error:
-            raise self._lost(error) from error
+            raise self._folder.lost(error) from error
         return room.f_bavail * room.f_frsize
 
     @contextlib.asynccontextmanager
     async def _new(self, volume_id: str, size: int) -> AsyncIterator[Path]:
         """Yield a temporary file that becomes the volume if the block ends well, and vanishes if it does not."""
         path = self.volume_path(volume_id)
-        self._check_mark()
+        self._folder.check()
         if path.exists():
             raise volume_exists(volume_id)
         temporary = self._root / f"{poolmark.TEMPORARY}{volume_id}-{secrets.token_hex(4)}"
@@ -341,18 +239,9 @@ class DirectoryPool:
         temporary.unlink()
         sync_folder(self._root)
 
-    def _lost(self, error: OSError) -> HostError:
-        return HostError(
-            f"the pool's folder cannot be used: {error.strerror}",
-            field="path",
-            value=self._root,
-            remedy="Mount its file system again; if it is gone for good, make the folder and an empty "
-            f"{poolmark.NAME} in it.",
-        )
-
     def _translated(self, error: OSError, size: int) -> Exception:
         if error.errno == errno.ENOENT:
-            return self._lost(error)
+            return self._folder.lost(error)
         if error.errno in _NO_ROOM:
             return no_room(size, self._free(), self._root)
         return HostError(
@@ -405,18 +294,6 @@ def reflinks(folder: Path) -> bool:
 
 def _silent(_done: int, _total: int) -> None:
     """Progress that nobody wants to see."""
-
-
-def _gid(group: str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise UnsupportedError(
-            "the group that QEMU runs as does not exist on this machine",
-            field="group",
-            value=group,
-            remedy="Run script/setup, or 'groupadd --system' with that name.",
-        ) from None
 
 
 def _image_format(name: str) -> ImageFormat:
