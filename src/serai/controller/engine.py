@@ -1,24 +1,28 @@
 """The engine: takes jobs in, runs each as a task of its own, and picks up after a crash what had not ended.
 
 A job is submitted inside the transaction that writes the desired state, and starts the moment that is committed: no
-polling in between. Jobs that run are this process's; a second controller must stand by until the first is gone.
+polling in between. A job whose task dies, of a fault of ours, is ended as failed. Jobs that run are this process's; a
+second controller must stand by until the first is gone.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from serai.controller import outdated
+from serai.controller import marks, outdated
 from serai.controller.jobs import CommandGateway, Workflow
 from serai.controller.locks import Locks
 from serai.controller.run import Run, event_message
-from serai.controller.store import JobRecord, Store, Transaction
+from serai.controller.store import JobRecord, Store, Transaction, until_it_works
 from serai.lib.ids import new_id
 from serai.lib.tasks import Tasks
 from serai.schema.errors import ConflictError, UnsupportedError
-from serai.schema.job import Job, Step, StepState
+from serai.schema.job import Job, JobState, Step, StepState
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +131,13 @@ class Engine:
     def _launch(self, record: JobRecord) -> None:
         workflow = self._workflows.get(record.job.kind)
         # If not now, `start` finds it in the store.
-        if workflow is not None and self._started and not self._tasks.closed:
+        if workflow is None or not self._started or self._tasks.closed:
+            return
+        try:
             self._run(record, workflow)
+        except Exception as error:
+            log.exception("job %s (%s of %s) cannot be started", record.job.id, record.job.kind, record.job.target)
+            self._tasks.start(self._bury(record.job.id, workflow, error), f"bury-{record.job.id}")
 
     def _run(self, record: JobRecord, workflow: Workflow) -> None:
         run = Run(
@@ -142,4 +151,29 @@ class Engine:
         )
         self._runs[record.job.id] = run
         task = self._tasks.start(run.go(), f"job-{record.job.id}")
-        task.add_done_callback(lambda _: self._runs.pop(record.job.id, None))
+        task.add_done_callback(functools.partial(self._over, record.job.id, workflow))
+
+    def _over(self, job_id: str, workflow: Workflow, task: asyncio.Task[None]) -> None:
+        self._runs.pop(job_id, None)
+        if self._tasks.closed:
+            return
+        error = asyncio.CancelledError("its task was cancelled") if task.cancelled() else task.exception()
+        if error is not None:
+            self._tasks.start(self._bury(job_id, workflow, error), f"bury-{job_id}")
+
+    async def _bury(self, job_id: str, workflow: Workflow, error: BaseException) -> None:
+        """Nobody works at the job any more: say so in its record, and why, instead of `running` for ever."""
+
+        async def write() -> None:
+            async with self._store.transaction() as tx:
+                record = await tx.jobs.record(job_id)
+                if record.job.state.ended:
+                    return
+                info = marks.fault(workflow.steps, record.job, error)
+                end = {"state": JobState.FAILED, "error": info, "ended": tx.now, "result": None, "waits_for": ""}
+                job = record.job.model_copy(update=end)
+                await tx.jobs.save(replace(record, job=job))
+                facts = {"job": job.id, "kind": job.kind, "state": job.state.value, "step": ""}
+                await tx.emit("job.state", job.target, job.id, info.sentence(), **facts)
+
+        await until_it_works(self._store.clock, write)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from serai.controller import reports
 from serai.controller.jobs import OnProgress, VmTarget, Waits
-from serai.controller.store import Store
+from serai.controller.store import Store, StoreUnavailableError
 from serai.lib.bus import Bus, Message, Subscription
 from serai.lib.clock import Clock, SystemClock
 from serai.lib.ids import new_id
@@ -83,6 +84,8 @@ class Hosts:
         self._seen: dict[str, float] = {}
         self._heard: dict[str, datetime] = {}
         """By host: when it spoke last. Kept here: a write for each report would be for this alone."""
+        self._hearing: Counter[str] = Counter()
+        """By host: its reports that are being written. One that waits for the database is not silent."""
         self._progress: dict[str, tuple[str, OnProgress]] = {}
         """By command: the host that was asked, whose word alone counts, and who listens."""
         self._hellos: dict[str, asyncio.Event] = {}
@@ -272,12 +275,24 @@ class Hosts:
         report = _parse(HostReport, message)
         if message.subject != Subjects.host_report(report.host):
             raise InvalidError("a report on another host's subject", field="host", value=report.host)
+        known = True
+        self._hearing[report.host] += 1
+        try:
+            known = await self._take_host_report(report)
+        finally:
+            self._hearing[report.host] -= 1
+            if known:
+                self._note(report.host)
+        return dump(Empty())
+
+    async def _take_host_report(self, report: HostReport) -> bool:
+        """Write what it says that is new; False if the host is not known here."""
         async with self._store.read() as view:
             host = await view.hosts.seek(report.host)
             if host is None:
                 # Its hello was to another controller's database. It says hello again once it reconnects.
                 log.warning("host %s reports, but never said hello here", report.host)
-                return dump(Empty())
+                return False
             said = [one for one in report.vms if one.host == report.host]
             fresh = await reports.news(view, said)
             concerned = await reports.offers_concern(view, report.host, report.leases)
@@ -288,7 +303,6 @@ class Hosts:
             for pool_id, status in report.pools.items()
             if pool_id in known and reports.pool_changed(known[pool_id].status, status)
         ]
-        self._note(report.host)
         returned = host.status.state is not HostState.ONLINE
         bridges = report.bridges if report.bridges != host.status.bridges else None
         if returned or fresh or concerned or missing or pools or bridges is not None:
@@ -303,7 +317,7 @@ class Hosts:
                 await reports.write_pools(tx, pools)
                 if bridges is not None:
                     await reports.write_bridges(tx, host, bridges)
-        return dump(Empty())
+        return True
 
     def _note(self, host: str) -> None:
         self._seen[host], self._heard[host] = self._clock.monotonic(), self._clock.now()
@@ -333,11 +347,16 @@ class Hosts:
             await self._clock.sleep(LOOK)
             now = self._clock.monotonic()
             for name, seen in list(self._seen.items()):
-                if now - seen < self._silence:
+                if now - seen < self._silence or self._hearing[name]:
                     continue
                 log.warning("host %s has not answered for %.0f s", name, now - seen)
-                async with self._store.transaction() as tx:
-                    await reports.gone_silent(tx, name, now - seen, self._heard.get(name))
+                try:
+                    async with self._store.transaction() as tx:
+                        await reports.gone_silent(tx, name, now - seen, self._heard.get(name))
+                except StoreUnavailableError:
+                    # Its word may have been lost to the same failure: it gets a full period to speak up.
+                    self._seen[name] = self._clock.monotonic()
+                    continue
                 # It may have spoken while this was written; then its next report brings it back.
                 if self._seen.get(name) == seen:
                     del self._seen[name]

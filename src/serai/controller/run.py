@@ -2,19 +2,24 @@
 
 All of a job's state is in `self.job`, changed by `_set` alone and written by `_write` alone. The end of one step and
 the beginning of the next are one write: nothing lies between them.
+
+A database that cannot be used for a while ends no job: it waits, and a step in which that happened is picked up as
+after a crash of the controller, from what was written last.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from serai.controller import marks
 from serai.controller.jobs import CommandGateway, JobContext, StepDef, Workflow
 from serai.controller.locks import Locks, Request
-from serai.controller.store import JobRecord, Store
+from serai.controller.store import JobRecord, Store, StoreUnavailableError, until_it_works
 from serai.lib.tasks import Tasks
 from serai.schema.errors import (
     CancelledByUserError,
@@ -74,7 +79,8 @@ class Run:
         self._writing = asyncio.Lock()
         self._stale = False
         self.ctx = JobContext(record.job, dict(record.data), store, hosts, self)
-        self._kept = json.dumps(record.data)
+        self._kept = self._durable = json.dumps(record.data)
+        self._durable_state = record.job.state
         if record.job.state is JobState.CANCELLING:
             self.ctx.cancelled.set()
         # Asked for before anything is awaited: the order of the queue is the order in which jobs were submitted.
@@ -85,12 +91,22 @@ class Run:
         try:
             if await self._wait_for_locks():
                 await self._forward_or_back()
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # else it was something inside a step that was cancelled, not this run
+            log.error("job %s (%s of %s) met a fault", self.job.id, self.job.kind, self.job.target, exc_info=error)
+            await self._bail_out(error)
         finally:
             self._locks.release(self._wish)
 
     async def cancel(self) -> Job:
-        """Ask it to stop. Raises ConflictError behind the point of no return."""
-        if self.job.state in (JobState.QUEUED, JobState.RUNNING):
+        """Ask it to stop. Raises ConflictError behind the point of no return, StoreUnavailableError.
+
+        It stops also if that could not be written, but nobody is told so who could not rely on it.
+        """
+        unwritten = self.job.state is JobState.CANCELLING and self._durable_state is not JobState.CANCELLING
+        if unwritten or self.job.state in (JobState.QUEUED, JobState.RUNNING):
             if self._committed():
                 raise ConflictError(
                     "it is too late to cancel: what is left only clears up",
@@ -100,7 +116,7 @@ class Run:
                 )
             self._set(state=JobState.CANCELLING)
             self.ctx.cancelled.set()
-            await self._write()
+            await self._write_once()
         return self.job
 
     async def give_way(self) -> bool:
@@ -129,7 +145,11 @@ class Run:
     async def _write_progress(self) -> None:
         await asyncio.sleep(PROGRESS_DELAY)
         while self._stale and not self.job.state.ended:
-            await self._write(kind="job.progress")
+            try:
+                await self._write_once(kind="job.progress")
+            except StoreUnavailableError:
+                self._stale = True
+                await asyncio.sleep(RETRY_FIRST)
             await asyncio.sleep(PROGRESS_PERIOD)
 
     # --- the way ---
@@ -177,8 +197,10 @@ class Run:
             except asyncio.CancelledError:
                 raise
             except Exception as error:
+                if self._committed():
+                    raise
                 log.debug("job %s turns back", self.job.id, exc_info=error)
-                self._set(state=JobState.UNDOING, error=self._explain(error))
+                self._set(state=JobState.UNDOING, error=_explain(self.job, error))
                 self._keep_sound_data()
             else:
                 await self._end(JobState.DONE, None)
@@ -201,15 +223,12 @@ class Run:
                 undoing=False,
                 attempt=self._attempt,
             )
-            if found is StepState.RUNNING:
-                if await self._pick_up(step):
-                    self._step(index, StepState.DONE)
-                    continue
-            else:
+            begun = found is StepState.RUNNING
+            if not begun:
                 self.ctx.check_cancel()
                 self._step(index, StepState.RUNNING)
                 await self._write()
-            await self._run_step(index, step)
+            await self._run_step(index, step, begun=begun)
             self._step(index, StepState.DONE)
 
     async def _pick_up(self, step: StepDef) -> bool:
@@ -226,16 +245,23 @@ class Run:
             remedy="What the job had done was undone. Ask for it again.",
         )
 
-    async def _run_step(self, index: int, step: StepDef) -> None:
+    async def _run_step(self, index: int, step: StepDef, *, begun: bool) -> None:
         delay = RETRY_FIRST
         while True:
             try:
-                await step.run(self.ctx)
+                if not begun or not await self._pick_up(step):
+                    await step.run(self.ctx)
                 json.dumps(self.ctx.result)
                 self._kept = json.dumps(self.ctx.data)
             except asyncio.CancelledError:
                 raise
             except Exception as error:
+                if isinstance(error, StoreUnavailableError) and (step.repeatable or step.resume is not None):
+                    begun = True
+                    await self._as_after_a_crash(delay)
+                    self.ctx.begin(step.name, cancellable=self.ctx.cancellable, undoing=False, attempt=self._attempt)
+                    delay = min(delay * 2, RETRY_MOST)
+                    continue
                 if not self._committed():
                     self._step(index, StepState.FAILED, str(error))
                     raise
@@ -269,6 +295,9 @@ class Run:
                 self._kept = json.dumps(self.ctx.data)
             except asyncio.CancelledError:
                 raise
+            except StoreUnavailableError:
+                await self._as_after_a_crash(delay)
+                delay = min(delay * 2, RETRY_MOST)
             except Exception as error:
                 log.warning("job %s, undo of %s fails and is tried again", self.job.id, step.name, exc_info=error)
                 await self._pause(f"undo of step {step.name!r} to succeed: {error}", delay)
@@ -283,11 +312,26 @@ class Run:
         await self._write()
         await self._store.clock.sleep(delay)
 
+    async def _as_after_a_crash(self, delay: float) -> None:
+        """Wait for the database; what the step has in mind since the last write is forgotten, and asked for anew."""
+        self.ctx.data = json.loads(self._durable)
+        await self._store.clock.sleep(delay)
+        await self._write(quiet=True)
+
+    async def _bail_out(self, error: BaseException) -> None:
+        """A fault of ours, or of the workflow outside its steps: undo what can be undone, and end as failed."""
+        if self.job.state.ended:
+            raise error  # it is the end that cannot be written as it is
+        if self._wish.granted.is_set() and not self._committed():
+            self._set(state=JobState.UNDOING, error=marks.fault(self.workflow.steps, self.job, error))
+            self._keep_sound_data()
+            await self._back()
+        await self._end(JobState.FAILED, marks.fault(self.workflow.steps, self.job, error))
+
     # --- state ---
 
     def _committed(self) -> bool:
-        pairs = zip(self.workflow.steps, self.job.steps, strict=True)
-        return any(step.point_of_no_return and seen.state is StepState.DONE for step, seen in pairs)
+        return marks.committed(self.workflow.steps, self.job)
 
     def _keep_sound_data(self) -> None:
         self.ctx.result = None
@@ -298,35 +342,14 @@ class Run:
             log.error("job %s: the data of step %s is dropped: %s", self.job.id, self.ctx.step, error)
             self.ctx.data = json.loads(self._kept)
 
-    def _explain(self, error: Exception) -> ErrorInfo:
-        if isinstance(error, SeraiError):
-            log.info("job %s (%s of %s): %s", self.job.id, self.job.kind, self.job.target, error)
-            return error.info
-        log.error("job %s (%s of %s) failed", self.job.id, self.job.kind, self.job.target, exc_info=error)
-        return SeraiError(f"{type(error).__name__}: {error}").info
-
     def _set(self, **fields: Any) -> None:
         self.job = self.job.model_copy(update=fields)
 
     def _step(self, index: int, state: StepState, detail: str = "") -> None:
-        now = self._store.clock.now()
-        steps = list(self.job.steps)
-        seen = steps[index]
-        running = state is StepState.RUNNING
-        steps[index] = seen.model_copy(
-            update={
-                "state": state,
-                "started": now if running else seen.started,
-                "ended": None if running else now,
-                "detail": detail,
-            }
-        )
-        self._set(steps=steps)
+        self.job = marks.with_step(self.job, index, state, self._store.clock.now(), detail)
 
     def _skip_pending(self) -> None:
-        for index, step in enumerate(self.job.steps):
-            if step.state is StepState.PENDING:
-                self._step(index, StepState.SKIPPED)
+        self.job = marks.without_pending(self.job, self._store.clock.now())
 
     async def _end(self, state: JobState, error: ErrorInfo | None) -> None:
         self.ctx.waiting = ""
@@ -337,18 +360,23 @@ class Run:
         self._set(state=state, error=error, ended=self._store.clock.now(), result=self.ctx.result)
         await self._write()
 
-    async def _write(self, *, kind: str = "job.state", quiet: bool = False) -> None:
+    async def _write(self, *, quiet: bool = False) -> None:
+        await until_it_works(self._store.clock, functools.partial(self._write_once, quiet=quiet))
+
+    async def _write_once(self, *, kind: str = "job.state", quiet: bool = False) -> None:
         async with self._writing:
             ctx = self.ctx
-            self._stale = False
             # The result too: a controller that picks the job up ends it with what earlier steps found.
             self._set(progress=ctx.fraction, message=ctx.message, waits_for=ctx.waiting, result=ctx.result)
             job = self.job
+            self._stale = False
             async with self._store.transaction() as tx:
+                data = json.dumps(ctx.data)
                 await tx.jobs.save(JobRecord(job, ctx.data, self._attempt))
                 if not quiet:
                     facts = {"job": job.id, "kind": job.kind, "state": job.state.value, "step": ctx.step}
                     await tx.emit(kind, job.target, job.id, event_message(job), **facts)
+            self._durable, self._durable_state = data, job.state
 
 
 def event_message(job: Job) -> str:
@@ -356,3 +384,11 @@ def event_message(job: Job) -> str:
     waits = f"waits for {job.waits_for}" if job.waits_for else ""
     detail = job.error.sentence() if job.error and job.state.ended else job.message or waits
     return f"{job.kind} {job.id} is {job.state}" + (f": {detail}" if detail else "")
+
+
+def _explain(job: Job, error: Exception) -> ErrorInfo:
+    if isinstance(error, SeraiError):
+        log.info("job %s (%s of %s): %s", job.id, job.kind, job.target, error)
+        return error.info
+    log.error("job %s (%s of %s) failed", job.id, job.kind, job.target, exc_info=error)
+    return SeraiError(f"{type(error).__name__}: {error}").info

@@ -138,6 +138,53 @@ async def test_a_failure_undoes_in_reverse_the_failed_step_too(kit: Kit, log: Lo
     assert (job.error.code, job.error.remedy) == ("capacity", "Wait.")
 
 
+async def leaks(_: JobContext) -> None:
+    """Waits for something that somebody else cancels."""
+    inner = asyncio.get_running_loop().create_future()
+    inner.cancel()
+    await inner
+
+
+async def test_a_job_whose_task_meets_a_fault_is_undone(kit: Kit, log: Log) -> None:
+    kit.define("k", log.step("one"), StepDef("two", leaks), log.step("three"))
+    job = await kit.ended(await kit.submit("k"))
+    assert (job.state, log.lines) == (JobState.FAILED, ["one", "-one"])
+    assert job.error is not None
+    assert job.error.message == "a fault in the controller ended the job: CancelledError: "
+    assert job.error.remedy is not None
+    assert job.error.remedy.startswith("Nothing of it is left.")
+    assert (await kit.ended(await kit.submit("k"))).state is JobState.FAILED, "its locks were not given up"
+
+
+async def test_a_fault_behind_the_point_of_no_return_undoes_nothing(kit: Kit, log: Log) -> None:
+    kit.define("k", log.step("one", point_of_no_return=True), StepDef("two", leaks, repeatable=True))
+    job = await kit.ended(await kit.submit("k"))
+    assert (job.state, log.lines) == (JobState.FAILED, ["one"])
+    assert job.error is not None
+    assert job.error.remedy is not None
+    assert "past the point where it could be undone" in job.error.remedy
+
+
+async def test_a_job_whose_task_dies_ends_as_failed(kit: Kit, log: Log) -> None:
+    async def spoil(ctx: JobContext) -> None:
+        ctx.message = ["no", "text"]  # type: ignore[assignment]  # what the store cannot write
+
+    kit.define("k", log.step("one"), StepDef("two", spoil))
+    job = await kit.ended(await kit.submit("k"))
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.remedy is not None
+    assert job.error.remedy.startswith("What its steps one did is not undone: look at vm/web1.")
+
+
+async def test_a_job_that_cannot_be_started_ends_as_failed(kit: Kit, log: Log) -> None:
+    kit.define("k", log.step("one"), locks=lambda job: [job.params["no such"]])
+    job = await kit.ended(await kit.submit("k"))
+    assert (job.state, log.lines) == (JobState.FAILED, [])
+    assert job.error is not None
+    assert "KeyError: 'no such'" in job.error.message
+
+
 async def test_a_fault_of_ours_ends_the_job_with_its_text(kit: Kit, log: Log) -> None:
     kit.define("k", log.step("one", fail=KeyError("x")))
     job = await kit.ended(await kit.submit("k"))

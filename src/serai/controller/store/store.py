@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from serai.controller.store.database import migrate, open_engine
 from serai.controller.store.events import Events
+from serai.controller.store.failure import Health
 from serai.controller.store.hosts import Hosts
 from serai.controller.store.images import Images
 from serai.controller.store.jobs import Jobs
@@ -172,9 +173,12 @@ class Bell:
 class Store:
     """The database of one controller; see `open`."""
 
-    def __init__(self, reader: AsyncEngine, writer: AsyncEngine, clock: Clock, newest: int) -> None:
+    def __init__(self, file: Path, reader: AsyncEngine, writer: AsyncEngine, clock: Clock, newest: int) -> None:
         self._reader = reader
         self._writer = writer
+        self._reads = Health(file, "read")
+        self.writes = Health(file, "written")
+        """Whether transactions can be written."""
         self.clock = clock
         self.bell = Bell(newest)
         self._lock = asyncio.Lock()
@@ -182,19 +186,23 @@ class Store:
 
     @classmethod
     async def open(cls, file: Path, clock: Clock | None = None) -> Self:
-        """Open (or make) the database in an SQLite file and bring its tables up to date."""
+        """Open (or make) the database in an SQLite file and bring its tables up to date.
+
+        Raises StoreUnavailableError.
+        """
         clock = clock or SystemClock()
         writer = open_engine(file, write=True)
         reader = open_engine(file, write=False)
         try:
-            await migrate(writer)
-            async with reader.connect() as connection:
-                newest = await Events(connection).newest()
+            with Health(file, "opened").watched():
+                await migrate(writer)
+                async with reader.connect() as connection:
+                    newest = await Events(connection).newest()
         except BaseException:
             await writer.dispose()
             await reader.dispose()
             raise
-        return cls(reader, writer, clock, newest)
+        return cls(file, reader, writer, clock, newest)
 
     async def close(self) -> None:
         """Close all connections, after the transaction at work."""
@@ -204,22 +212,30 @@ class Store:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[View]:
-        """One moment's view; it never waits for a writer."""
-        async with self._reader.connect() as connection:
-            yield View(connection, self.clock)
+        """One moment's view; it never waits for a writer. Raises StoreUnavailableError."""
+        with self._reads.watched():
+            async with self._reader.connect() as connection:
+                yield View(connection, self.clock)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
-        """The writer. Not to be nested; keep it short: nothing but the database is awaited inside."""
+        """The writer. Not to be nested; keep it short: nothing but the database is awaited inside.
+
+        Raises StoreUnavailableError: nothing was written then.
+        """
         if self._holder is not None and self._holder is asyncio.current_task():
             raise RuntimeError("a transaction inside a transaction would wait for itself")
+        failures = self.writes.failures
         async with self._lock:
+            # Each attempt may take as long as a lock is waited for: a queue of them would be answered too late.
+            self.writes.check(failures)
             self._holder = asyncio.current_task()
             try:
-                async with self._writer.connect() as connection:
-                    transaction = Transaction(connection, self.clock)
-                    yield transaction
-                    await self._commit(transaction)
+                with self.writes.watched():
+                    async with self._writer.connect() as connection:
+                        transaction = Transaction(connection, self.clock)
+                        yield transaction
+                        await self._commit(transaction)
             finally:
                 self._holder = None
 
@@ -229,8 +245,9 @@ class Store:
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
-            await work
-            self._announce(transaction)
+            await asyncio.wait({work})
+            if work.exception() is None:
+                self._announce(transaction)
             raise
         self._announce(transaction)
 
