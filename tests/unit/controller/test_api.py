@@ -147,6 +147,16 @@ async def test_text_that_no_host_can_use_is_refused(world: World) -> None:
     ):
         answer = await world.http.post("/v1/pools", content=text, headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.json()["error"]["field"]) == (422, field), answer.text
+    for text, field in (
+        (r'{"name": "n", "spec": {"bridge": "br-lan", "subnet": "\ud800"}}', "spec.subnet"),
+        (r'{"name": "n", "spec": {"bridge": "br-lan", "subnet": "10.77.0.0/24", "gateway": "\uDFFF"}}', "spec.gateway"),
+        (r'"\ud800"', "body"),
+    ):
+        answer = await world.http.post("/v1/networks", content=text, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field), answer.text
+    whole = r'{"name": "p", "spec": {"host": "h1", "export": "none"}, "description": "\ud83d\ude00"}'
+    answer = await world.http.post("/v1/pools", content=whole, headers={"Content-Type": "application/json"})
+    assert answer.is_success, answer.text
 
 
 async def test_a_folder_is_one_pools_however_it_is_written(world: World) -> None:

@@ -25,7 +25,10 @@ async def check(file: Path, sha256: str) -> None:
         with file.open("rb") as source:
             return hashlib.file_digest(source, "sha256").hexdigest()
 
-    have = await asyncio.to_thread(digest)
+    try:
+        have = await asyncio.to_thread(digest)
+    except OSError as error:
+        raise _unreadable(file, error) from error
     if have != sha256.lower():
         raise InvalidError(
             f"the file's SHA-256 is {have}",
@@ -36,13 +39,25 @@ async def check(file: Path, sha256: str) -> None:
 
 
 async def upload(client: Client, name: str, file: Path) -> None:
-    """Send the content of image `name`: a bar on a terminal, a line for each tenth elsewhere."""
-    size = file.stat().st_size
-    if sys.stderr.isatty():
-        await _with_bar(client, name, file, size)
-        return
-    tell = Tenths(size, file.name)
-    await client.upload(name, file, tell.add)
+    """Send the content of image `name`: a bar on a terminal, a line for each tenth elsewhere. Raises SeraiError."""
+    try:
+        size = file.stat().st_size
+        if sys.stderr.isatty():
+            await _with_bar(client, name, file, size)
+            return
+        tell = Tenths(size, file.name)
+        await client.upload(name, file, tell.add)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> InvalidError:
+    return InvalidError(
+        f"{file} cannot be read: {error.strerror or error}",
+        field="FILE",
+        value=str(file),
+        remedy="Give the file of an image that can be read to its end.",
+    )
 
 
 async def _with_bar(client: Client, name: str, file: Path, size: int) -> None:

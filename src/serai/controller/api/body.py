@@ -6,6 +6,7 @@ are none of this module's business: they stream, and may be as long as a disk.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serai.controller.api.call import refusal
+from serai.controller.api.checks import refuse_unprintable
 from serai.controller.api.invalid import shown
 from serai.schema.errors import InvalidError, MediaTypeError, SeraiError, TooLargeError
 from serai.schema.units import format_size
@@ -24,6 +26,7 @@ DEPTH_MAX = 32
 WANTED = "application/json"
 _UPLOAD = re.compile(r"/v1/images/[^/]+/content")
 _JSON = re.compile(r"application/([a-z0-9.-]+\+)?json")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 """Strings, so that brackets in them are passed over, and brackets. What is no JSON is for the parser to refuse."""
 
@@ -48,6 +51,7 @@ class BodyGate:
                 check_type(headers.get("content-type"))
                 check_text(content)
                 check_depth(content)
+                check_pairs(content)
         except SeraiError as error:
             await refusal(error)(scope, receive, send)
             return
@@ -99,6 +103,17 @@ def check_depth(content: bytes) -> None:
                 value=f"level {depth}",
                 remedy="Nothing that Serai knows is as deep: see /v1/openapi.json.",
             )
+
+
+def check_pairs(content: bytes) -> None:
+    """Refuse half a surrogate pair: validation would fail on it, since UTF-8 cannot spell it. Raises InvalidError."""
+    if _SURROGATE.search(content) is None:
+        return
+    try:
+        parsed = json.loads(content)
+    except ValueError:
+        return  # what is no JSON is for the parser to refuse
+    refuse_unprintable(parsed)
 
 
 def _steps(content: bytes) -> Iterator[tuple[int, int]]:

@@ -140,7 +140,7 @@ def refuse_unprintable(value: Any, field: str = "") -> None:
             at = value.index(strange)
             raise InvalidError(
                 f"the text has a character that cannot be used: U+{ord(strange):04X} at {at}",
-                field=field,
+                field=field or "body",
                 value=repr(value[max(0, at - 20) : at + 20]),
                 remedy="Leave it out.",
             )

@@ -129,3 +129,12 @@ def test_a_file_that_is_there_is_sent(serai: Serai, api: FakeApi, tmp_path: Path
     ran = serai("image", "import", str(tmp_path / "disk.raw"), "--sha256", sha256.upper())
     assert ran.code == 0, ran.err
     assert bytes(api.uploads["disk"]) == b"disk"
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_refused(serai: Serai, api: FakeApi) -> None:
+    """It can be opened, and that it is a regular file is all that was seen before."""
+    ran = serai("image", "import", "/proc/self/mem", "--name", "mem", "--sha256", ZEROS)
+    assert ran.code == 1, ran.out + ran.err
+    assert "/proc/self/mem cannot be read: Input/output error (FILE: /proc/self/mem)" in ran.err
+    assert "Traceback" not in ran.err
+    assert api.requests == []
