@@ -15,6 +15,7 @@ from serai.lab.state import LabFolder
 from serai.lib.pki import TlsFiles
 
 BUS = "nats-server ctl"
+AGENT = "agent "
 
 
 async def mend(name: str) -> list[str]:
@@ -26,8 +27,10 @@ async def mend(name: str) -> list[str]:
     now = folder.load()
     programs = services.Programs(folder, now)
     gone = [record.role for record in now.processes if not record.alive]
-    # The bus first: the others are clients of it, and would only wait.
-    for role in sorted(gone, key=lambda role: role != BUS):
+    # The bus first, since the others are its clients; the agents last, since only their hello to the controller tells
+    # that they are back: hosts are shown online for a while after their agents died.
+    agents = [role for role in gone if role.startswith(AGENT)]
+    for role in sorted(set(gone) - set(agents), key=lambda role: role != BUS):
         if role == BUS:
             await services.start_bus(folder, now.plan, TlsFiles.in_folder(folder.controller / "pki"), programs)
         else:
@@ -35,7 +38,10 @@ async def mend(name: str) -> list[str]:
     if gone:
         deadline = time.monotonic() + services.READY_TIMEOUT
         await services.until_answers(folder, programs, deadline)
-        context = Context(socket=folder.api_socket, token_file=folder.token)
-        async with Client(context) as client:
-            await services.until_online(client, now.plan, programs, deadline)
+        async with Client(Context(socket=folder.api_socket, token_file=folder.token)) as client:
+            seen = await services.hellos(client, programs, deadline)
+            for role in agents:
+                await programs.restart(role)
+            before = {host: seen.get(host) for host in (role.removeprefix(AGENT) for role in agents)}
+            await services.until_online(client, now.plan, programs, deadline, before)
     return gone

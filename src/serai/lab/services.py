@@ -14,7 +14,8 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -41,7 +42,8 @@ FETCHERS = ("apt-get", "mmdebstrap")
 """Programs that agents start to get packages."""
 POLL = 0.05
 POOL, NETWORK = "shared0", "lan"
-LAST_WORDS = 2000
+LAST_WORDS = 500
+"""Characters of a log's last line that are repeated."""
 
 Say = Callable[[str], None]
 
@@ -96,9 +98,11 @@ class Programs:
                 raise HostError(f"{role} ended before the lab was up: {self.last_words(role)}")
 
     def last_words(self, role: str) -> str:
-        """The end of a program's log."""
+        """The last line of a program's log, and where the rest is."""
         log = self._log(role)
-        return log.read_text(errors="replace")[-LAST_WORDS:].strip() if log.exists() else ""
+        lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"{last[-LAST_WORDS:]} (its log: {log})"
 
     def _log(self, role: str) -> Path:
         return self._folder.logs / f"{role.replace(' ', '-')}.log"
@@ -201,15 +205,35 @@ async def until_answers(folder: LabFolder, programs: Programs, deadline: float) 
         await asyncio.sleep(POLL)
 
 
-async def until_online(client: Client, plan: Plan, programs: Programs, deadline: float) -> None:
-    """Wait until the controller has heard of every host."""
+async def hellos(client: Client, programs: Programs, deadline: float) -> dict[str, datetime | None]:
+    """When the controller last heard each host's hello, by name; waits until it answers."""
+    while True:
+        programs.check()
+        try:
+            return {host.name: host.status.seen async for host in client.items("host.list")}
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(POLL)
+
+
+async def until_online(
+    client: Client,
+    plan: Plan,
+    programs: Programs,
+    deadline: float,
+    before: Mapping[str, datetime | None] | None = None,
+) -> None:
+    """Wait until the controller has heard of every host: of those in `before` another hello than that one."""
+    known = set((before or {}).items())
     missing = set(plan.hosts)
     while True:
         programs.check()
         reason = ""
         try:
-            online = [host.name async for host in client.items("host.list") if host.status.state is HostState.ONLINE]
-            missing = set(plan.hosts) - set(online)
+            async for host in client.items("host.list"):
+                if host.status.state is HostState.ONLINE and (host.name, host.status.seen) not in known:
+                    missing.discard(host.name)
         except UnavailableError as error:
             reason = f": {error}"
         if not missing:
