@@ -15,9 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 from serai.controller import marks, outdated
+from serai.controller.account import event_message
 from serai.controller.jobs import CommandGateway, Workflow
 from serai.controller.locks import Locks
-from serai.controller.run import Run, event_message
+from serai.controller.run import Run
 from serai.controller.store import JobRecord, Store, Transaction, until_it_works
 from serai.lib.ids import new_id
 from serai.lib.tasks import Tasks

@@ -1,7 +1,6 @@
 """One job at work: forward through its steps, or back through their undos. The rules are in `jobs.py`.
 
-All of a job's state is in `self.job`, changed by `_set` alone and written by `_write` alone. The end of one step and
-the beginning of the next are one write: nothing lies between them.
+The end of one step and the beginning of the next are one write: nothing lies between them.
 
 A database that cannot be used for a while ends no job: it waits, and a step in which that happened is picked up as
 after a crash of the controller, from what was written last.
@@ -10,16 +9,16 @@ after a crash of the controller, from what was written last.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from serai.controller import marks
-from serai.controller.jobs import CommandGateway, JobContext, StepDef, Workflow
+from serai.controller.account import RETRY_FIRST, Account
+from serai.controller.jobs import CommandGateway, StepDef, Workflow
 from serai.controller.locks import Locks, Request
-from serai.controller.store import JobRecord, Store, StoreUnavailableError, until_it_works
+from serai.controller.store import JobRecord, Store, StoreUnavailableError
 from serai.lib.tasks import Tasks
 from serai.schema.errors import (
     CancelledByUserError,
@@ -32,11 +31,6 @@ from serai.schema.job import Job, JobState, StepState
 
 log = logging.getLogger(__name__)
 
-PROGRESS_DELAY = 0.05
-"""Seconds that mere progress waits for a write that tells more, as the next step's beginning does."""
-PROGRESS_PERIOD = 0.2
-"""Seconds between two writes of mere progress."""
-RETRY_FIRST = 0.5
 RETRY_MOST = 30.0
 """Seconds between two attempts of an undo, or of a step behind the point of no return."""
 
@@ -55,7 +49,7 @@ class Directory(Protocol):
         ...
 
 
-class Run:
+class Run(Account):
     """One job from its locks to its end."""
 
     def __init__(
@@ -69,20 +63,9 @@ class Run:
         directory: Directory,
         tasks: Tasks,
     ) -> None:
-        self.job = record.job
-        self.workflow = workflow
-        self._attempt = record.attempt
-        self._store = store
+        super().__init__(record, workflow, store=store, hosts=hosts, tasks=tasks)
         self._locks = locks
         self._directory = directory
-        self._tasks = tasks
-        self._writing = asyncio.Lock()
-        self._stale = False
-        self.ctx = JobContext(record.job, dict(record.data), store, hosts, self)
-        self._kept = self._durable = json.dumps(record.data)
-        self._durable_state = record.job.state
-        if record.job.state is JobState.CANCELLING:
-            self.ctx.cancelled.set()
         # Asked for before anything is awaited: the order of the queue is the order in which jobs were submitted.
         self._wish: Request = locks.request(record.job.id, workflow.locks(record.job))
 
@@ -128,29 +111,6 @@ class Run:
         else:
             await self.cancel()
         return True
-
-    # --- what a context needs ---
-
-    async def save(self, ctx: JobContext) -> None:
-        """Write the context's data now."""
-        await self._write(quiet=True)
-
-    def touched(self, ctx: JobContext) -> None:
-        """Write progress soon; many changes make one write."""
-        self._stale = True
-        name = f"progress-{self.job.id}"
-        if name not in self._tasks and not self._tasks.closed:
-            self._tasks.start(self._write_progress(), name)
-
-    async def _write_progress(self) -> None:
-        await asyncio.sleep(PROGRESS_DELAY)
-        while self._stale and not self.job.state.ended:
-            try:
-                await self._write_once(kind="job.progress")
-            except StoreUnavailableError:
-                self._stale = True
-                await asyncio.sleep(RETRY_FIRST)
-            await asyncio.sleep(PROGRESS_PERIOD)
 
     # --- the way ---
 
@@ -327,63 +287,6 @@ class Run:
             self._keep_sound_data()
             await self._back()
         await self._end(JobState.FAILED, marks.fault(self.workflow.steps, self.job, error))
-
-    # --- state ---
-
-    def _committed(self) -> bool:
-        return marks.committed(self.workflow.steps, self.job)
-
-    def _keep_sound_data(self) -> None:
-        self.ctx.result = None
-        try:
-            json.dumps(self.ctx.data)
-        except (TypeError, ValueError) as error:
-            # The step broke its word that `data` is JSON: what stood before the step is what can be undone from.
-            log.error("job %s: the data of step %s is dropped: %s", self.job.id, self.ctx.step, error)
-            self.ctx.data = json.loads(self._kept)
-
-    def _set(self, **fields: Any) -> None:
-        self.job = self.job.model_copy(update=fields)
-
-    def _step(self, index: int, state: StepState, detail: str = "") -> None:
-        self.job = marks.with_step(self.job, index, state, self._store.clock.now(), detail)
-
-    def _skip_pending(self) -> None:
-        self.job = marks.without_pending(self.job, self._store.clock.now())
-
-    async def _end(self, state: JobState, error: ErrorInfo | None) -> None:
-        self.ctx.waiting = ""
-        fraction = 1.0 if state is JobState.DONE else self.ctx.fraction
-        self.ctx.fraction = fraction
-        if state is not JobState.DONE:
-            self.ctx.result = None
-        self._set(state=state, error=error, ended=self._store.clock.now(), result=self.ctx.result)
-        await self._write()
-
-    async def _write(self, *, quiet: bool = False) -> None:
-        await until_it_works(self._store.clock, functools.partial(self._write_once, quiet=quiet))
-
-    async def _write_once(self, *, kind: str = "job.state", quiet: bool = False) -> None:
-        async with self._writing:
-            ctx = self.ctx
-            # The result too: a controller that picks the job up ends it with what earlier steps found.
-            self._set(progress=ctx.fraction, message=ctx.message, waits_for=ctx.waiting, result=ctx.result)
-            job = self.job
-            self._stale = False
-            async with self._store.transaction() as tx:
-                data = json.dumps(ctx.data)
-                await tx.jobs.save(JobRecord(job, ctx.data, self._attempt))
-                if not quiet:
-                    facts = {"job": job.id, "kind": job.kind, "state": job.state.value, "step": ctx.step}
-                    await tx.emit(kind, job.target, job.id, event_message(job), **facts)
-            self._durable, self._durable_state = data, job.state
-
-
-def event_message(job: Job) -> str:
-    """What an event says of a job: which it is, how it stands, and what is to be said of that."""
-    waits = f"waits for {job.waits_for}" if job.waits_for else ""
-    detail = job.error.sentence() if job.error and job.state.ended else job.message or waits
-    return f"{job.kind} {job.id} is {job.state}" + (f": {detail}" if detail else "")
 
 
 def _explain(job: Job, error: Exception) -> ErrorInfo:
