@@ -60,7 +60,7 @@ PLAIN: dict[Kind, BaseModel] = {
     Kind.VM_MIGRATE: VmMigrated(committed=True, total_s=1.0),
     Kind.VM_ABANDON: Verdict(claim=Claim.ABANDONED),
     Kind.VM_CONFIGURE: VmConfigured(applied=["all"], pending=[]),
-    Kind.IMAGE_MAKE: ImageManifest(name="tiny", kind=ImageKind.KERNEL, files=[]),
+    Kind.IMAGE_MAKE: ImageManifest(name="tiny", kind=ImageKind.KERNEL, files=[], cloud_init=True),
 }
 
 
