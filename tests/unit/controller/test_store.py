@@ -20,7 +20,7 @@ from serai.controller.store.networks import Address
 from serai.controller.store.tables import metadata
 from serai.lib.clock import SystemClock
 from serai.lib.ids import new_id, new_secret
-from serai.schema.errors import ConflictError, NotFoundError, StaleError
+from serai.schema.errors import ConflictError, NotFoundError, StaleError, UnavailableError
 from serai.schema.network import Network, NetworkSpec, NetworkStatus
 from serai.schema.ticket import Purpose, Ticket
 from serai.schema.vm import Vm, VmSpec, VmState, VmStatus
@@ -148,6 +148,32 @@ async def test_a_cancelled_commit_is_still_announced(store: Store) -> None:
         await task
     async with store.read() as view:
         assert (await view.vms.seek("web1") is not None) == bool(told)
+
+
+async def test_closing_waits_for_who_is_at_work_and_refuses_who_comes_later(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path / "other.db")
+    go_on = asyncio.Event()
+
+    async def read() -> int:
+        async with store.read() as view:
+            await go_on.wait()
+            return await view.vms.count()
+
+    async def write() -> None:
+        async with store.transaction() as tx:
+            await tx.emit("vm.created", "vm/web1")
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    for late in (read, write):
+        with pytest.raises(UnavailableError, match="going down"):
+            await asyncio.wait_for(late(), 10)
+    assert not closing.done()
+    go_on.set()
+    assert await reading == 0
+    await closing
 
 
 async def test_leases_follow_the_rules(store: Store) -> None:

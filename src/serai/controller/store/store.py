@@ -33,6 +33,7 @@ from serai.controller.store.pools import Pools, Volumes
 from serai.controller.store.secrets import Secrets, Tickets, Tokens
 from serai.controller.store.vms import Vms
 from serai.lib.clock import Clock, SystemClock
+from serai.schema.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,11 @@ class Store:
         self.bell = Bell(newest)
         self._lock = asyncio.Lock()
         self._holder: asyncio.Task[Any] | None = None
+        self._closed = False
+        self._readers = 0
+        self._unread = asyncio.Event()
+        """Set while nobody reads."""
+        self._unread.set()
 
     @classmethod
     async def open(cls, file: Path, clock: Clock | None = None) -> Self:
@@ -205,17 +211,35 @@ class Store:
         return cls(file, reader, writer, clock, newest)
 
     async def close(self) -> None:
-        """Close all connections, after the transaction at work."""
+        """Close all connections, once those at work are done; who comes later is refused.
+
+        A message may still be at work when its subscription has ended: it must not open the database again.
+        """
+        self._closed = True
+        # Not under the lock: a reader may write, too.
+        await self._unread.wait()
         async with self._lock:
             await self._reader.dispose()
             await self._writer.dispose()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError("the controller is going down", remedy="Ask again when it is back.")
+
     @asynccontextmanager
     async def read(self) -> AsyncIterator[View]:
         """One moment's view; it never waits for a writer. Raises StoreUnavailableError."""
-        with self._reads.watched():
-            async with self._reader.connect() as connection:
-                yield View(connection, self.clock)
+        self._check_open()
+        self._readers += 1
+        self._unread.clear()
+        try:
+            with self._reads.watched():
+                async with self._reader.connect() as connection:
+                    yield View(connection, self.clock)
+        finally:
+            self._readers -= 1
+            if not self._readers:
+                self._unread.set()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -227,6 +251,7 @@ class Store:
             raise RuntimeError("a transaction inside a transaction would wait for itself")
         failures = self.writes.failures
         async with self._lock:
+            self._check_open()
             # Each attempt may take as long as a lock is waited for: a queue of them would be answered too late.
             self.writes.check(failures)
             self._holder = asyncio.current_task()
