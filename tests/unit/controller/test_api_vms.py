@@ -68,6 +68,8 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"cmdline": "a\0b"}, 422, "spec.cmdline", r"'a\x00b'"),
     ({"cmdline": "a" * 2049}, 422, "spec.cmdline", "a" * 120 + "…"),
     ({"cloud_init": {"ssh_keys": ["k\0"]}}, 422, "spec.cloud_init.ssh_keys[0]", r"'k\x00'"),
+    ({"cloud_init": {"ssh_keys": ["ssh-rsa AAAA", "-rf"]}}, 422, "spec.cloud_init.ssh_keys[1]", "'-rf'"),
+    ({"cloud_init": {"ssh_keys": ["ssh-rsa AAAA\nx"]}}, 422, "spec.cloud_init.ssh_keys[0]", r"'ssh-rsa AAAA\nx'"),
     ({"disks": [{"pool": "shared0", "size": 513}]}, 422, "spec.disks[0].size", "513"),
     ({"cpus": 0}, 422, "spec.cpus", "0"),
     ({"colour": "red"}, 422, "spec.colour", "red"),
@@ -109,6 +111,14 @@ async def test_names_and_bodies(world: World) -> None:
     assert (error["field"], error["value"]) == ("name", "Web_1")
     error = await world.refused("POST", "/v1/vms", {"spec": GOOD})
     assert (error["field"], error["value"]) == ("name", None)
+    wrong: Any
+    for wrong in ([], "x", 5, None):
+        error = await world.refused("POST", "/v1/vms", wrong)
+        assert (error["field"], error["status"]) == ("body", 422), error
+    error = await world.refused("POST", "/v1/vms", {"name": "x", "spec": 5})
+    assert (error["field"], error["message"]) == ("spec", "this is no object")
+    error = await world.refused("PATCH", "/v1/vms/web1", {"cloud_init": {"ssh_keys": ["a\nb"]}})
+    assert error["field"] == "cloud_init.ssh_keys[0]"
     answer = await world.http.post("/v1/vms", content="{", headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert "not JSON" in answer.json()["error"]["message"]

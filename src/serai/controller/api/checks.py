@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from serai.controller.store import View
@@ -15,6 +16,8 @@ from serai.schema.vm import DiskSpec, Vm
 from serai.schema.volume import Pool
 
 SECTOR = 512
+SSH_KEY = re.compile(r"([^\x00-\x1f\x7f]* )?(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+ +[A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?")
+"""Options, the key's type, the key, a comment."""
 ONE_LINE = "cmdline"
 """The field where a new line would not be part of the text but end it."""
 
@@ -119,6 +122,18 @@ async def refuse_while(view: View, target_id: str, what: str, *kinds: str, remed
             value=job.id,
             remedy=remedy.format(job=job.id),
         )
+
+
+def check_ssh_keys(keys: Sequence[str], field: str) -> None:
+    """Raises InvalidError for what is no line of an authorized_keys file: sshd would pass over it without a word."""
+    for number, key in enumerate(keys):
+        if not SSH_KEY.fullmatch(key):
+            raise InvalidError(
+                "this is no SSH public key",
+                field=f"{field}[{number}]",
+                value=repr(key[:40]),
+                remedy="Send the line of a .pub file, like: ssh-ed25519 AAAA… me@laptop.",
+            )
 
 
 def refuse_unprintable(value: Any, field: str = "") -> None:

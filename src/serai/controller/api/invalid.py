@@ -7,6 +7,7 @@ from typing import Any
 
 from serai.schema.errors import InvalidError
 
+NO_BODY = "Send an object: see /v1/openapi.json."
 PLACES = ("body", "query", "path", "header")
 LONGEST = 120
 FINDINGS = {
@@ -83,7 +84,7 @@ def explain(findings: Sequence[Any], body: Any = None) -> InvalidError:
     message = FINDINGS.get(kind, message)
     if len(findings) > 1:
         message += f" (and {len(findings) - 1} more)"
-    field = path(location)
+    field = path(location) or ("body" if location[:1] == ("body",) else "")
     return InvalidError(
         message,
         field=field or None,
@@ -131,6 +132,8 @@ def shown(value: Any) -> str | None:
 
 def _remedy(kind: str, field: str, context: dict[str, Any]) -> str:
     last = field.rpartition(".")[2]
+    if kind == "missing" and field == "body":
+        return NO_BODY
     if kind == "string_pattern_mismatch" and last in PATTERNS:
         return PATTERNS[last]
     if kind in REMEDIES and (kind != "string_pattern_mismatch" or last in ("name", "rename")):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from serai.controller.api.checks import need_image, need_pool, need_room
+from serai.controller.api.checks import check_ssh_keys, need_image, need_pool, need_room
 from serai.controller.api.volumes import check_holds
 from serai.controller.store import Transaction, View
 from serai.controller.store.networks import Address
@@ -276,6 +276,7 @@ def check_seed(seed: CloudInit | None, image: Image | None, field: str) -> None:
     """What cloud-init is to read can be read, and somebody there reads it. Raises InvalidError."""
     if seed is None or not (seed.user_data or seed.ssh_keys):
         return
+    check_ssh_keys(seed.ssh_keys, f"{field}.ssh_keys")
     userdata.check(seed.user_data, f"{field}.user_data")
     manifest = image.status.manifest if image is not None else None
     if manifest is None or not manifest.cloud_init:
