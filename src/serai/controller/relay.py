@@ -6,29 +6,105 @@ A client of the API needs no way to the hosts: bytes come over the API and go on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from serai.controller.workflows.copies import STREAM_PORT
 from serai.controller.workflows.shelf import Shelf, Uploads
 from serai.lib import stream
 from serai.lib.pki import TlsFiles
-from serai.schema.errors import ConflictError, SeraiError, UnavailableError
+from serai.schema.errors import ConflictError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.host import HostState
 from serai.schema.image import Image, ImageManifest
 from serai.schema.ticket import Purpose
-from serai.schema.vm import Vm
+from serai.schema.vm import Vm, VmState
+
+log = logging.getLogger(__name__)
 
 IDENTITY = "controller"
+RETRY = 0.2
+"""Seconds before a console is joined again, and between two tries."""
+SETTLED = 5.0
+"""Seconds after which a console that was joined again is well."""
+PATIENCE = 30.0
+"""Seconds in which a console that was lost has to be there again."""
+RUNS = (VmState.RUNNING, VmState.PAUSED)
+ENDS = (VmState.STOPPED, VmState.CRASHED)
+
+Join = Callable[[str, str], Awaitable[tuple[stream.Reader, stream.Writer]]]
+Find = Callable[[str], Awaitable[Vm]]
 
 
 class Console:
-    """The writing end of a console as the API wants it: `write` queues, `drain` sends."""
+    """A VM's console, wherever the VM is: when a host hangs up, as it does when the VM has moved, it is joined again.
 
-    def __init__(self, writer: stream.Writer, on_close: Callable[[], None]) -> None:
-        self._writer = writer
+    What is typed meanwhile is sent then; what the guest prints in that moment nobody sees.
+    """
+
+    def __init__(self, vm: str, join: Join, find: Find, on_close: Callable[[], None]) -> None:
+        self._vm = vm
+        self._join = join
+        self._find = find
         self._on_close = on_close
+        self._reader: stream.Reader | None = None
+        self._writer: stream.Writer | None = None
         self._queued: list[bytes] = []
+        self._lost = 0.0
+        """When what it had was lost, on the loop's clock; that of the last time that it was well before."""
+        self._joined = 0.0
         self._closing: asyncio.Task[None] | None = None
+        self.ended = ""
+
+    async def join(self, host: str) -> None:
+        """Join it on this host. Raises SeraiError."""
+        self._reader, self._writer = await self._join(host, self._vm)
+        self._joined = asyncio.get_running_loop().time()
+
+    async def read(self, n: int) -> bytes:
+        """Up to `n` bytes; empty at the end."""
+        while self._reader is not None:
+            try:
+                data = await self._reader.read(n)
+            except SeraiError as error:
+                log.info("console of VM %s: %s", self._vm, error)
+                data = b""
+            if data:
+                self._lost = 0.0
+                return data
+            await self._join_again()
+        return b""
+
+    async def _join_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._lost or loop.time() > self._joined + SETTLED:
+            self._lost = loop.time()
+        await self._leave()
+        while loop.time() < self._lost + PATIENCE:
+            await asyncio.sleep(RETRY)
+            try:
+                status = (await self._find(self._vm)).status
+            except NotFoundError:
+                self.ended = "the VM is deleted"
+                return
+            if status.state in ENDS:
+                self.ended = (
+                    f"the VM is {status.state}: {status.reason}" if status.reason else f"the VM is {status.state}"
+                )
+                return
+            if status.host is None or status.state not in RUNS:
+                continue
+            try:
+                await self.join(status.host)
+                await self.drain()
+                return
+            except SeraiError as error:
+                log.info("console of VM %s on %s: %s", self._vm, status.host, error)
+        self.ended = "the VM's host does not answer"
+
+    async def _leave(self) -> None:
+        writer, self._reader, self._writer = self._writer, None, None
+        if writer is not None:
+            await writer.close()
 
     def write(self, data: bytes) -> None:
         """Queue bytes."""
@@ -36,14 +112,19 @@ class Console:
 
     async def drain(self) -> None:
         """Send what is queued."""
+        if self._writer is None:
+            return
         data, self._queued = b"".join(self._queued), []
-        if data:
-            await self._writer.write(data)
+        try:
+            if data:
+                await self._writer.write(data)
+        except SeraiError:
+            self._queued.insert(0, data)  # the reader finds out why, and joins again
 
     def close(self) -> None:
-        """Hang up."""
+        """Leave it."""
         self._on_close()
-        self._closing = asyncio.ensure_future(self._writer.close())
+        self._closing = asyncio.ensure_future(self._leave())
 
 
 class Relay:
@@ -69,8 +150,8 @@ class Relay:
         )
         return await stream.open_stream(facts.addresses["management"], STREAM_PORT, self._tls, ticket.id, server=server)
 
-    async def open_console(self, vm: Vm) -> tuple[stream.Reader, Console]:
-        """A VM's serial console, on whatever host it is.
+    async def open_console(self, vm: Vm) -> Console:
+        """A VM's serial console, on whatever host it is, and wherever it goes.
 
         Raises ConflictError for a VM that is not running, and where somebody has its console already.
         """
@@ -89,12 +170,16 @@ class Relay:
                 remedy="Wait until they have left it (Ctrl-]): it is for one at a time.",
             )
         self._joined.add(vm.id)
+        console = Console(vm.id, self._join, self._shelf.vm, lambda: self._joined.discard(vm.id))
         try:
-            reader, writer = await self._open(vm.status.host, Purpose.CONSOLE, vm.id)
+            await console.join(vm.status.host)
         except BaseException:
             self._joined.discard(vm.id)
             raise
-        return reader, Console(writer, lambda: self._joined.discard(vm.id))
+        return console
+
+    async def _join(self, host: str, vm: str) -> tuple[stream.Reader, stream.Writer]:
+        return await self._open(host, Purpose.CONSOLE, vm)
 
     async def receive_upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
         """Pass an image's content on to the host that its job chose; returns once that host has checked it."""

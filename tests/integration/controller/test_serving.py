@@ -17,7 +17,6 @@ from serai.client.console import console
 from serai.client.context import Context
 from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.http import Client
-from serai.controller.api.call import Reader, Writer
 from serai.controller.gateway import Hosts
 from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.controller.store import Store
@@ -41,6 +40,7 @@ class Guest:
     def __init__(self) -> None:
         self._said: asyncio.Queue[bytes] = asyncio.Queue()
         self.closed = False
+        self.ended = ""
 
     async def read(self, n: int) -> bytes:
         return await self._said.get()
@@ -53,6 +53,10 @@ class Guest:
 
     def close(self) -> None:
         self.closed = True
+
+    def power_off(self) -> None:
+        self.ended = "the VM is stopped: " + "whatever the reason may be " * 9
+        self._said.put_nowait(b"")
 
 
 class World:
@@ -74,10 +78,10 @@ class World:
             await self.go_on.wait()
             ctx.progress(0.5, "half")
 
-        async def open_console(vm: Vm) -> tuple[Reader, Writer]:
+        async def open_console(vm: Vm) -> Guest:
             if vm.name != "web1":
                 raise ConflictError("the VM is not running", field="vm", value=vm.name, remedy="Start it.")
-            return self.guest, self.guest
+            return self.guest
 
         async def receive(image: Image, stream: AsyncIterator[bytes]) -> None:
             self.received = b"".join([chunk async for chunk in stream])
@@ -216,6 +220,16 @@ async def test_the_console_passes_bytes_both_ways(world: World) -> None:
                     pass
             while not world.guest.closed:
                 await asyncio.sleep(0.005)
+
+
+async def test_a_console_that_ends_says_why_as_far_as_there_is_room(world: World) -> None:
+    async with world.started() as controller, Client(world.context) as client:
+        await add_vm(controller, "web1")
+        async with asyncio.timeout(10), console(client, "web1") as joined:
+            world.guest.power_off()
+            await joined.wait_closed()
+            assert joined.close_reason is not None
+            assert joined.close_reason.startswith("the VM is stopped: whatever the reason")
 
 
 async def test_an_upload_arrives_whole_or_is_refused(world: World, tmp_path: Path) -> None:

@@ -107,11 +107,22 @@ class Shell:
         self.terminal = Terminal([*serai, "vm", "console", vm])
         self._vm = vm
 
+    @classmethod
+    def on(cls, terminal: Terminal, vm: str) -> Self:
+        """On a terminal whose owner ends it; `ready` first."""
+        shell = cls([], vm)
+        shell.terminal = terminal
+        return shell
+
+    async def ready(self) -> None:
+        """The program has joined, and the shell shows its prompt."""
+        await self.terminal.until(f"Console of {self._vm}. Leave it with Ctrl-\\]")
+        await self.prompt()
+
     async def __aenter__(self) -> Self:
         await self.terminal.__aenter__()
         try:
-            await self.terminal.until(f"Console of {self._vm}. Leave it with Ctrl-\\]")
-            await self.prompt()
+            await self.ready()
         except BaseException:
             await self.terminal.__aexit__()
             raise

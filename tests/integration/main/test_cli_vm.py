@@ -12,7 +12,7 @@ import yaml
 from serai.lib import process
 from serai.lib.ids import new_id
 from serai.schema.job import JobState
-from serai.schema.vm import VmState
+from serai.schema.vm import VmState, VmStop
 
 from .cli import Serai, misused, refused
 from .conftest import PATIENCE, Lab
@@ -206,10 +206,24 @@ async def test_a_console_joins_the_guests_shell_and_leaves_it_as_it_was(lab: Lab
         assert await shell.ask("hostname") == "left"
         refused(await serai("vm", "console", vm.name), "vm", vm.name, "it is for one at a time")
     assert f"Left the console of {vm.name}." in shell.terminal.seen
-    # It moves under an open console's feet, and is found where it has gone.
-    await lab.done(await lab.migrate(vm.name, "h2"))
     async with Shell(serai.argv, vm.name) as shell:
         assert await shell.ask("hostname") == "left"
+
+
+async def test_a_vm_moves_under_an_open_consoles_feet_and_ends_under_them(lab: Lab, serai: Serai) -> None:
+    vm = await lab.create()
+    async with Terminal([*serai.argv, "vm", "console", vm.name]) as terminal:
+        shell = Shell.on(terminal, vm.name)
+        await shell.ready()
+        assert await shell.ask("hostname stays; hostname") == "stays"
+        for to in ("h2", "h3"):
+            await lab.done(await lab.migrate(vm.name, to))
+            await shell.prompt()
+            assert await shell.ask("hostname") == "stays"
+        refused(await serai("vm", "console", vm.name), "vm", vm.name, "it is for one at a time")
+        await lab.done(await lab.client.call("vm.stop", vm.name, body=VmStop(force=True)))
+        await terminal.until(f"The console of {vm.name} has ended: the VM is stopped: stopped by force.")
+        assert await terminal.ended() == 0
 
 
 async def test_ssh_goes_the_labs_way_and_says_that_nobody_listens(lab: Lab, serai: Serai) -> None:

@@ -67,7 +67,8 @@ async def _console(client: Client, vm: str) -> None:
                 for task in (typing, showing):
                     task.cancel()
                 results = await asyncio.gather(typing, showing, return_exceptions=True)
-    note(f"\nLeft the console of {vm}.")
+        why = connection.close_reason
+    note(f"\nThe console of {vm} has ended: {why}." if why else f"\nLeft the console of {vm}.")
     for result in results:
         if isinstance(result, Exception):
             raise result

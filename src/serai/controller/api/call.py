@@ -36,31 +36,29 @@ WRITTEN = ("spec", "labels", "description")
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
-class Reader(Protocol):
-    """The reading end of a console; asyncio.StreamReader is one."""
+class Console(Protocol):
+    """A VM's console, joined. `ended`: why there is no more to read, once that is so."""
+
+    ended: str
 
     async def read(self, n: int) -> bytes:
         """Up to `n` bytes; empty at the end."""
         ...
-
-
-class Writer(Protocol):
-    """The writing end of a console; asyncio.StreamWriter is one."""
 
     def write(self, data: bytes) -> None:
         """Queue bytes."""
         ...
 
     async def drain(self) -> None:
-        """Wait until there is room."""
+        """Send what is queued."""
         ...
 
     def close(self) -> None:
-        """End it, for both directions."""
+        """Leave it."""
         ...
 
 
-OpenConsole = Callable[[Vm], Awaitable[tuple[Reader, Writer]]]
+OpenConsole = Callable[[Vm], Awaitable[Console]]
 ReceiveUpload = Callable[[Image, AsyncIterator[bytes]], Awaitable[None]]
 """Takes an image's content to its end; returns once it is safe, raises SeraiError if it cannot be used."""
 
@@ -192,6 +190,6 @@ def refusal(error: SeraiError) -> Response:
 
 
 __all__ = [
-    "Api", "Call", "Frozen", "Handler", "OpenConsole", "Reader", "ReceiveUpload", "Writer",
+    "Api", "Call", "Console", "Frozen", "Handler", "OpenConsole", "ReceiveUpload",
     "accepted", "answer", "nothing", "page", "page_of", "refusal",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from serai.controller.api import describe
-from serai.controller.api.call import VERSION, Api, Reader, Writer, answer, nothing, refusal
+from serai.controller.api.call import VERSION, Api, Console, answer, nothing, refusal
 from serai.schema.errors import ConflictError, InvalidError, SeraiError, UnsupportedError
 from serai.schema.image import Image, ImageSource, ImageState
 from serai.schema.resource import Frozen
@@ -19,6 +19,8 @@ from serai.schema.vm import Vm
 CHUNK = 1 << 16
 GOING_AWAY = 1001
 CONSOLE = "/v1/vms/{name}/console"
+REASON_MAX = 123
+"""Bytes of a reason for the end that the protocol has room for."""
 
 
 class Health(Frozen):
@@ -120,41 +122,42 @@ async def _console(api: Api, socket: WebSocket, name: str) -> None:
             raise UnsupportedError("this controller relays no consoles")
         async with api.store.read() as view:
             vm: Vm = await view.vms.find(name)
-        reader, writer = await api.open_console(vm)
+        joined = await api.open_console(vm)
     except SeraiError as error:
         await socket.send_denial_response(refusal(error))
         return
     try:
         await socket.accept()
-        sending = asyncio.ensure_future(_send(socket, reader))
+        sending = asyncio.ensure_future(_send(socket, joined))
         stopping = asyncio.ensure_future(api.stopping.wait())
-        receiving = asyncio.ensure_future(_receive(socket, writer))
+        receiving = asyncio.ensure_future(_receive(socket, joined))
         tasks = {sending, receiving, stopping}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
-                await socket.close(GOING_AWAY)
+                reason = joined.ended if sending.done() else "the controller goes down"
+                await socket.close(GOING_AWAY, reason.encode()[:REASON_MAX].decode(errors="ignore"))
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     finally:
-        writer.close()
+        joined.close()
 
 
-async def _send(socket: WebSocket, reader: Reader) -> None:
-    while data := await reader.read(CHUNK):
+async def _send(socket: WebSocket, joined: Console) -> None:
+    while data := await joined.read(CHUNK):
         await socket.send_bytes(data)
 
 
-async def _receive(socket: WebSocket, writer: Writer) -> None:
+async def _receive(socket: WebSocket, joined: Console) -> None:
     try:
         while True:
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
             data = message.get("bytes")
-            writer.write(data if data is not None else message["text"].encode())
-            await writer.drain()
+            joined.write(data if data is not None else message["text"].encode())
+            await joined.drain()
     except WebSocketDisconnect:
         return
