@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 BEGUN = (VmState.RUNNING, VmState.PAUSED, VmState.STOPPING, VmState.MIGRATING)
 """States that a VM reaches on a migration's destination only after the commit."""
+FULL = 1 << 20
+"""Bytes free in a pool below which it counts as full: what a guest writes at once may be more."""
 FREE_STEP = 64 << 20
 """Bytes by which a pool's free space must differ to be written again: it changes all the time."""
 
@@ -221,6 +223,8 @@ def pool_changed(before: PoolStatus, after: PoolStatus) -> bool:
     """Whether a pool's report is worth writing."""
     same = ("state", "path", "total", "reason")
     if any(getattr(before, name) != getattr(after, name) for name in same):
+        return True
+    if (before.free < FULL) != (after.free < FULL):
         return True
     return abs(before.free - after.free) > max(FREE_STEP, after.total // 100)
 

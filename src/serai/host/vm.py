@@ -7,6 +7,7 @@ own end comes in through `_watch`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 KEEP_RETRY = 1.0
 PRESS_AGAIN = 5.0
 """Seconds between two presses of the power button of a guest that is to shut down."""
+TRIED_AGAIN = 1.0
+"""Seconds in which a VM that is resumed after an I/O error shows whether what had failed fails again."""
+PAUSED = "paused: "
+"""The begin of a reason: a failure paused the VM, not its owner."""
 ALIVE = frozenset({VmState.RUNNING, VmState.PAUSED, VmState.MIGRATING, VmState.STOPPING})
 
 
@@ -37,6 +42,20 @@ def _failed_on(launch: Launch, data: Mapping[str, Any]) -> str:
     name = next((disk.name for disk in launch.disks if f"disk{disk.index}" == node), node)
     words = f": {data['reason']}" if data.get("reason") else ""
     return f"I/O error on {name} ({data.get('operation', 'access')}){words}"
+
+
+def _paused(why: str, name: str) -> str:
+    return f"{PAUSED}{why}; see that its pool has room and answers, then: serai vm resume {name}"
+
+
+async def _resume(machine: Machine, failing: asyncio.Event, *, failed_before: bool) -> None:
+    """QEMU tries again at once what had failed: return when that fails too, or has had the time to."""
+    failing.clear()
+    await machine.cont()
+    if failed_before:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TRIED_AGAIN):
+                await failing.wait()
 
 
 async def _ask_guest(
@@ -75,8 +94,8 @@ class VmAgent(KnownVm):
         self.last_end: End | None = None
         """How the last QEMU ended, as this agent saw it."""
         self._starting = False
-        self._failed = ""
-        """The I/O error that stopped QEMU, until it is said."""
+        self._failed, self._failing = "", asyncio.Event()
+        """The I/O error that stopped QEMU, until it is said; and that there is one."""
         self.on_gone: Callable[[End], None] | None = None
         if machine is not None:
             self.attach(machine)
@@ -97,6 +116,7 @@ class VmAgent(KnownVm):
     def _on_event(self, event: MachineEvent) -> None:
         if event.name == "BLOCK_IO_ERROR" and event.data.get("action") == "stop":
             self._failed = _failed_on(self.record.launch, event.data)
+            self._failing.set()
             self._stopped_by_failure()
         elif event.name == "VSERPORT_CHANGE":
             self.guest_agent = bool(event.data.get("open"))
@@ -105,10 +125,7 @@ class VmAgent(KnownVm):
         """A failure that came before the VM was said to run is not forgotten: it is said right after."""
         if self._failed and self.state is VmState.RUNNING:
             failed, self._failed = self._failed, ""
-            self.follow(VmEvent.IO_ERROR, self._paused(failed))
-
-    def _paused(self, why: str) -> str:
-        return f"paused: {why}; see that its pool has room and answers, then: serai vm resume {self.record.launch.name}"
+            self.follow(VmEvent.IO_ERROR, _paused(failed, self.record.launch.name))
 
     async def _watch(self, machine: Machine) -> None:
         exit_info = await machine.ended()
@@ -286,7 +303,7 @@ class VmAgent(KnownVm):
                     await machine.stop()
                 case VmEvent.RESUME:
                     self._failed = ""
-                    await machine.cont()
+                    await _resume(machine, self._failing, failed_before=self.record.reason.startswith(PAUSED))
                 case VmEvent.RESET:
                     await machine.reset()
                 case _:
@@ -316,7 +333,7 @@ class VmAgent(KnownVm):
             try:
                 state = await self.machine.run_state()
                 if state in (RunState.IO_ERROR, RunState.INMIGRATE, RunState.INTERNAL_ERROR):
-                    self.follow(VmEvent.IO_ERROR, self._paused(f"QEMU is in {state}"))
+                    self.follow(VmEvent.IO_ERROR, _paused(f"QEMU is in {state}", self.record.launch.name))
                     return
                 if state is not RunState.RUNNING and not self.lock.locked():
                     await self.machine.cont()

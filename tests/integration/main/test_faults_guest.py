@@ -106,7 +106,12 @@ async def test_a_full_pool_pauses_its_vm_which_goes_on_once_there_is_room(lab: L
         assert f"paused: I/O error on {vm.name}-disk0 (write)" in paused.status.reason
         assert f"serai vm resume {vm.name}" in paused.status.reason
         # As long as there is no room it does not run, whatever is asked.
-        await lab.done(await lab.client.call("vm.resume", vm.name))
+        async with asyncio.timeout(PATIENCE):
+            while (await lab.client.call("pool.show", pool.name)).status.free >= 1 << 20:
+                await asyncio.sleep(0.1)
+        job = await lab.client.wait_job((await lab.client.call("vm.resume", vm.name)).id)
+        assert job.error is not None
+        assert job.error.message == (f"VM {vm.name} stopped again at once: no room is left in pool {pool.name} on h3")
         await lab.until(vm.name, lambda now: now.status.state is VmState.PAUSED)
         await pool.make_room()
         await lab.done(await lab.client.call("vm.resume", vm.name))

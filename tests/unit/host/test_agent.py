@@ -198,6 +198,24 @@ async def test_a_disk_that_fails_at_once_is_not_overlooked(
     assert (await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))).state is VmState.RUNNING
 
 
+async def test_a_vm_that_is_resumed_shows_whether_it_goes_on(
+    ground: Ground, h1: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed is tried again, and the answer comes after `cont` has returned."""
+    cont = FakeMachine.cont
+
+    async def fails_later(self: FakeMachine) -> None:
+        await cont(self)
+        asyncio.get_running_loop().call_soon(self.process.io_error)
+
+    await ground.run_vm("h1")
+    h1.process().io_error()
+    monkeypatch.setattr(FakeMachine, "cont", fails_later)
+    report = await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+    assert (report.state, h1.state()) == (VmState.PAUSED, VmState.PAUSED)
+    assert "I/O error on web1-0" in report.reason
+
+
 async def test_an_error_that_the_guest_is_told_of_is_its_own_matter(ground: Ground, h1: Host) -> None:
     await ground.run_vm("h1")
     h1.process().emit("BLOCK_IO_ERROR", device="", action="report", operation="read")

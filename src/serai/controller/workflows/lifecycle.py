@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow
+from serai.controller.reports import FULL
 from serai.controller.workflows.common import Office, addresses, image_of, make_volume, refuse, start_vm
 from serai.controller.workflows.shelf import ForPlacing
 from serai.core.placement import Choice, choose_start, place
-from serai.schema.errors import ConflictError, NotFoundError
+from serai.schema.errors import CapacityError, ConflictError, NotFoundError, SeraiError
 from serai.schema.image import ImageKind
 from serai.schema.job import Job
 from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand, VolumeDrop
@@ -172,8 +173,32 @@ def _signal(kind: Kind) -> Callable[[Office, JobContext], Awaitable[None]]:
         report: Any = await ctx.command(kind, VmTarget(vm_id), f"vm/{vm_id}", VmSignal(vm=vm_id))
         await office.shelf.take_report(report)
         ctx.result = {"state": report.state}
+        if kind is Kind.VM_RESUME and report.state is VmState.PAUSED:
+            raise await _stopped_again(office, vm_id, report.reason)
 
     return step
+
+
+async def _stopped_again(office: Office, vm_id: str, reason: str) -> SeraiError:
+    """Why a VM that was resumed does not run: the pool that is full, where there is one."""
+    vm = await office.shelf.vm(vm_id)
+    shelf, disks = office.shelf, vm.spec.disks
+    names = {disk.pool or (await shelf.volume(disk.volume or "")).spec.pool for disk in disks}
+    pools = [await shelf.pool(name) for name in sorted(names)]
+    full = [f"pool {pool.name} on {pool.spec.host}" for pool in pools if pool.status.free < FULL]
+    if full:
+        return CapacityError(
+            f"VM {vm.name} stopped again at once: no room is left in {', '.join(full)}",
+            field="state",
+            value=VmState.PAUSED,
+            remedy=f"Make room there, then: serai vm resume {vm.name}",
+        )
+    return ConflictError(
+        f"VM {vm.name} stopped again at once: {reason}",
+        field="state",
+        value=VmState.PAUSED,
+        remedy="Look at the pools of its disks: serai pool list.",
+    )
 
 
 async def _take_down(office: Office, ctx: JobContext) -> None:
