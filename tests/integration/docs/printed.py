@@ -10,8 +10,10 @@ the like differ from run to run: those of a run stand for the printed ones in al
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -178,11 +180,16 @@ async def _run(document: Path, folder: Path) -> list[Outcome]:
     )
     shell = Shell(process, folder / "lab")
     try:
-        return [await shell.run(printed) for printed in commands(text)]
-    finally:
+        outcomes = [await shell.run(printed) for printed in commands(text)]
         if process.stdin is not None:
             process.stdin.close()
         await asyncio.wait_for(process.wait(), TIMEOUT)
+        return outcomes
+    finally:
+        # Whatever a command began that did not end: its loop would go on for ever.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 def expected_code(printed: Printed) -> int:
