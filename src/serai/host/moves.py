@@ -21,7 +21,14 @@ from serai.host.placing import place
 from serai.host.records import Incoming, Outgoing, VmRecord
 from serai.host.vm import VmAgent
 from serai.schema.attach import Launch
-from serai.schema.errors import ConflictError, SeraiError, StaleError, UnauthorizedError, UnavailableError
+from serai.schema.errors import (
+    ConflictError,
+    InterruptedByRestartError,
+    SeraiError,
+    StaleError,
+    UnauthorizedError,
+    UnavailableError,
+)
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.messages import (
     Verdict,
@@ -67,6 +74,22 @@ def _check_alike(record: VmRecord) -> None:
         )
 
 
+def _restarted(kit: Kit) -> str:
+    return f"{kit.host}'s agent was restarted while it prepared the move"
+
+
+def _check_open(kit: Kit, body: VmPrepare) -> None:
+    """An offer that was turned down here is not prepared any more. Raises InterruptedByRestartError."""
+    for row in kit.records.leases(body.launch.vm):
+        if row.epoch == body.epoch and row.claim is Claim.ABANDONED:
+            raise InterruptedByRestartError(
+                f"the move was turned down: {row.reason}",
+                field="to",
+                value=kit.host,
+                remedy=f"Move it again: serai vm migrate {body.launch.name} --to {kit.host}.",
+            )
+
+
 def _record_of(body: VmPrepare, move: Incoming, since: str) -> VmRecord:
     return VmRecord(
         launch=body.launch,
@@ -78,6 +101,24 @@ def _record_of(body: VmPrepare, move: Incoming, since: str) -> VmRecord:
         since=since,
         incoming=move,
     )
+
+
+def _by_journal(kit: Kit, ask: VerdictAsk, reason: str) -> Verdict:
+    """What the journal says of an offer; one that it does not say committed is turned down, durably."""
+    rows = {row.epoch: row for row in kit.records.leases(ask.vm)}
+    claim = rows[ask.epoch].claim if ask.epoch in rows else None
+    newest = max(rows, default=0)
+    if claim in (Claim.COMMITTED, Claim.HELD, Claim.RELEASED) or (claim is None and newest > ask.epoch):
+        # Released here means that it was committed here and has moved on since. An epoch that is not known where a
+        # later one is was decided so long ago that its record is pruned; a source that asks only now must not run.
+        return Verdict(claim=Claim.COMMITTED)
+    if claim is Claim.ABANDONED:
+        reason = rows[ask.epoch].reason or reason
+    else:
+        kit.records.put_claim(
+            LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id, reason=reason)
+        )
+    return Verdict(claim=Claim.ABANDONED, reason=reason)
 
 
 class Moves:
@@ -96,6 +137,8 @@ class Moves:
         """Tap closed, disks, QEMU `-incoming defer -S`, journal `offered`; undone as a whole if a part fails."""
         launch = body.launch
         present = self._agents.get(launch.vm)
+        await self._turn_down_half_made(body)
+        _check_open(self._kit, body)
         if present is None and self._kit.records.vm(launch.vm) is not None:
             raise UnavailableError(f"the QEMU of VM {launch.name} on {self._kit.host} does not answer")
         held = self._kit.records.may_run(launch.vm) is not None
@@ -138,6 +181,17 @@ class Moves:
             await self._turn_down(agent, move, f"could not be prepared: {error}")
             raise
         return VmPrepared(address=self._kit.migration_address, port=port, tls_hostname=self._kit.tls_hostname)
+
+    async def _turn_down_half_made(self, body: VmPrepare) -> None:
+        """An earlier agent died while it prepared this offer, and nobody knows how far its QEMU is."""
+        record, agent = self._kit.records.vm(body.launch.vm), self._agents.get(body.launch.vm)
+        if record is None or (move := record.incoming) is None or move.offer_id != body.offer_id or move.port:
+            return
+        if agent is not None:
+            await self._turn_down(agent, move, _restarted(self._kit))
+        else:  # its QEMU is still to be adopted, and is ended then
+            ask = VerdictAsk(vm=record.launch.vm, epoch=move.epoch, offer_id=move.offer_id)
+            self._decide(ask, _restarted(self._kit))
 
     def _receive(self, agent: VmAgent, move: Incoming) -> IncomingMove:
         incoming = IncomingMove(
@@ -200,20 +254,7 @@ class Moves:
         incoming = self._incoming.get(ask.vm)
         if incoming is not None and incoming.move.offer_id == ask.offer_id:
             return incoming.turn_down(DestinationEvent.TURN_DOWN, reason)
-        rows = {row.epoch: row for row in self._kit.records.leases(ask.vm)}
-        claim = rows[ask.epoch].claim if ask.epoch in rows else None
-        newest = max(rows, default=0)
-        if claim in (Claim.COMMITTED, Claim.HELD, Claim.RELEASED) or (claim is None and newest > ask.epoch):
-            # Released here means that it was committed here and has moved on since. An epoch that is not known where a
-            # later one is was decided so long ago that its record is pruned; a source that asks only now must not run.
-            return Verdict(claim=Claim.COMMITTED)
-        if claim is Claim.ABANDONED:
-            reason = rows[ask.epoch].reason or reason
-        else:
-            self._kit.records.put_claim(
-                LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id, reason=reason)
-            )
-        return Verdict(claim=Claim.ABANDONED, reason=reason)
+        return _by_journal(self._kit, ask, reason)
 
     async def verdict(self, ask: VerdictAsk, source: str, hold: float) -> Verdict:
         """Committed or abandoned? Waits up to `hold` seconds for a move that is still being decided.
@@ -359,8 +400,9 @@ class Moves:
                 await agent.keep_running()
             return
         incoming = self._receive(agent, move)
-        if agent.machine is None or claim is not Claim.OFFERED:
-            await self._turn_down(agent, move, "the destination's QEMU ended while its agent was away")
+        if agent.machine is None or claim is not Claim.OFFERED or not move.port:  # no port: no source was told of it
+            ended = "the destination's QEMU ended while its agent was away"
+            await self._turn_down(agent, move, ended if move.port else _restarted(self._kit))
             return
         self._kit.tasks.start(self._look(agent, agent.machine, incoming))
 

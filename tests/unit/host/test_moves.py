@@ -70,7 +70,7 @@ class Trip:
         if self.committed:
             await self.ground.ask(self.source.name, Kind.VM_RELEASE, VmRelease(vm=VM, epoch=self.epoch - 1))
 
-    async def _move(self, restart: RestartPolicy) -> None:
+    async def prepare(self, restart: RestartPolicy = RestartPolicy.NEVER) -> VmPrepared:
         prepare = VmPrepare(
             launch=make_launch(epoch=self.epoch),
             epoch=self.epoch,
@@ -81,6 +81,10 @@ class Trip:
             restart=restart,
         )
         prepared: VmPrepared = await self.ground.ask(self.destination.name, Kind.VM_PREPARE, prepare)
+        return prepared
+
+    async def _move(self, restart: RestartPolicy) -> None:
+        prepared = await self.prepare(restart)
         start = VmMigrateStart(
             vm=VM,
             epoch=self.epoch,
