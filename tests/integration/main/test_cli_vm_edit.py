@@ -174,8 +174,8 @@ async def test_edits_that_cannot_be(lab: Lab, serai: Serai) -> None:
     ):
         refused(await serai("vm", "edit", name, *words), field, value, remedy)
     misused(await serai("vm", "edit", name), "say what to change")
-    misused(await serai("vm", "edit", name, "--remove-disk", "1"), "the VM has no disk 1; it has 1")
-    misused(await serai("vm", "edit", name, "--remove-network", "4"), "the VM has no vnic 4; it has 1")
+    misused(await serai("vm", "edit", name, "--remove-disk", "1"), f"the VM has no disk 1; it has: 0 ({name}-disk0)")
+    misused(await serai("vm", "edit", name, "--remove-network", "4"), "the VM has no vnic 4; it has: 0 (52:54:")
     misused(await serai("vm", "edit", name, "--label", "tier"), "is not KEY=VALUE")
     refused(await serai("vm", "edit", "never", "--cpus", "2"), "vm", "never", "serai vm list")
     refused(await serai("vm", "rename", name, other.name), "rename", other.name, "Choose another name.")

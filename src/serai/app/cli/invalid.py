@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -147,7 +148,7 @@ def _limit(kind: str, last: str, context: Mapping[str, Any], given: Any) -> tupl
     text = format_size(int(bound)) if last in SIZES and bound else str(bound)
     if kind == "less_than_equal":
         return f"'{last}' is too large", f"Use at most {text}."
-    if last in SIZES and str(given).strip().isdecimal():
+    if last in SIZES and re.fullmatch(r"\s*[1-9][0-9]*\s*", str(given)):
         return f"'{last}' has no unit, and {given} bytes are too few", f"Write the unit, such as {given}M."
     return f"'{last}' is too small", f"Use {'more than' if kind == 'greater_than' else 'at least'} {text}."
 

@@ -105,6 +105,10 @@ def test_a_number_without_its_unit_is_told_so() -> None:
     )
 
 
+def test_nothing_is_not_a_number_without_a_unit() -> None:
+    assert refusal({"memory": "0"}).message == "'memory' is too small"
+
+
 def test_findings_are_told_in_our_words() -> None:
     assert refusal({"cpus": "two"}).message == "this is no whole number"
     assert (
