@@ -233,6 +233,8 @@ async def test_ssh_goes_the_labs_way_and_says_that_nobody_listens(lab: Lab, sera
     assert f"{vm.spec.vnics[0].ip} port 22: Connection refused" in ran.err, ran.err
     alone = named(lab)
     await serai.well("vm", "create", alone, "--image", "tiny", "--memory", "64M", "--no-start")
+    refused(await serai("vm", "ssh", alone), "state", "stopped", f"serai vm start {alone}")
+    await serai.well("vm", "start", alone)
     refused(await serai("vm", "ssh", alone), "vm", alone, f"serai vm console {alone}")
 
 
