@@ -72,6 +72,7 @@ def plan(document: Document, current: dict[str, Any] | None) -> Change:
     changed = {name: value for name, value in spec.items() if not matches(value, have.get(name))}
     top = {name: wanted[name] for name in TOP if name in wanted and wanted[name] != current[name]}
     _refuse_shrinking(document, changed, have)
+    _refuse_other_disks(document, changed, have)
     calls: list[Call] = []
     running = changed.pop("running", None) if document.kind == "vm" else None
     fields = [*changed, *top, *([] if running is None else ["running"])]
@@ -102,6 +103,23 @@ def _refuse_shrinking(document: Document, changed: dict[str, Any], have: dict[st
             value=format_size(changed["size"]),
             remedy="Make a smaller volume and copy what is needed.",
         )
+
+
+def _refuse_other_disks(document: Document, changed: dict[str, Any], have: dict[str, Any]) -> None:
+    """A disk that is said to be of another size is meant to grow; as it stands a new one would take its place."""
+    if document.kind != "vm":
+        return
+    for index, (disk, now) in enumerate(zip(changed.get("disks") or [], have["disks"], strict=False)):
+        size = disk.get("size")
+        if disk.get("volume") is None and size is not None and size != now["size"]:
+            raise ConflictError(
+                f"{document.where(('spec', 'disks', index, 'size'))}: disk {index} of vm/{document.name} is volume "
+                f"{now['volume']} of {format_size(now['size'])}, and an edit does not change a disk's size",
+                field=f"spec.disks[{index}].size",
+                value=format_size(size),
+                remedy=f"Grow it: serai volume resize {now['volume']} {format_size(size)}. To have another disk in its "
+                f"place, remove it first: serai vm edit {document.name} --remove-disk {now['volume']}.",
+            )
 
 
 def _edit(document: Document, body: dict[str, Any]) -> Call:

@@ -141,6 +141,19 @@ def test_a_volume_that_would_shrink_is_refused_with_its_line() -> None:
         plan(document, {"labels": {}, "description": "", "spec": {"pool": "p", "size": 10 << 30}})
 
 
+def test_a_disk_of_another_size_does_not_take_the_place_of_the_one_that_is_there() -> None:
+    text = "kind: vm\nname: a\nspec:\n  disks:\n  - pool: p\n    size: 2G\n"
+    (document,) = parse(text, "f.yaml")
+    disk = {"volume": "a-disk0", "pool": "p", "size": 1 << 30, "keep": False}
+    have = {"labels": {}, "description": "", "spec": {"disks": [disk]}}
+    with pytest.raises(ConflictError, match=r"f\.yaml:6: disk 0 of vm/a is volume a-disk0 of 1G") as caught:
+        plan(document, have)
+    assert caught.value.info.field == "spec.disks[0].size"
+    assert "serai volume resize a-disk0 2G" in (caught.value.info.remedy or "")
+    (same,) = parse(text.replace("2G", "1G"), "f.yaml")
+    assert plan(same, have).calls == []
+
+
 def test_null_is_no_difference() -> None:
     text = difference(change("{cpus: 2, host: null, vnics: [{network: lan, ip: null}]}"))
     assert "null" not in text
