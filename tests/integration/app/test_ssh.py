@@ -32,6 +32,7 @@ def test_ssh_is_started_in_the_contexts_namespace(tmp_path: Path, namespace: str
     file = tmp_path / "config" / "contexts.yaml"
     with FakeApi(tmp_path / "api.sock") as api:
         vm = api.add("vm", "web1", {"vnics": [{"network": "lan", "ip": "10.77.0.100"}]})
+        vm["status"]["state"] = "running"
         contexts.put("lab", Context(socket=api.socket, via={"netns": namespace}), file=file)
         ran = subprocess.run(
             [sys.executable, "-m", "serai.app.cli.main", "vm", "ssh", "debian@web1", "--", "uname", "-a"],

@@ -249,7 +249,8 @@ async def _spawn(folder: Path, user: str | None, options: list[str]) -> Child:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(folder / "qmp.sock"))
         listener.listen(1)
-        argv = [BINARY, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", *options]
+        # -S: the event that it runs would overtake the greeting, if a connection is there so early.
+        argv = [BINARY, "-machine", "none", "-S", "-nodefaults", "-no-user-config", "-display", "none", *options]
         argv += ["-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off"]
         argv += ["-mon", "chardev=qmp,mode=control"]
         try:
