@@ -16,6 +16,7 @@ from serai.schema.job import JobState
 from serai.schema.vm import RestartPolicy, Vm, VmState
 
 from .conftest import Lab
+from .looking import until
 
 SLOW: dict[str, Any] = {"memory": 256 << 20, "cmdline": "serai.mem=300:150"}
 """A guest whose pre-copy never converges: time to kill things in it."""
@@ -173,6 +174,7 @@ async def test_the_bus_away_for_30_seconds(lab: Lab) -> None:
         await lab.kill("nats-server ctl")
         # What happens while nobody can be told of it is told afterwards.
         await lab.guest(stops).power_off()
+        await until(lambda: not lab.qemus(stops)["h1"], "the guest to power itself off")
         await asyncio.sleep(30)
         assert await guest.boot_id() == boot_id
         shown = await lab.vm(vm.name)
