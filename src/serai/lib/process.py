@@ -102,8 +102,8 @@ async def run(
     Raises ProcessError (with `check`, on any code but 0), ProcessTimeout, ProgramMissingError. On time-out and on
     cancellation the program's whole process group is killed before the exception leaves.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
             *argv,
             stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -112,6 +112,14 @@ async def run(
             cwd=cwd,
             start_new_session=True,
         )
+    )
+    try:
+        process = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # It may run already: asyncio would kill the program alone, and not its group.
+        with contextlib.suppress(OSError):
+            await _kill_group(await starting)
+        raise
     except (FileNotFoundError, PermissionError) as error:
         if cwd is not None and not Path(cwd).is_dir():
             raise
