@@ -6,6 +6,22 @@ from serai.controller.store import Transaction
 from serai.schema.errors import InvalidError
 from serai.schema.vm import Vm
 
+NAME_MAX = 63
+"""Characters of a resource's name."""
+
+
+def volume_name(vm: str, number: int | str, field: str) -> str:
+    """The name of a volume that comes with a VM. Raises InvalidError for a VM's name that leaves no room for it."""
+    name = f"{vm}-disk{number}"
+    if len(name) > NAME_MAX:
+        raise InvalidError(
+            "the VM's name leaves no room for the names of its volumes",
+            field=field,
+            value=vm,
+            remedy="Choose a name of up to 56 characters.",
+        )
+    return name
+
 
 async def rename(tx: Transaction, vm: Vm, name: str) -> Vm:
     """The VM under its new name; the volumes that came with it are renamed alike.
@@ -19,14 +35,7 @@ async def rename(tx: Transaction, vm: Vm, name: str) -> Vm:
         suffix = volume.name.removeprefix(f"{vm.name}-disk")
         new = volume.name
         if suffix != volume.name and await tx.volumes.seek(f"{name}-disk{suffix}") is None:
-            new = f"{name}-disk{suffix}"
-            if len(new) > 63:
-                raise InvalidError(
-                    "the name leaves no room for those of the VM's volumes",
-                    field="rename",
-                    value=name,
-                    remedy="Choose a name of up to 56 characters.",
-                )
+            new = volume_name(name, suffix, "rename")
         status = volume.status.model_copy(update={"vm": name})
         await tx.volumes.replace(volume.model_copy(update={"name": new, "status": status}))
         names[volume.name] = new

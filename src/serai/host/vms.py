@@ -252,7 +252,7 @@ class Vms:
             if self.agents.get(body.vm) is agent:
                 del self.agents[body.vm]
             await agent.forget()
-        elif agent is None:
+        elif agent is None and not self._given_up(body):
             await self._end_strays(body.vm)
         for row in self._kit.records.leases(body.vm):
             if row.epoch <= body.epoch and row.claim in (Claim.HELD, Claim.COMMITTED):
@@ -262,6 +262,11 @@ class Vms:
                 LeaseRecord(vm=body.vm, epoch=body.epoch, claim=Claim.RELEASED, reason=body.reason)
             )
         self._kit.records.prune_leases(body.vm)
+
+    def _given_up(self, body: VmRelease) -> bool:
+        """Whether it is so already, as after each move away: QEMU ended before the journal said so."""
+        rows = self._kit.records.leases(body.vm)
+        return any(row.epoch >= body.epoch and row.claim is Claim.RELEASED for row in rows)
 
     async def configure(self, body: VmConfigure) -> VmConfigured:
         """Bring a running VM to `body.launch` as far as it goes live; keep the launch for the next start."""

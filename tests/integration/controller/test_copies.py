@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from tests.integration.controller.conftest import FACTS
 
 from serai.app.controller import ControllerConfig, running, standard_extras
 from serai.client.context import Context
@@ -22,7 +23,6 @@ from serai.lib.bus import Message
 from serai.lib.clock import SystemClock
 from serai.lib.membus import MemBus
 from serai.schema.errors import InvalidError, NotFoundError, SeraiError
-from serai.schema.host import HostFacts
 from serai.schema.image import Image, ImageFile, ImageKind, ImageManifest, ImageState
 from serai.schema.job import Job, JobState
 from serai.schema.messages import Command, Empty, Hello, Kind, Reply, VmMigrated, VmPrepared, VolumeAdmitted, dump
@@ -30,16 +30,6 @@ from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import PoolStatus
 
-FACTS = HostFacts(
-    cpus=4,
-    memory=8 << 30,
-    accel="tcg",
-    qemu_version="10.0",
-    machine_types=["pc-q35-10.0"],
-    migration_capabilities=["events", "pause-before-switchover", "late-block-activate"],
-    suppress_vmdesc=True,
-    addresses={"management": "10.0.0.1", "storage": "10.0.0.1", "migration": "10.0.0.1"},
-)
 SUM, SECRET = "a" * 64, "geheim99"
 KERNEL = ImageManifest(name="tiny", kind=ImageKind.KERNEL, files=[ImageFile(name="vmlinuz", size=1, sha256=SUM)])
 DISK = ImageManifest(

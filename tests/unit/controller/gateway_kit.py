@@ -82,15 +82,7 @@ class Kit:
         await self.bus.request(Subjects.host_report(host), dump(said), timeout=5)
 
     async def advance(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
-        """Turn the clock in small steps until something is so."""
-        async with asyncio.timeout(10):
-            left = seconds
-            while left > 0 or not until():
-                while not self.clock.sleepers:
-                    await asyncio.sleep(0.001)
-                self.clock.advance(0.5)
-                left -= 0.5
-                await asyncio.sleep(0.001)
+        await turn(self.clock, seconds, until)
 
     async def signal(self, target: VmTarget, **options: Any) -> Any:
         return await self.hosts.command(
@@ -99,3 +91,15 @@ class Kit:
 
     async def send(self, body: Frozen = OPEN, **options: Any) -> Any:
         return await self.hosts.command(Kind.POOL_OPEN, "h1", "pool/x", body, command_id=new_id(), **options)
+
+
+async def turn(clock: ManualClock, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
+    """Turn the clock in small steps until something is so."""
+    async with asyncio.timeout(20):
+        left = seconds
+        while left > 0 or not until():
+            while not clock.sleepers:
+                await asyncio.sleep(0.001)
+            clock.advance(0.5)
+            left -= 0.5
+            await asyncio.sleep(0.001)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tests.unit.controller.gateway_kit import turn
 
 from serai.controller.gateway import Hosts
 from serai.controller.store import Store, database
@@ -50,15 +51,7 @@ class Kit:
             return (await view.hosts.find("h1")).status.state
 
     async def advance(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
-        """Turn the clock in small steps until something is so."""
-        async with asyncio.timeout(20):
-            left = seconds
-            while left > 0 or not until():
-                while not self.clock.sleepers:
-                    await asyncio.sleep(0.001)
-                self.clock.advance(0.5)
-                left -= 0.5
-                await asyncio.sleep(0.001)
+        await turn(self.clock, seconds, until)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The activate-or-period loop, on a clock turned by hand."""
+"""The loop that repeats one pass, on a clock turned by hand."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
+from serai.controller import naming
 from serai.controller.api.checks import check_ssh_keys, need_image, need_pool, need_room
 from serai.controller.api.volumes import check_holds
 from serai.controller.store import Transaction, View
@@ -159,14 +160,7 @@ async def _new_volume(
 async def _free_volume_name(view: View, vm: str, known: set[str | None]) -> str:
     number = 0
     while True:
-        name = f"{vm}-disk{number}"
-        if len(name) > 63:
-            raise InvalidError(
-                "the VM's name leaves no room for the names of its volumes",
-                field="name",
-                value=vm,
-                remedy="Choose a name of up to 56 characters.",
-            )
+        name = naming.volume_name(vm, number, "name")
         if name not in known and await view.volumes.seek(name) is None:
             return name
         number += 1
