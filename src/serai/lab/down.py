@@ -62,11 +62,10 @@ async def sweep(folder: LabFolder, *, keep: bool = False) -> None:
     before = read_tolerantly(folder)
     if before is not None:
         folder.write(before.model_copy(update={"phase": Phase.ENDING}))
-    spaces = _namespaces(folder.name)
-    groups = await _end_processes(folder, spaces, before) | _groups_of_vms(folder)
+    groups = await _end_processes(folder, before) | _groups_of_vms(folder)
     for device in mount.loops_on(folder.path):
         mount.detach_loop(device)
-    for space in spaces:
+    for space in _namespaces(folder.name):
         await namespace.delete(space)
     mount.unmount_below(folder.path)
     _remove_groups(groups)
@@ -94,11 +93,11 @@ def _namespaces(name: str) -> list[str]:
 # --- processes ---
 
 
-async def _end_processes(folder: LabFolder, spaces: list[str], before: LabState | None) -> set[Path]:
+async def _end_processes(folder: LabFolder, before: LabState | None) -> set[Path]:
     """End every process in the lab's namespaces or in its records; return the control groups that they were in."""
     groups: set[Path] = set()
     for _ in range(ROUNDS):
-        found = _processes(folder, spaces, before)
+        found = _processes(folder, before)
         if not found:
             return groups
         for watched in found:
@@ -108,8 +107,9 @@ async def _end_processes(folder: LabFolder, spaces: list[str], before: LabState 
     raise HostError(f"these processes of lab {folder.name} cannot be ended: {left}", field="name", value=folder.name)
 
 
-def _processes(folder: LabFolder, spaces: list[str], before: LabState | None) -> list[process.Watched]:
-    wanted = {"net": _identities(namespace.netns_path(space) for space in spaces)}
+def _processes(folder: LabFolder, before: LabState | None) -> list[process.Watched]:
+    # Each time anew: one that was found the last time may have been making a namespace.
+    wanted = {"net": _identities(namespace.netns_path(space) for space in _namespaces(folder.name))}
     mark = f"{state.ENV_MARK}={folder.path}".encode()
     wanted["mnt"] = _identities(pin.target for pin in mount.mounts(folder.pins) if pin.kind == "nsfs")
     records = {record.pid: record.start for record in (before.processes if before is not None else [])}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from serai.lab.state import ENV_MARK, LabFolder, LabState
+from serai.lab.state import LabFolder, LabState
 from serai.lib import namespace
 from serai.lib.process import become
 from serai.schema.errors import NotFoundError
@@ -31,11 +31,10 @@ def python(module: str) -> list[str]:
 def environment(folder: LabFolder) -> dict[str, str]:
     """The environment for our own programs in the lab."""
     return {
-        **os.environ,
+        **folder.environment,
         # The package may only be on our own path, not installed.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PATH": os.pathsep.join((str(folder.programs), os.environ.get("PATH", os.defpath))),
-        ENV_MARK: str(folder.path),
     }
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from serai.lab.topology import Plan, Wire
 from serai.lib import namespace, netlink
 
 
-async def build(plan: Plan) -> None:
-    """Make the lab's network namespaces with all links up. Raises HostError, ProcessError; what was made stays then."""
+async def build(plan: Plan, env: Mapping[str, str]) -> None:
+    """Make the lab's network namespaces with all links up; `env` marks the programs that do it as the lab's.
+
+    Raises HostError, ProcessError; what was made stays then.
+    """
     # The first by itself: it may have to prepare /run/netns, which two at once would do twice.
     first, *others = [plan.netns(node) for node in plan.nodes]
-    await namespace.create(first)
+    await namespace.create(first, env=env)
     async with asyncio.TaskGroup() as group:
         for name in others:
-            group.create_task(namespace.create(name))
+            group.create_task(namespace.create(name, env=env))
     await namespace.in_netns(plan.netns("net"), lambda: _wire(plan))
     for node in plan.nodes:
         wires = [wire for wire in plan.wires if wire.node == node]

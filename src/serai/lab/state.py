@@ -150,6 +150,11 @@ class LabFolder:
         """Folder of programs that agents find before the machine's; see `services`."""
         return self.path / "bin"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Our environment with the mark that makes a program, and what it starts, the lab's."""
+        return {**os.environ, ENV_MARK: str(self.path)}
+
     def pin(self, host: str) -> Path:
         """The pinned mount namespace of a host."""
         return self.pins / host

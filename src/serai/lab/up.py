@@ -41,7 +41,7 @@ async def up(
             now = LabState(name=name, hosts=hosts, link_rate=link_rate, bare=bare)
             folder.write(now)
             say("namespaces and links")
-            await fabric.build(wanted)
+            await fabric.build(wanted, folder.environment)
             await _furnish(folder, wanted)
             if not bare:
                 now = await services.start(folder, now, say)
@@ -96,4 +96,4 @@ async def _furnish(folder: LabFolder, wanted: Plan) -> None:
                 path = folder.host(host) / own
                 path.mkdir(mode=0o755, parents=True)
                 binds.append((path, place))
-            group.create_task(mount.make_namespace(folder.pin(host), binds))
+            group.create_task(mount.make_namespace(folder.pin(host), binds, env=folder.environment))

@@ -14,7 +14,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,11 +96,14 @@ def unmount_below(folder: Path) -> None:
         unmount(found.target)
 
 
-async def make_namespace(pin: Path, binds: Sequence[tuple[Path, Path]]) -> None:
+async def make_namespace(
+    pin: Path, binds: Sequence[tuple[Path, Path]], *, env: Mapping[str, str] | None = None
+) -> None:
     """Make a mount namespace, pinned at the file `pin`, in which each `(source, target)` of `binds` is bound.
 
     `pin` must lie on a private mount; it is created. Unmounts of the machine reach the new namespace (it is a slave),
-    and what others have on loop devices or FUSE is not taken into it, so that it keeps nothing of theirs busy.
+    and what others have on loop devices or FUSE is not taken into it, so that it keeps nothing of theirs busy. `env` is
+    the environment of the programs that make it: they run on for a moment where their caller was killed.
     """
     pin.touch(mode=0o600)
     dropped = [
@@ -110,7 +113,7 @@ async def make_namespace(pin: Path, binds: Sequence[tuple[Path, Path]]) -> None:
     ]
     pairs = [str(path) for pair in binds for path in pair]
     furnish = ["sh", "-c", _FURNISH, "sh", str(len(dropped)), *dropped, *pairs]
-    await run(["unshare", f"--mount={pin}", "--propagation", "slave", "--", *furnish])
+    await run(["unshare", f"--mount={pin}", "--propagation", "slave", "--", *furnish], env=env)
 
 
 def loops_on(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,9 +47,12 @@ def names(prefix: str = "") -> list[str]:
     return sorted(path.name for path in NETNS.iterdir() if path.name.startswith(prefix))
 
 
-async def create(name: str) -> None:
-    """Create a network namespace with its loopback up and bridged traffic free of iptables."""
-    await run(["ip", "netns", "add", name])
+async def create(name: str, *, env: Mapping[str, str] | None = None) -> None:
+    """Create a network namespace with its loopback up and bridged traffic free of iptables.
+
+    `env` is the environment of the program that makes it: it runs on for a moment where its caller was killed.
+    """
+    await run(["ip", "netns", "add", name], env=env)
     await in_netns(name, _settle)
 
 

@@ -14,9 +14,12 @@ import pytest
 from serai.client.context import ENV_FILE
 from serai.lab import state
 from serai.lab.down import down
-from serai.lab.state import LabFolder
+from serai.lab.state import OWN_PATHS, LabFolder
 from serai.lib import mount, namespace, process
 from serai.lib.ids import new_id
+
+OWN_PLACES = frozenset(map(str, OWN_PATHS.values()))
+"""Where a host sees its own folders, and no other process does."""
 
 
 class LabWorld:
@@ -26,7 +29,6 @@ class LabWorld:
         self.parent = parent
         self.names: list[str] = []
         self._held: dict[tuple[int, int], int] = {}
-        self._mounts: set[tuple[int, int]] = set()
 
     def name(self) -> str:
         """A name for a new lab."""
@@ -42,9 +44,6 @@ class LabWorld:
                 if key not in self._held:
                     # Held open, or another lab's namespace may get the number of a deleted one.
                     self._held[key] = os.open(path, os.O_RDONLY)
-            folder = LabFolder.of(name)
-            pins = [found.target for found in mount.mounts(folder.path) if found.kind == "nsfs"]
-            self._mounts |= {(pin.stat().st_dev, pin.stat().st_ino) for pin in pins if pin != folder.outside}
 
     def forget(self) -> None:
         """Let go of what `remember` holds."""
@@ -66,19 +65,20 @@ class LabWorld:
 
     def _processes(self) -> list[str]:
         found = []
-        named = {path.stat().st_ino for path in map(namespace.netns_path, namespace.names("serai-")) if path.exists()}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
             try:
-                net, mnt = ((entry / "ns" / kind).stat() for kind in ("net", "mnt"))
+                net = (entry / "ns" / "net").stat()
                 line = (entry / "cmdline").read_bytes()
+                # A mount namespace cannot be held, as its mounts would stay, and its number goes to the next one.
+                # But a process in it still sees the host's own folders.
+                mounts = (entry / "mountinfo").read_text()
             except OSError:
                 continue
-            # A mount namespace cannot be held, as its mounts would stay. Its number does not count in another lab,
-            # whose network namespace still has a name.
-            inside = (net.st_dev, net.st_ino) in self._held
-            inside |= (mnt.st_dev, mnt.st_ino) in self._mounts and net.st_ino not in named
+            places = [(fields[3], fields[4]) for fields in map(str.split, mounts.splitlines())]
+            inside = any(self.parent.name in root and place in OWN_PLACES for root, place in places)
+            inside |= (net.st_dev, net.st_ino) in self._held
             if inside or (str(self.parent).encode() in line and int(entry.name) != os.getpid()):
                 found.append(f"{entry.name} {line!r}")
         return found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -84,8 +86,8 @@ async def test_a_program_that_left_the_labs_namespaces_ends_too(world: LabWorld)
     world.remember()
     # As a fetcher of an agent's that makes namespaces of its own.
     away = ["nsenter", f"--net={folder.outside}", "--", "unshare", "--mount", "sleep", "1000"]
-    environment = {**os.environ, state.ENV_MARK: str(folder.path)}
-    child = await process.spawn([*namespace.enter_argv(f"serai-{name}-h1", folder.pin("h1")), *away], env=environment)
+    line = [*namespace.enter_argv(f"serai-{name}-h1", folder.pin("h1")), *away]
+    child = await process.spawn(line, env=folder.environment)
     while Path(f"/proc/{child.pid}/comm").read_text() != "sleep\n":
         await asyncio.sleep(0.01)
     await down(name)
@@ -107,8 +109,10 @@ async def test_mounts_and_loop_devices_made_inside_a_host_go(world: LabWorld) ->
     assert len(loops) == 2  # both on one file
     await down(name)
     assert world.left() == NOTHING
+    # Others may have got the devices meanwhile.
     for loop in loops:
-        assert not Path(f"/sys/block/{loop.name}/loop/backing_file").exists()
+        with contextlib.suppress(FileNotFoundError):
+            assert name not in Path(f"/sys/block/{loop.name}/loop/backing_file").read_text()
 
 
 async def test_recorded_processes_elsewhere_end_but_no_stranger_of_that_number(world: LabWorld) -> None:
@@ -146,7 +150,7 @@ async def kill_up_at(name: str, moment: int) -> None:
 
 
 @pytest.mark.parametrize("moment", [0, 1, 3, 6, 99])
-@pytest.mark.parametrize("then", ["down", "up"])
+@pytest.mark.parametrize("then", ["down", "down at once", "up"])
 async def test_up_killed_in_the_middle_is_cleaned_up(world: LabWorld, moment: int, then: str) -> None:
     name = world.name()
     await kill_up_at(name, moment)
@@ -156,7 +160,11 @@ async def test_up_killed_in_the_middle_is_cleaned_up(world: LabWorld, moment: in
         world.remember()
         await run("lab", "exec", "--name", name, "probe", "--", "ping", "-c", "1", "-W", "5", "10.77.0.11")
         assert len(world.left()["namespaces"]) == 4
-    await run("lab", "down", "--name", name)
+    if then == "down at once":
+        # Within a millisecond: the programs that it was waiting for still make namespaces.
+        await down(name)
+    else:
+        await run("lab", "down", "--name", name)
     assert world.left() == NOTHING
 
 
@@ -197,10 +205,10 @@ async def test_an_error_in_up_undoes_it(world: LabWorld, monkeypatch: pytest.Mon
     taken = namespace.netns_path(f"serai-{name}-h2")
     real = namespace.create
 
-    async def create(space: str) -> None:
+    async def create(space: str, *, env: Mapping[str, str] | None = None) -> None:
         if space == taken.name:
             raise OSError(28, "No space left on device")
-        await real(space)
+        await real(space, env=env)
 
     monkeypatch.setattr(namespace, "create", create)
     with pytest.raises(ExceptionGroup):

@@ -119,6 +119,8 @@ class Watch:
         """How often no copy had run for long, and the journals were asked why."""
 
     async def __aenter__(self) -> Self:
+        # Copies that are there already are known from the start, however soon they run.
+        await asyncio.to_thread(self._look_for_copies)
         for thread in self._threads:
             thread.start()
         return self
