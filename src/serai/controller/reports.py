@@ -156,6 +156,8 @@ async def write_unlisted(tx: Transaction, said: HostReport) -> None:
         records = [record for record in said.leases if record.vm == vm.id]
         if rules.claim_of(records, lease.epoch) is Claim.RELEASED:
             state, reason = VmState.STOPPED, f"{said.host} has given it up"
+        elif vm.id in said.silent:
+            state, reason = VmState.UNKNOWN, f"its QEMU on {said.host} does not answer; it is asked again and again"
         else:
             state, reason = VmState.UNKNOWN, f"{said.host} holds its lease but reports no such VM: see its agent's log"
         log.warning("VM %s was %s: %s", vm.name, vm.status.state, reason)

@@ -159,6 +159,7 @@ class HostAgent:
             host=self._name,
             time=self._clock.now(),
             vms=self._vms.reports(),
+            silent=self._vms.silent(),
             leases=self._records.leases(),
             pools=await self._storage.statuses(),
             bridges=await self._bridges(),

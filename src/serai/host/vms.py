@@ -59,7 +59,7 @@ class Vms:
         self._kit = kit
         self.agents: dict[str, VmAgent] = {}
         self._silent: set[str] = set()
-        """VMs whose QEMU may be there and has not answered yet."""
+        """See `silent`."""
         self._adopting: dict[str, asyncio.Task[None]] = {}
         """By VM: the first try to adopt it."""
         self._taking: asyncio.Task[None] | None = None
@@ -75,6 +75,10 @@ class Vms:
 
     def reports(self) -> list[VmReport]:
         return [agent.current_report() for agent in self.agents.values()]
+
+    def silent(self) -> list[str]:
+        """VMs whose QEMU may be there and has not answered yet."""
+        return sorted(self._silent)
 
     # --- start of the agent ---
 

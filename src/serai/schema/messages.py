@@ -97,6 +97,8 @@ class HostReport(Frozen):
     host: Name
     time: datetime
     vms: list[VmReport] = Field(default_factory=list)
+    silent: list[Id] = Field(default_factory=list)
+    """VMs that a new agent has found no word of: their QEMU is there, and has not answered it yet."""
     leases: list[LeaseRecord] = Field(default_factory=list)
     """The last record of each VM and epoch that is not yet confirmed by the controller."""
     pools: dict[str, PoolStatus] = Field(default_factory=dict)

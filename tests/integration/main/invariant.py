@@ -9,9 +9,9 @@ in between: that is certain however late the reads come, so two rules need no lu
 - While no copy runs, some host's journal has to say why: the VM's state there, or the move that it is in. In the end
   the controller has to say it too.
 
-A paused copy's vCPU threads run as well, a little: the threads' birth, then work that QEMU queues to them, less than a
-millisecond before the first `cont` and some microseconds after `stop`. A thread that ends is charged for the memory of
-its whole process if it is the last one of it; what such threads gain does not count.
+A paused copy's vCPU threads run as well, a little: their birth, which is over when a copy is found, then work that QEMU
+queues to them, less than a millisecond before the first `cont` and some microseconds after `stop`. A thread that ends
+is charged for the memory of its whole process if it is the last one of it; what such threads gain does not count.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from typing import Self
 WINDOW = 0.003
 FIND = 0.1
 """Seconds between two searches for new copies; one is there for longer before its vCPUs may run."""
+BIRTH = 5_000_000
+"""Nanoseconds that vCPU threads may have when their copy is found; measured: up to 1.8 million on a busy machine."""
 NOISE = 2_000_000
-"""Nanoseconds that a vCPU thread may gain in all before its copy's first `cont`; measured: up to 0.9 million."""
+"""Nanoseconds that they may gain from then on before its first `cont`; measured: up to 0.6 million."""
 REST = 500_000
 """Nanoseconds that it may gain in all after its copy was stopped for good; measured: up to 0.06 million."""
 LIFE = 200_000
@@ -48,6 +50,8 @@ class Copy:
     pid: int
     threads: list[Path] = field(default_factory=list)
     total: int = 0
+    birth: int | None = None
+    """What it had at the first read and does not count, as it may have been its birth."""
     since: float = 0.0
     lived: int = 0
     """Gained since it was last seen to live."""
@@ -70,6 +74,8 @@ class Copy:
         except (OSError, IndexError):
             return None
         gain, self.total = total - self.total, total
+        if self.birth is None:
+            self.birth = min(total, BIRTH)
         return gain
 
 
@@ -184,7 +190,7 @@ class Watch:
                     copy.after = 0
 
     def _runs(self, copy: Copy, gain: int) -> None:
-        if copy.total <= NOISE:
+        if copy.total - (copy.birth or 0) <= NOISE:
             return
         if copy is not self._owner:
             if self._owner is not None:

@@ -76,6 +76,8 @@ async def test_an_agent_starts_anew_beside_a_qemu_that_stands_still(lab: Lab) ->
             assert (await lab.vm(other.name)).status.state is VmState.PAUSED
             # No event told the new agent: it looked.
             await lab.until(other.name, lambda now: now.status.guest_agent)
+            told = await lab.until(stopped.name, lambda now: now.status.state is VmState.UNKNOWN)
+            assert "its QEMU on h1 does not answer" in told.status.reason
     finally:
         os.kill(pid, signal.SIGCONT)
     async with lab.watch(stopped):

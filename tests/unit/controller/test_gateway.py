@@ -297,6 +297,17 @@ async def test_a_vm_that_its_host_does_not_list_is_not_shown_as_running(kit: Kit
     assert (status.state, status.pid, status.reason) == (VmState.RUNNING, 7, "")
 
 
+async def test_a_vm_whose_qemu_does_not_answer_a_new_agent_is_shown_so(kit: Kit) -> None:
+    vm = await kit.vm()
+    await kit.host("h1")
+    await kit.report(vm, pid=7)
+    kit.clock.advance(1)
+    await kit.full_report("h1", silent=[vm])
+    status = await kit.status(vm)
+    assert (status.state, status.pid) == (VmState.UNKNOWN, None)
+    assert "its QEMU on h1 does not answer" in status.reason
+
+
 async def test_an_unlisted_vm_whose_lease_its_host_gave_up_is_stopped(kit: Kit) -> None:
     vm = await kit.vm()
     await kit.host("h1")
