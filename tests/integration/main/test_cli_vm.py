@@ -198,8 +198,9 @@ async def test_a_console_joins_the_guests_shell_and_leaves_it_as_it_was(lab: Lab
         assert await shell.ask("cat /proc/sys/kernel/random/boot_id") == await lab.guest(vm).boot_id()
         assert "serai.ip=" + str(vm.spec.vnics[0].ip) in await shell.ask("cat /proc/cmdline")
         assert await shell.ask("hostname left; hostname") == "left"
-        # Ctrl-C is the guest's, not the program's.
-        shell.terminal.type('echo be"gun"; sleep 1000\n')
+        # Ctrl-C is the guest's, not the program's. The shell itself is to hear it: a program that it has begun to start
+        # and not yet put into the foreground would not.
+        shell.terminal.type('echo be"gun"; while :; do :; done\n')
         await shell.terminal.until("begun")
         shell.terminal.type(CTRL_C)
         await shell.prompt()

@@ -1,8 +1,9 @@
 """One QMP connection, by qemu.qmp, set up so that nothing stands between QEMU and us in a migration's blackout.
 
-Of qemu.qmp three things are changed, all through what it offers for that: its log hooks (they print every message as
-indented JSON, wanted or not), its default listener (it would keep every event for ever), and a listener of our own that
-hands an event on from the reader itself, where the library's would put it into a queue.
+Of qemu.qmp four things are changed, all through what it offers for that: its log hooks (they print every message as
+indented JSON, wanted or not), its default listener (it would keep every event for ever), a listener of our own that
+hands an event on from the reader itself, where the library's would put it into a queue, and a second greeting is let
+pass: QEMU says it twice to who is connected before its monitor is, if two of its threads notice at once.
 
 A QEMU that does not answer is not dead: its target may be frozen, or the machine busy. UnavailableError says so.
 """
@@ -48,6 +49,12 @@ class _Client(QMPClient):
         return msg
 
     def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    async def _do_recv(self) -> Message:
+        msg: Message = await super()._do_recv()
+        while self.greeting is not None and "QMP" in msg:
+            msg = await super()._do_recv()
         return msg
 
 
