@@ -21,6 +21,7 @@ from serai.client.http import Client
 from serai.lib import netlink, service
 from serai.lib.membus import MemBus
 from serai.lib.pki import CertificateAuthority, TlsFiles
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, NotFoundError
 from serai.schema.host import HostState
 from serai.schema.job import JobState
@@ -132,7 +133,7 @@ async def _furnish(config: UpConfig) -> None:
     await netlink.call(_bridge)
     context = Context(socket=config.socket, token_file=config.token)
     async with Client(context) as client:
-        async with asyncio.timeout(READY):
+        async with time_limit(READY):
             while True:
                 hosts = [row async for row in client.items("host.list")]
                 if any(row.name == config.name and row.status.state is HostState.ONLINE for row in hosts):

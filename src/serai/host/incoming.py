@@ -13,6 +13,7 @@ from serai.core.migration import DESTINATION, DestinationEvent, DestinationPhase
 from serai.drivers.hypervisor.base import Machine, MachineEvent
 from serai.host.kit import Kit
 from serai.host.records import Incoming
+from serai.lib.timeouts import time_limit
 from serai.schema.attach import VnicAttachment
 from serai.schema.errors import HostError, SeraiError
 from serai.schema.lease import Claim, LeaseRecord
@@ -108,7 +109,7 @@ class IncomingMove:
         """QEMU gave the loading up: turn the offer down, in its own words if it has any."""
         reason = "the destination's QEMU could not load the state"
         try:
-            async with asyncio.timeout(LAST_WORDS):
+            async with time_limit(LAST_WORDS):
                 words = (await machine.migration_stats()).error
         except (SeraiError, TimeoutError) as error:
             log.info("vm %s: QEMU does not say why it failed: %s", self._vm, error)

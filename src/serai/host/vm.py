@@ -18,6 +18,7 @@ from serai.host.kit import Kit
 from serai.host.known import KnownVm
 from serai.host.placing import place
 from serai.host.records import VmRecord
+from serai.lib.timeouts import time_limit
 from serai.schema.attach import Launch
 from serai.schema.errors import ConflictError, SeraiError, StaleError
 from serai.schema.lease import Claim, LeaseRecord
@@ -54,7 +55,7 @@ async def _resume(machine: Machine, failing: asyncio.Event, *, failed_before: bo
     await machine.cont()
     if failed_before:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(TRIED_AGAIN):
+            async with time_limit(TRIED_AGAIN):
                 await failing.wait()
 
 
@@ -63,7 +64,7 @@ async def _ask_guest(
 ) -> None:
     """Press the power button until one of `ends` is set; after `timeout` seconds, or without an answer, give it up."""
     try:
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout):
             if was_paused:
                 await machine.cont()
             while not any(event.is_set() for event in ends):

@@ -22,6 +22,7 @@ from serai.lab import state, topology
 from serai.lab.state import LabFolder, LabState, Phase
 from serai.lib import mount, namespace, poolmark, process
 from serai.lib.paths import HostPaths
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,7 @@ NO_GRACE = frozenset({"tgtd"})
 
 async def down(name: str) -> bool:
     """Remove the lab of that name; False if there was nothing. Raises ConflictError, HostError."""
-    # In a task of its own: callers clean up with it, and in a task that was cancelled once Python 3.11.2 lets every
-    # time-out out as one more CancelledError.
-    return await asyncio.create_task(_down(LabFolder.of(name)), name=f"down {name}")
-
-
-async def _down(folder: LabFolder) -> bool:
-    name = folder.name
+    folder = LabFolder.of(name)
     if not folder.path.is_dir():
         # Only namespaces, then: the folder was deleted by hand. Those of a lab in another parent are that lab's.
         if any(other.path != folder.path and other.name == name for other in state.standing()):
@@ -173,7 +168,7 @@ async def _end(found: list[process.Watched]) -> None:
         watched.send_signal(signal.SIGTERM)
     patient = [watched for watched in found if _program(watched.pid) not in NO_GRACE]
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(GRACE):
+        async with time_limit(GRACE):
             await _gone(patient)
     for watched in found:
         watched.send_signal(signal.SIGKILL)

@@ -25,6 +25,7 @@ from serai.lab import enter, samples
 from serai.lab.samples import Kind, ProbeReport
 from serai.lab.state import LabFolder
 from serai.lib import process
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, InvalidError, UnavailableError
 
 BOTH = (Kind.ICMP, Kind.UDP)
@@ -81,7 +82,7 @@ class Prober:
     async def answered(self, timeout: float = 30.0) -> None:
         """Return once each kind has been answered. Raises UnavailableError after `timeout` seconds, HostError."""
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 while not (self._folder / "samples.answered").exists():
                     if not self._child.alive:
                         raise await self._failure()

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serai.lab.state import LabFolder
 from serai.lib import namespace
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, UnavailableError
 
 CONTROL_PORT = 9
@@ -37,7 +38,7 @@ async def connect(
     connection.setblocking(False)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout):
             await asyncio.get_running_loop().sock_connect(connection, (address, port))
             return await asyncio.open_connection(sock=connection)
     except (OSError, TimeoutError) as error:
@@ -88,7 +89,7 @@ class Guest:
         """One request, one JSON object back. Raises UnavailableError, HostError for a request the guest refused."""
         reader, writer = await connect(self.lab, self.address, CONTROL_PORT)
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 writer.write(line.encode() + b"\n")
                 answer = await reader.readline()
         except (OSError, TimeoutError) as error:
@@ -159,7 +160,7 @@ class Guest:
         try:
             writer.write(line.encode() + b"\n")
             with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(2.0):
+                async with time_limit(2.0):
                     await writer.drain()
                     await reader.read()
         finally:
@@ -210,7 +211,7 @@ class TcpEcho:
         # One line may be under way already, answered before something happened.
         goal = self.answered + count + 1
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 while self.answered < goal:
                     self.check()
                     await asyncio.sleep(self.interval / 2)

@@ -42,6 +42,7 @@ from serai.lib.bus import (
 from serai.lib.natsserver import INBOX, inbox_prefix
 from serai.lib.pki import TlsFiles
 from serai.lib.tasks import Tasks
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import InvalidError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class NatsBus:
         bus._tasks.start(bus._keep(awaited=timeout is not None), "keep")
         if timeout is not None:
             try:
-                async with asyncio.timeout(timeout):
+                async with time_limit(timeout):
                     await bus._up.wait()
             except TimeoutError:
                 error = bus._last_error
@@ -224,7 +225,7 @@ class NatsBus:
         check_message(subject, payload)
         self._check_open()
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 await self._up.wait()
                 client, lost = self._client, self._lost
                 if client is None:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from serai.lib import atomicfile, process
 from serai.lib.bus import MAX_PAYLOAD
 from serai.lib.pki import TlsFiles
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class NatsServer:
         self._process = child
         atomicfile.write_text(self._pid_file, f"{child.pid}\n")
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 self.config = replace(self.config, port=await self._listening(child))
         except TimeoutError:
             await child.kill()
@@ -176,7 +177,7 @@ class NatsServer:
         start = self._log.stat().st_size
         self._process.send_signal(signal.SIGHUP)
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 await self._reloaded(start)
         except TimeoutError:
             raise HostError(f"nats-server did not reload within {timeout:g} s: {self._last_words()}") from None

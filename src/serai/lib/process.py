@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, UnsupportedError
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ async def run(
             raise
         raise _missing(argv) from error
     try:
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout):
             stdout, stderr = await process.communicate(input)
     except TimeoutError:
         await _kill_group(process)
@@ -228,7 +229,7 @@ class Watched:
         """SIGTERM, and SIGKILL if it is not over within `timeout` seconds; return when it is over."""
         self.send_signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 await self.exited()
         except TimeoutError:
             log.warning("process %d ignored SIGTERM for %g s: killing it", self.pid, timeout)

@@ -25,6 +25,7 @@ from serai.lib.dscp import give_way
 from serai.lib.pki import TlsFiles, peer_identity
 from serai.lib.redact import hide
 from serai.lib.tasks import Tasks
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import InvalidError, SeraiError, UnauthorizedError, UnavailableError
 from serai.schema.ticket import Ticket
 
@@ -167,7 +168,7 @@ class Writer:
         self._ended = True
         self._raw.close()
         try:
-            async with asyncio.timeout(LINGER):
+            async with time_limit(LINGER):
                 await self._raw.wait_closed()
         except TimeoutError:
             # A peer that does not hang up its side must not hold us.
@@ -281,14 +282,14 @@ class StreamServer:
                 log.error("a stream's handler failed: %s", error, exc_info=error)
                 await writer.fail(error)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LINGER):
+                async with time_limit(LINGER):
                     await reader.drop()
         finally:
             await writer.close()
 
     async def _handle(self, reader: Reader, writer: Writer, peer: str) -> None:
         try:
-            async with asyncio.timeout(HANDSHAKE):
+            async with time_limit(HANDSHAKE):
                 ticket_id = (await reader.read_message()).decode(errors="replace")
         except TimeoutError:
             raise UnauthorizedError(f"{peer} connected and showed no ticket") from None
@@ -329,7 +330,7 @@ async def open_stream(
     """
     hide(ticket_id)
     try:
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout):
             raw_reader, raw_writer = await asyncio.open_connection(
                 address, port, ssl=tls.client_context(), server_hostname=server or address, limit=FRAME
             )

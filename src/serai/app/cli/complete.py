@@ -10,6 +10,8 @@ import glob
 
 import typer
 
+from serai.lib.timeouts import time_limit
+
 PATIENCE = 1.0
 """Seconds; whoever pressed Tab will not wait longer."""
 MOST = 200
@@ -22,7 +24,7 @@ def _names(ctx: typer.Context, endpoint: str, incomplete: str) -> list[str]:
 
     async def ask() -> list[str]:
         _, context = contexts.resolve(ctx.find_root().params.get("context"))
-        async with Client(context, timeout=PATIENCE) as client, asyncio.timeout(PATIENCE):
+        async with Client(context, timeout=PATIENCE) as client, time_limit(PATIENCE):
             items = [item async for item in client.items(endpoint, limit=MOST)]
         return [getattr(item, "name", None) or item.id for item in items]
 

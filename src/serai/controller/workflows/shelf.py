@@ -15,6 +15,7 @@ from serai.controller.store.store import Store, Transaction, View
 from serai.core.migration import PENDING
 from serai.core.placement import Choice, Ties
 from serai.lib.ids import new_secret
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import ConflictError, NotFoundError
 from serai.schema.host import Host
 from serai.schema.image import Image, ImageManifest
@@ -396,7 +397,7 @@ class Uploads:
 
     async def host(self, image: str, timeout: float = 10.0) -> str:
         """The API's side: which host receives. Raises TimeoutError if no job expects this image."""
-        async with asyncio.timeout(timeout), self._expected:
+        async with time_limit(timeout), self._expected:
             await self._expected.wait_for(lambda: image in self._hosts)
             return self._hosts[image]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from serai.drivers.hypervisor.base import QmpError
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import UnavailableError
 
 DELIMITER = b"\xff"
@@ -26,7 +27,7 @@ LINE_MAX = 16 << 20
 async def ask(vm: str, socket: Path, execute: str, arguments: Mapping[str, Any], timeout: float) -> Any:
     """One command of the guest agent's own. Raises UnavailableError (no answer) and QmpError (it refused)."""
     try:
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout):
             return await _ask(socket, execute, arguments)
     except TimeoutError:
         raise UnavailableError(

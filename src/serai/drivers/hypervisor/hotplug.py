@@ -18,6 +18,7 @@ from serai.drivers.hypervisor import argv
 from serai.drivers.hypervisor.base import MachineEvent, QmpError
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.lib.rollback import Rollback
+from serai.lib.timeouts import time_limit
 from serai.schema.attach import Disk, IscsiDisk, Launch, VnicAttachment
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError, UnsupportedError
 
@@ -135,7 +136,7 @@ async def _unplug(qmp: Qmp, subscribe: Subscribe, device: str) -> None:
             if "already in the process of unplug" not in error.reason:
                 raise
         try:
-            async with asyncio.timeout(UNPLUG_TIMEOUT):
+            async with time_limit(UNPLUG_TIMEOUT):
                 await deleted
         except TimeoutError:
             raise UnavailableError(

@@ -8,7 +8,6 @@ after `PATIENCE` by the clock, it is given up.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from serai.drivers.hypervisor.argv import BINARY
 from serai.drivers.hypervisor.identity import KVM, accel_groups, owner
 from serai.lib.process import Child, spawn
+from serai.lib.timeouts import time_limit
 from serai.schema.host import KVM_ABILITY, Ability
 
 CPU_LIMIT = 2.0
@@ -104,10 +104,10 @@ async def run_guest(
 
 async def _end(child: Child, patience: float, cpu_limit: float) -> int | None:
     try:
-        async with asyncio.timeout(patience):
+        async with time_limit(patience):
             while _processor_time(child.pid) < cpu_limit:
                 try:
-                    async with asyncio.timeout(LOOK):
+                    async with time_limit(LOOK):
                         return await child.wait()
                 except TimeoutError:
                     continue

@@ -19,6 +19,7 @@ from serai.drivers.hypervisor.base import ExitInfo, MachineEvent, MigrationSetup
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.drivers.hypervisor.record import Runtime
 from serai.lib.process import Child, Watched
+from serai.lib.timeouts import time_limit
 from serai.schema.attach import Disk, Launch, VnicAttachment
 from serai.schema.errors import ConflictError, SeraiError, UnavailableError, UnsupportedError
 
@@ -138,7 +139,7 @@ class QemuMachine:
         await self._process.exited()
         # The last events, SHUTDOWN among them, may still be on their way through the socket.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_TIMEOUT):
+            async with time_limit(DRAIN_TIMEOUT):
                 await self._qmp.drained()
         await self._qmp.close()
         return self._exit_info()
@@ -199,7 +200,7 @@ class QemuMachine:
             # Refused or unanswered: what counts is whether it goes.
             await self._qmp.execute("quit", timeout=timeout)
         try:
-            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+            async with time_limit(max(0.0, until - time.monotonic())):
                 await self._process.exited()
         except TimeoutError:
             log.warning("QEMU of VM %s did not end within %g s: killing it", self.vm, timeout)

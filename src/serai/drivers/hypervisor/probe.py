@@ -33,6 +33,7 @@ from serai.drivers.hypervisor.identity import KVM, owner
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.lib import atomicfile
 from serai.lib.process import Child, ProgramMissingError, spawn
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, SeraiError, UnavailableError
 from serai.schema.host import SANDBOX_ABILITY, Ability
 
@@ -264,7 +265,7 @@ async def _spawn(folder: Path, user: str | None, options: list[str]) -> Child:
 
 async def _failure(child: Child, folder: Path) -> SeraiError:
     try:
-        async with asyncio.timeout(LAST_WORDS):
+        async with time_limit(LAST_WORDS):
             code = await child.wait()
     except TimeoutError:
         return UnavailableError(

@@ -25,6 +25,7 @@ from serai.drivers.hypervisor.record import Runtime
 from serai.drivers.hypervisor.tsc import measure_khz
 from serai.lib.process import Child, spawn
 from serai.lib.rollback import Rollback
+from serai.lib.timeouts import time_limit
 from serai.schema.attach import IscsiDisk, Launch
 from serai.schema.errors import ConflictError, HostError, SeraiError, UnavailableError, UnsupportedError
 
@@ -157,7 +158,7 @@ async def _failure(child: Child, launch: Launch, placing: Placing, error: SeraiE
     """Why QEMU did not come up: its own last words, if it is gone."""
     # A QEMU that gives up closes its socket a moment before it is gone: its last words are worth that moment.
     try:
-        async with asyncio.timeout(LAST_WORDS):
+        async with time_limit(LAST_WORDS):
             await child.exited()
     except TimeoutError:
         return HostError(f"QEMU of VM {launch.vm} started and did not answer: {error.info.message}")

@@ -31,6 +31,7 @@ from qemu.qmp import (
 from qemu.qmp.protocol import StateError
 
 from serai.drivers.hypervisor.base import MachineEvent, QmpError
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class Qmp:
         """Connect and negotiate. Raises UnavailableError."""
         timeout = CONNECT_TIMEOUT
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 await self._client.connect(str(self._path))
         except TimeoutError:
             raise UnavailableError(
@@ -116,7 +117,7 @@ class Qmp:
         """Ask one command. Raises QmpError (QEMU said no) and UnavailableError (no answer within `timeout` seconds)."""
         timeout = COMMAND_TIMEOUT if timeout is None else timeout
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 return await self._client.execute(command, arguments, oob=oob)
         except ExecuteError as error:
             raise QmpError(command, str(error.error_class), str(error)) from error
@@ -146,5 +147,5 @@ class Qmp:
         """Drop the connection; nothing happens to QEMU."""
         # What ended the connection earlier (EOF, mostly) is raised here, and is no news.
         with contextlib.suppress(QMPError, EOFError, OSError, TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+            async with time_limit(CLOSE_TIMEOUT):
                 await self._client.disconnect()

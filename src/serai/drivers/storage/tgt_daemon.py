@@ -27,6 +27,7 @@ from pathlib import Path
 
 from serai.drivers.storage.tgt_socket import TgtSocket
 from serai.lib.process import Child, Watched, spawn
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, InvalidError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class TgtDaemon:
         """Whether the daemon is over, or is within a second."""
         if self._process is not None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1):
+                async with time_limit(1):
                     await self._process.exited()
         await self._reap()
         return self._process is None
@@ -122,7 +123,7 @@ class TgtDaemon:
     async def _answers(self, child: Child) -> None:
         """Wait until the daemon's socket is there, or the daemon is not."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(START_TIMEOUT):
+            async with time_limit(START_TIMEOUT):
                 while child.alive:
                     if await self.socket.peer() == child.pid:
                         return
@@ -214,7 +215,7 @@ class TgtDaemon:
             # It looks whether it should end only after the next event, which a connection is.
             await self.socket.peer()
         try:
-            async with asyncio.timeout(STOP_TIMEOUT):
+            async with time_limit(STOP_TIMEOUT):
                 await process.exited()
         except TimeoutError:
             await process.kill()

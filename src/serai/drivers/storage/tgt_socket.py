@@ -27,6 +27,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from serai.drivers.storage.base import Session
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, UnavailableError
 
 REQUEST = struct.Struct("@II64sIiQQIIIIII")
@@ -131,7 +132,7 @@ class TgtSocket:
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             # Asked something only so that the daemon lets go of the connection. One that is stuck runs nevertheless.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANSWER_TIMEOUT):
+                async with time_limit(ANSWER_TIMEOUT):
                     await _ask(reader, writer, _record(Mode.PORTAL, Op.SHOW))
             pid: int = struct.unpack("3i", credentials)[0]
             return pid
@@ -153,7 +154,7 @@ class TgtSocket:
             raise ValueError(f"{len(body)} bytes of parameters are more than tgtd takes")
         record = _record(mode, op, len(body), tid=tid, sid=sid, lun=lun, cid=cid, force=force)
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
+            async with time_limit(ANSWER_TIMEOUT):
                 number, text = await self._exchange(record + body)
         except (OSError, asyncio.IncompleteReadError) as error:
             # TimeoutError is an OSError too.

@@ -24,6 +24,7 @@ from dataclasses import replace
 from serai.drivers.storage.export_records import Record, Records
 from serai.drivers.storage.tgt_daemon import TgtDaemon
 from serai.drivers.storage.tgt_socket import Errno, Target, TgtError
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class TgtTargets:
         clock = asyncio.get_running_loop().time
         cut_at = clock() + DRAIN_TIMEOUT / 4
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_TIMEOUT):
+            async with time_limit(DRAIN_TIMEOUT):
                 async for _ in _patiently():
                     # In this order: a login that ends in between is seen as a session.
                     under_way = settle and await self._daemon.logins_under_way()
@@ -198,7 +199,7 @@ class TgtTargets:
             await self._socket.unbind_initiator(tid, initiator)
         await self._drained(tid, (), settle=False)
         try:
-            async with asyncio.timeout(DELETE_TIMEOUT):
+            async with time_limit(DELETE_TIMEOUT):
                 async for _ in _patiently():
                     try:
                         await self._socket.delete_target(tid)
