@@ -73,6 +73,7 @@ TRANSITIONS: dict[tuple[VmState, VmEvent], VmState] = {
 }
 
 _DOWN = (S.DEFINED, S.STOPPED, S.CRASHED)
+_NO_WORD = "Its reason says why: serai vm show {name}. Wait for word of it, or end it: serai vm stop {name} --force."
 _START_IT = "start it first: serai vm start {name}."
 
 _REMEDY: dict[VmEvent, str] = {
@@ -88,6 +89,7 @@ _REMEDY_IN: dict[tuple[VmState, VmEvent], str] = {
     (S.PAUSED, E.MIGRATE): "Only a running VM moves; let it go on first: serai vm resume {name}.",
     **{(state, E.MIGRATE): f"Only a running VM moves; {_START_IT}" for state in _DOWN},
     **{(state, E.PAUSE): f"Only a running VM can be paused; {_START_IT}" for state in _DOWN},
+    **{(S.UNKNOWN, event): _NO_WORD for event in (E.START, E.MIGRATE, E.PAUSE, E.RESUME, E.RESET, E.STOP)},
 }
 """Where the state says more about what to do than the event alone."""
 

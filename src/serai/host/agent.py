@@ -121,7 +121,8 @@ class HostAgent:
             log.debug("report of %s waits for the bus: %s", report.vm, error)
 
     def _holds(self, vm: str) -> bool:
-        return self._vms is not None and vm in self._vms.agents and self._records.may_run(vm) is not None
+        known = self._vms is not None and (vm in self._vms.agents or vm in self._vms.silent())
+        return known and self._records.may_run(vm) is not None
 
     async def _report_forever(self) -> None:
         while True:

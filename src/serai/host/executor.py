@@ -134,7 +134,7 @@ class Executor:
         return self._vms.moves.cancel(body)
 
     async def _stop(self, body: VmStopCommand, _: Report) -> BaseModel:
-        return await self._vms.agent(body.vm).stop(force=body.force, timeout=body.timeout)
+        return await self._vms.stop(body)
 
     async def _guest(self, body: GuestExec, _: Report) -> BaseModel:
         machine = self._vms.agent(body.vm).live_machine()

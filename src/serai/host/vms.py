@@ -24,7 +24,7 @@ from serai.host.vm import ALIVE, VmAgent
 from serai.schema.attach import KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.errors import NotFoundError, SeraiError, StaleError, UnavailableError, UnsupportedError
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import VmConfigure, VmConfigured, VmRelease, VmStart
+from serai.schema.messages import VmConfigure, VmConfigured, VmRelease, VmStart, VmStopCommand
 from serai.schema.units import exact_size
 from serai.schema.vm import VmReport, VmState
 
@@ -87,9 +87,9 @@ class Vms:
 
         Each VM is adopted by itself: one whose QEMU does not answer keeps nobody waiting but who asks for it.
         """
-        for vm, record in self._kit.records.vms().items():
+        for vm in self._kit.records.vms():
             self._silent.add(vm)
-            task = self._adopting[vm] = self._kit.tasks.start(self._adopt_first(record, rebooted=rebooted))
+            task = self._adopting[vm] = self._kit.tasks.start(self._adopt_first(vm, rebooted=rebooted))
             task.add_done_callback(functools.partial(self._tried, vm))
         self._taking = self._kit.tasks.start(self._take_over(list(self._adopting.values()), rebooted=rebooted))
 
@@ -108,9 +108,8 @@ class Vms:
             if self._kit.records.vm(found.vm) is None:
                 log.error(
                     "VM %s runs here as process %d, and the journal does not know it: it is left alone. "
-                    "'serai vm delete --force' ends it, or 'kill %d' and then 'serai vm start'.",
+                    "'serai vm stop --force' ends it.",
                     found.vm,
-                    found.pid,
                     found.pid,
                 )
 
@@ -144,18 +143,21 @@ class Vms:
             await asyncio.wait({task}, timeout=timeout)
         return vm not in self._adopting
 
-    async def _adopt_first(self, record: VmRecord, *, rebooted: bool) -> None:
-        await self._adopt(record, rebooted=rebooted)
-        if record.launch.vm in self._silent:
-            self._kit.tasks.start(self._adopt_later(record.launch.vm))
+    async def _adopt_first(self, vm: str, *, rebooted: bool) -> None:
+        await self._adopt(vm, rebooted=rebooted)
+        if vm in self._silent:
+            self._kit.tasks.start(self._adopt_later(vm))
 
-    async def _adopt(self, record: VmRecord, *, rebooted: bool) -> None:
+    async def _adopt(self, vm: str, *, rebooted: bool) -> None:
         """One VM; whatever is wrong with it keeps neither the others nor the agent from working."""
-        vm = record.launch.vm
         try:
             machine = await self._kit.hypervisor.adopt(vm, self._kit.paths.vm_run(vm))
         except SeraiError as error:
-            log.error("vm %s: QEMU is there but does not answer: %s", record.launch.name, error)
+            log.error("vm %s: QEMU is there but does not answer: %s", vm, error)
+            return
+        record = self._kit.records.vm(vm)
+        if record is None or vm not in self._silent:  # released, or taken over by another try
+            self._silent.discard(vm)
             return
         self._silent.discard(vm)
         agent = self.agents[vm] = VmAgent(self._kit, record, machine)
@@ -169,11 +171,23 @@ class Vms:
         """A silent QEMU is not dead: ask until it answers or is gone."""
         while vm in self._silent:
             await self._kit.clock.sleep(ADOPT_RETRY)
-            record = self._kit.records.vm(vm)
-            if record is None:
-                self._silent.discard(vm)
-            else:
-                await self._adopt(record, rebooted=False)
+            if vm in self._silent:
+                await self._adopt(vm, rebooted=False)
+
+    async def _end_silent(self, vm: str) -> None:
+        """End a QEMU that does not answer, and take its VM over as one that is down. One on the move is left alone."""
+        record = self._kit.records.vm(vm)
+        if record is None or record.incoming is not None or record.outgoing is not None:
+            return
+        self._kit.records.put_vm(record.model_copy(update={"wanted": False}))
+        for found in await self._kit.hypervisor.processes():
+            if found.vm == vm and vm in self._silent:
+                log.warning("vm %s: process %d does not answer, and is ended by force", vm, found.pid)
+                await found.kill()
+        # The first try, if it is still on, sees the end; else the next one would come later.
+        await self.adopted(vm)
+        if vm in self._silent:
+            await self._adopt(vm, rebooted=False)
 
     def _check_silent(self, vm: str) -> None:
         if vm in self._silent:
@@ -181,7 +195,7 @@ class Vms:
                 f"the VM's QEMU on {self._kit.host} does not answer",
                 field="vm",
                 value=vm,
-                remedy="Wait: it is asked again and again. Its storage may be away.",
+                remedy="Wait: it is asked again and again, its storage may be away. Or end it: serai vm stop --force.",
             )
 
     async def _settle(self, agent: VmAgent, *, rebooted: bool) -> None:
@@ -198,6 +212,8 @@ class Vms:
         elif agent.state in ALIVE or agent.state is VmState.STARTING:
             if rebooted:
                 agent.follow(VmEvent.CRASHED, "its host was rebooted", restarts=0)
+            elif not record.wanted:
+                agent.ended(End(VmEvent.STOPPED_BY_FORCE, "stopped while no agent watched it", failure=False))
             else:
                 agent.ended(End(VmEvent.CRASHED, "QEMU ended while no agent watched it", failure=True))
         elif record.wanted and record.state in (VmState.CRASHED, VmState.STOPPED) and not rebooted:
@@ -217,6 +233,12 @@ class Vms:
                 agent.restart_soon("its host was rebooted")
 
     # --- commands ---
+
+    async def stop(self, body: VmStopCommand) -> VmReport:
+        """Shut down, or by force, which also ends a QEMU that does not answer a new agent."""
+        if body.force and body.vm in self._silent:
+            await self._end_silent(body.vm)
+        return await self.agent(body.vm).stop(force=body.force, timeout=body.timeout)
 
     async def start(self, body: VmStart) -> VmReport:
         self._check_silent(body.launch.vm)
@@ -247,6 +269,9 @@ class Vms:
 
     async def release(self, body: VmRelease) -> None:
         """Give up `epoch` and all lower ones: end QEMU, also one of no record, and forget the VM. Idempotent."""
+        record = self._kit.records.vm(body.vm)
+        if body.vm in self._silent and record is not None and record.epoch <= body.epoch:
+            await self._end_silent(body.vm)
         self._check_silent(body.vm)
         agent = self.agents.get(body.vm)
         if agent is not None and agent.record.epoch <= body.epoch:

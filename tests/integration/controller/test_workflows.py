@@ -85,6 +85,26 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
 
 
+async def test_a_vm_of_which_its_host_has_no_word_is_stopped_by_force_alone(world: World) -> None:
+    await world.create()
+    vm = await world.vm("web1")
+    report = HostReport(host="h1", time=SystemClock().now(), silent=[vm.id])
+    await world.agents.bus.request(Subjects.host_report("h1"), dump(report), timeout=5)
+    status = (await world.vm("web1")).status
+    assert (status.state, "does not answer" in status.reason) == (VmState.UNKNOWN, True)
+    for call in ("vm.stop", "vm.restart", "vm.start", "vm.pause"):
+        with pytest.raises(ConflictError, match="serai vm stop web1 --force"):
+            await world.client.call(call, "web1")
+    world.agents.asked.clear()
+    job = await world.do("vm.stop", "web1", {"force": True})
+    assert job.state is JobState.DONE, job.error
+    assert world.agents.asked == [("h1", Kind.VM_RELEASE)]
+    assert (await world.vm("web1")).status.state is VmState.STOPPED
+    assert (await world.do("vm.start", "web1")).state is JobState.DONE
+    status = (await world.vm("web1")).status
+    assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
+
+
 async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
     async def seen() -> list[datetime]:
         shown = await world.client.call("host.show", "h1")

@@ -12,6 +12,7 @@ import signal
 
 import pytest
 
+from serai.schema.errors import ConflictError
 from serai.schema.vm import VmState
 
 from .conftest import Lab
@@ -84,3 +85,20 @@ async def test_an_agent_starts_anew_beside_a_qemu_that_stands_still(lab: Lab) ->
         await lab.until(stopped.name, lambda now: now.status.state is VmState.RUNNING)
         await lab.done(await lab.client.call("vm.pause", stopped.name))
     assert lab.qemus(stopped)["h1"] == [pid]
+
+
+async def test_a_qemu_that_stands_still_beside_a_new_agent_is_stopped_by_force_and_started_again(lab: Lab) -> None:
+    vm = await lab.create(restart="always")
+    (pid,) = lab.qemus(vm)["h1"]
+    os.kill(pid, signal.SIGSTOP)
+    await lab.kill("agent h1")
+    await lab.restart("agent h1")
+    await lab.until(vm.name, lambda now: now.status.state is VmState.UNKNOWN)
+    with pytest.raises(ConflictError, match=f"serai vm stop {vm.name} --force"):
+        await lab.client.call("vm.stop", vm.name)
+    await lab.done(await lab.client.call("vm.stop", vm.name, {"force": True}))
+    assert lab.qemus(vm)["h1"] == []
+    assert (await lab.vm(vm.name)).status.state is VmState.STOPPED
+    async with lab.watch(vm):
+        await lab.done(await lab.client.call("vm.start", vm.name))
+    assert (await lab.vm(vm.name)).status.epoch == vm.status.epoch + 1

@@ -7,8 +7,8 @@ import asyncio
 from serai.host.agent import ADOPTION_PATIENCE
 from serai.host.records import CLAIMS_KEPT, GONE_KEPT
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import Kind, VmRelease, VmSignal
-from serai.schema.vm import VmState
+from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand
+from serai.schema.vm import RestartPolicy, VmState
 
 from .conftest import VM, Ground, Host, make_launch
 
@@ -51,6 +51,34 @@ async def test_the_full_report_does_not_wait_for_ever(ground: Ground, h1: Host) 
     assert ground.clock.monotonic() > began + ADOPTION_PATIENCE
     report = ground.host_reports[0]
     assert ([one.vm for one in report.vms], report.silent) == ([OTHER], [VM])
+
+
+async def test_a_silent_qemu_ends_by_force_and_stays_down(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", restart=RestartPolicy.ALWAYS)
+    process = h1.process()
+    process.silent = True
+    await h1.restart()
+    stopped = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, force=True))
+    assert (stopped.state, process.alive) == (VmState.STOPPED, False)
+    await ground.turn()
+    assert not h1.processes()
+    assert not h1.vms.silent()
+
+
+async def test_a_silent_qemu_ends_with_the_release_of_its_lease_and_not_of_an_older_one(
+    ground: Ground, h1: Host
+) -> None:
+    await ground.run_vm("h1", epoch=2)
+    h1.process().silent = True
+    await h1.restart()
+    refused = await ground.send("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1))
+    assert refused.error is not None
+    assert "does not answer" in refused.error.message
+    assert h1.processes()
+    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=2, reason="stopped by force"))
+    assert not h1.processes()
+    assert h1.records.claim(VM, 2) is Claim.RELEASED
+    assert h1.records.vm(VM) is None
 
 
 async def test_whether_an_adopted_vm_has_a_guest_agent_is_looked_for(ground: Ground, h1: Host) -> None:

@@ -23,6 +23,8 @@ from serai.schema.vm import Vm, VmBegin, VmClone, VmCreate, VmMigrate, VmSpec, V
 from serai.schema.volume import Volume, VolumeState, VolumeStatus
 
 CLEARED = ("vm.delete",)
+BY_FORCE = (VmState.MIGRATING, VmState.UNKNOWN)
+"""What only force stops."""
 
 
 async def list_(api: Api, call: Call) -> Response:
@@ -133,11 +135,11 @@ async def start(api: Api, call: Call) -> Response:
 
 
 async def stop(api: Api, call: Call) -> Response:
-    """Shut it down; by force also one on the move, which is asked to end first."""
+    """Shut it down; by force also one on the move, which is asked to end first, and one that does not answer."""
     force = call.need(VmStop).force
     async with api.store.transaction() as tx:
         vm = await _find(tx, call)
-        if vm.status.state is not VmState.DEFINED and not (force and vm.status.state is VmState.MIGRATING):
+        if vm.status.state is not VmState.DEFINED and not (force and vm.status.state in BY_FORCE):
             lifecycle.follow(vm.status.state, VmEvent.STOP, vm.name)
         if vm.status.state not in (VmState.DEFINED, VmState.STOPPED):
             await need_holder(tx, vm)

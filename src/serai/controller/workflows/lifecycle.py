@@ -15,7 +15,7 @@ from serai.schema.errors import CapacityError, ConflictError, NotFoundError, Ser
 from serai.schema.image import ImageKind
 from serai.schema.job import Job
 from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand, VolumeDrop
-from serai.schema.vm import VmState
+from serai.schema.vm import Vm, VmState
 from serai.schema.volume import VolumeState
 
 STOPPED = "stopped"
@@ -148,6 +148,9 @@ async def _stop(office: Office, ctx: JobContext) -> None:
         ctx.result = {"state": vm.status.state}
         return
     timeout = float(ctx.params.get("timeout", 60.0))
+    if vm.status.state is VmState.UNKNOWN and ctx.params.get("force"):
+        await _end_unknown(office, ctx, vm)
+        return
     body = VmStopCommand(vm=vm.id, force=bool(ctx.params.get("force", False)), timeout=timeout)
     hurrying = asyncio.create_task(_force_when_hurried(ctx, vm.id))
     try:
@@ -158,6 +161,21 @@ async def _stop(office: Office, ctx: JobContext) -> None:
     await office.shelf.take_report(report)
     ctx.result = {"state": report.state, "reason": report.reason}
     ctx.data[STOPPED] = report.reason
+
+
+async def _end_unknown(office: Office, ctx: JobContext, vm: Vm) -> None:
+    """By the release of its lease: that also ends a QEMU that does not answer, or that its host's journal lost."""
+    lease = await office.shelf.lease(vm.id)
+    if lease.offered_to is not None:
+        raise ConflictError(
+            f"VM {vm.name} is on the move", field="vm", value=vm.name, remedy="Wait until it has arrived."
+        )
+    body = VmRelease(vm=vm.id, epoch=lease.epoch, reason="stopped by force")
+    await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)
+    reason = "stopped by force"
+    await office.shelf.set_vm_status(vm.id, state=VmState.STOPPED, reason=reason, pid=None, guest_agent=False)
+    ctx.result = {"state": VmState.STOPPED, "reason": reason}
+    ctx.data[STOPPED] = reason
 
 
 async def _force_when_hurried(ctx: JobContext, vm_id: str) -> None:
