@@ -55,7 +55,8 @@ def put(folder: Path, pool: str, *, made: bool) -> None:
     fresh = folder / f"{TEMPORARY}mark-{secrets.token_hex(4)}"
     atomicfile.write_text(fresh, text, mode=0o600)
     try:
-        with contextlib.suppress(FileExistsError):
+        # Not there any more: the first one has swept it away already.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
             (folder / NAME).hardlink_to(fresh)
     finally:
         fresh.unlink(missing_ok=True)
