@@ -121,8 +121,7 @@ class HostAgent:
             log.debug("report of %s waits for the bus: %s", report.vm, error)
 
     def _holds(self, vm: str) -> bool:
-        known = self._vms is not None and (vm in self._vms.agents or vm in self._vms.silent())
-        return known and self._records.may_run(vm) is not None
+        return self._vms is not None and self._vms.knows(vm) and self._records.may_run(vm) is not None
 
     async def _report_forever(self) -> None:
         while True:

@@ -57,6 +57,10 @@ class Vms:
     def reports(self) -> list[VmReport]:
         return [agent.current_report() for agent in self.agents.values()]
 
+    def knows(self, vm: str) -> bool:
+        """Whether the VM is one of this host's, also if its QEMU has not answered yet."""
+        return vm in self.agents or vm in self._silent
+
     def silent(self) -> list[str]:
         """VMs whose QEMU may be there and has not answered yet."""
         return sorted(self._silent)
@@ -136,11 +140,12 @@ class Vms:
         except SeraiError as error:
             log.error("vm %s: QEMU is there but does not answer: %s", vm, error)
             return
-        record = self._kit.records.vm(vm)
-        if record is None or vm not in self._silent:  # released, or taken over by another try
-            self._silent.discard(vm)
+        if vm not in self._silent:  # another try was quicker
             return
         self._silent.discard(vm)
+        record = self._kit.records.vm(vm)
+        if record is None:
+            return
         agent = self.agents[vm] = VmAgent(self._kit, record, machine)
         try:
             await self._settle(agent, rebooted=rebooted)
@@ -249,7 +254,10 @@ class Vms:
         return agent
 
     async def release(self, body: VmRelease) -> None:
-        """Give up `epoch` and all lower ones: end QEMU, also one of no record, and forget the VM. Idempotent."""
+        """Give up `epoch` and all lower ones: end QEMU, also one of no record or that does not answer; forget the VM.
+
+        Idempotent.
+        """
         record = self._kit.records.vm(body.vm)
         if body.vm in self._silent and record is not None and record.epoch <= body.epoch:
             await self._end_silent(body.vm)

@@ -14,6 +14,7 @@ from serai.core.placement import Choice, choose_start, place
 from serai.schema.errors import CapacityError, ConflictError, NotFoundError, SeraiError
 from serai.schema.image import ImageKind
 from serai.schema.job import Job
+from serai.schema.lease import Lease
 from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand, VolumeDrop
 from serai.schema.vm import Vm, VmState
 from serai.schema.volume import VolumeState
@@ -165,17 +166,23 @@ async def _stop(office: Office, ctx: JobContext) -> None:
 
 async def _end_unknown(office: Office, ctx: JobContext, vm: Vm) -> None:
     """By the release of its lease: that also ends a QEMU that does not answer, or that its host's journal lost."""
+    lease = await _lease_at_rest(office, vm)
+    reason = "stopped by force"
+    body = VmRelease(vm=vm.id, epoch=lease.epoch, reason=reason)
+    await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)
+    await office.shelf.set_vm_status(vm.id, state=VmState.STOPPED, reason=reason, pid=None, guest_agent=False)
+    ctx.result = {"state": VmState.STOPPED, "reason": reason}
+    ctx.data[STOPPED] = reason
+
+
+async def _lease_at_rest(office: Office, vm: Vm) -> Lease:
+    """The VM's lease. Raises NotFoundError, and ConflictError while it is offered to another host."""
     lease = await office.shelf.lease(vm.id)
     if lease.offered_to is not None:
         raise ConflictError(
             f"VM {vm.name} is on the move", field="vm", value=vm.name, remedy="Wait until it has arrived."
         )
-    body = VmRelease(vm=vm.id, epoch=lease.epoch, reason="stopped by force")
-    await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)
-    reason = "stopped by force"
-    await office.shelf.set_vm_status(vm.id, state=VmState.STOPPED, reason=reason, pid=None, guest_agent=False)
-    ctx.result = {"state": VmState.STOPPED, "reason": reason}
-    ctx.data[STOPPED] = reason
+    return lease
 
 
 async def _force_when_hurried(ctx: JobContext, vm_id: str) -> None:
@@ -224,13 +231,9 @@ async def _take_down(office: Office, ctx: JobContext) -> None:
     vm_id = ctx.params["id"]
     vm = await office.shelf.vm(vm_id)
     try:
-        lease = await office.shelf.lease(vm_id)
+        lease = await _lease_at_rest(office, vm)
     except NotFoundError:
         return
-    if lease.offered_to is not None:
-        raise ConflictError(
-            f"VM {vm.name} is on the move", field="vm", value=vm.name, remedy="Wait until it has arrived."
-        )
     body = VmRelease(vm=vm_id, epoch=lease.epoch, reason="deleted")
     await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm_id}", body, deadline=float("inf"))
     await refuse(office, ctx, vm, lease.epoch)
