@@ -30,7 +30,6 @@ from serai.host.journal import Journal
 from serai.host.kit import Kit
 from serai.host.records import Records
 from serai.host.storage import HostStorage
-from serai.host.uplinks import HostUplinks
 from serai.host.vms import Vms, machine_boot_id
 from serai.lib import service
 from serai.lib.bus import Bus
@@ -41,12 +40,13 @@ from serai.lib.pki import TlsFiles, qemu_folder, qemu_identity, write_qemu_folde
 from serai.lib.reconcile import Reconciler
 from serai.lib.stream import StreamServer
 from serai.lib.tasks import Tasks
+from serai.schema.commands.migration import Verdict, VerdictAsk
+from serai.schema.encoding import encode
 from serai.schema.errors import UnavailableError
 from serai.schema.host import Ability, HostFacts
-from serai.schema.messages import TicketRedeem, TicketRedeemed, Verdict, VerdictAsk, dump
 from serai.schema.resource import Frozen
 from serai.schema.subjects import Subjects
-from serai.schema.ticket import Purpose, Ticket
+from serai.schema.ticket import Purpose, RedeemTicket, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class HostParts:
             boot = machine_boot_id()
             rebooted = (journal.get("machine", "boot") or {}).get("id") not in (None, boot)
             vms.take_over(rebooted=rebooted)
-            await agent.join(vms, Executor(vms, storage, images, HostUplinks(network, taker)))
+            await agent.join(vms, Executor(vms, storage, images, taker))
             stack.push_async_callback(agent.leave)
             await stack.enter_async_context(self._streams(tls, images))
             # Before VMs are waited for: a target that died since is what they may be waiting for.
@@ -228,13 +228,15 @@ class HostParts:
         )
 
     async def _ask_verdict(self, host: str, ask: VerdictAsk) -> Verdict:
-        answer = await self._bus.request(Subjects.verdict(host, self._config.name), dump(ask), timeout=VERDICT_TIMEOUT)
+        answer = await self._bus.request(
+            Subjects.verdict(host, self._config.name), encode(ask), timeout=VERDICT_TIMEOUT
+        )
         return Verdict.model_validate_json(answer)
 
     async def _redeem(self, ticket: str, peer: str) -> Ticket:
-        ask = TicketRedeem(ticket=ticket, holder=peer, server=f"host.{self._config.name}")
-        answer = await self._bus.request(Subjects.redeem(self._config.name), dump(ask), timeout=10.0)
-        return TicketRedeemed.model_validate_json(answer).ticket
+        ask = RedeemTicket(ticket=ticket, holder=peer, server=f"host.{self._config.name}")
+        answer = await self._bus.request(Subjects.redeem(self._config.name), encode(ask), timeout=10.0)
+        return Ticket.model_validate_json(answer)
 
 
 def _warn(abilities: Iterable[Ability]) -> None:

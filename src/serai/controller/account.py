@@ -13,7 +13,8 @@ import logging
 from typing import Any
 
 from serai.controller import marks
-from serai.controller.jobs import CommandGateway, JobContext, Workflow
+from serai.controller.commands import CommandSender
+from serai.controller.jobs import JobContext, Workflow
 from serai.controller.store import JobRecord, Store, StoreUnavailableError, until_it_works
 from serai.lib.tasks import Tasks
 from serai.schema.errors import ErrorInfo
@@ -33,7 +34,7 @@ class Account:
     """One job's state and the writing of it. `ctx` is what its steps see."""
 
     def __init__(
-        self, record: JobRecord, workflow: Workflow, *, store: Store, hosts: CommandGateway, tasks: Tasks
+        self, record: JobRecord, workflow: Workflow, *, store: Store, hosts: CommandSender, tasks: Tasks
     ) -> None:
         self.job = record.job
         self.workflow = workflow

@@ -16,7 +16,8 @@ from typing import Any
 
 from serai.controller import marks, outdated
 from serai.controller.account import event_message
-from serai.controller.jobs import CommandGateway, Workflow
+from serai.controller.commands import CommandSender
+from serai.controller.jobs import Workflow
 from serai.controller.locks import Locks
 from serai.controller.run import Run
 from serai.controller.store import JobRecord, Store, Transaction, until_it_works
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 class Engine:
     """See the module's text. `workflows` is read whenever a job comes in, so it may be filled until `start`."""
 
-    def __init__(self, store: Store, hosts: CommandGateway, workflows: Mapping[str, Workflow]) -> None:
+    def __init__(self, store: Store, hosts: CommandSender, workflows: Mapping[str, Workflow]) -> None:
         self._store = store
         self._hosts = hosts
         self._workflows = workflows

@@ -1,9 +1,9 @@
 """The controller's end of the bus: commands out, reports in.
 
-A command is asked with the same id until there is an answer: `running` and silence both mean "ask again". Silence is
-borne for `deadline` seconds, counted anew from each answer; it never means that the command was not carried out.
-A host's hello may mean that its agent was restarted, and then nobody works at what is asked of it any more: it is asked
-again at once.
+A request is repeated with the same id until there is an answer: `running` and silence both mean "ask again". The sender
+gives up after `patience` seconds of silence, counted from the last answer; silence never means that the command was not
+carried out. A host's hello may mean that its agent was restarted and forgot what it was asked: the request is repeated
+at once.
 
 A command for a VM goes to the host that holds the VM's lease, and to no other: the lease is read before each attempt,
 and once it is another's the command is given up. (The host looks at its own journal besides.)
@@ -12,10 +12,8 @@ and once it is another's the command is given up. (The host looks at its own jou
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
@@ -23,12 +21,15 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from serai.controller import reports
-from serai.controller.jobs import OnProgress, VmTarget, Waits
+from serai.controller.commands import SendOptions, Target, VmTarget
 from serai.controller.store import Store, StoreUnavailableError
 from serai.lib.bus import Bus, Message, Subscription
 from serai.lib.clock import Clock, SystemClock
 from serai.lib.ids import new_id
 from serai.lib.tasks import Tasks
+from serai.schema.commands.base import BodyT, Command, ReplyT
+from serai.schema.commands.envelope import HOLD, CommandProgress, Reply, Request
+from serai.schema.encoding import encode, invalid, to_dict
 from serai.schema.errors import (
     ConflictError,
     InvalidError,
@@ -38,29 +39,13 @@ from serai.schema.errors import (
     from_info,
 )
 from serai.schema.host import HostState
-from serai.schema.messages import (
-    COMMANDS,
-    HOLD,
-    Command,
-    Empty,
-    Hello,
-    HostReport,
-    Kind,
-    Progress,
-    Reply,
-    TicketRedeem,
-    TicketRedeemed,
-    Welcome,
-    dump,
-)
-from serai.schema.resource import Frozen
+from serai.schema.reports import Hello, HostReport, Welcome
 from serai.schema.subjects import Subjects
+from serai.schema.ticket import RedeemTicket
 from serai.schema.vm import VmReport
 
 log = logging.getLogger(__name__)
 
-DEADLINE = 60.0
-"""Seconds of silence after which a command is given up, unless its sender bears more."""
 ASK = HOLD + 5.0
 """Seconds for one request: the receiver answers within HOLD."""
 PAUSE_FIRST = 0.1
@@ -69,6 +54,8 @@ PAUSE_MOST = 1.0
 SILENCE = 15.0
 """Seconds without a report after which a host counts as offline: three of its periods."""
 LOOK = 1.0
+RECEIVED = b"{}"
+"""The answer to a report, for who asks for one."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -86,8 +73,8 @@ class Hosts:
         """By host: when it spoke last. Kept here: a write for each report would be for this alone."""
         self._hearing: Counter[str] = Counter()
         """By host: its reports that are being written. One that waits for the database is not silent."""
-        self._progress: dict[str, tuple[str, OnProgress]] = {}
-        """By command: the host that was asked, whose word alone counts, and who listens."""
+        self._sent: dict[str, tuple[str, SendOptions]] = {}
+        """By request: the host that was asked, whose progress alone counts, and who listens."""
         self._hellos: dict[str, asyncio.Event] = {}
         """By host that is being asked: set at its next hello."""
         self._subscriptions: list[Subscription] = []
@@ -117,96 +104,69 @@ class Hosts:
 
     # --- commands ---
 
-    async def command(
-        self,
-        kind: Kind,
-        target: str | VmTarget,
-        key: str,
-        body: Frozen,
-        *,
-        command_id: str,
-        generation: int = 0,
-        job: str | None = None,
-        on_progress: OnProgress | None = None,
-        deadline: float | None = None,
-        waits: Waits | None = None,
-        check: Callable[[], None] | None = None,
-    ) -> BaseModel:
-        """See `jobs.CommandGateway.command`."""
-        if isinstance(target, VmTarget) is not (COMMANDS[kind].to == "vm"):
-            raise TypeError(f"{kind} is not answered by {target}")
-        command = Command(
-            id=command_id, kind=kind, key=key, generation=generation, job=job, body=json.loads(dump(body))
+    async def send(self, command: Command[BodyT, ReplyT], target: Target, body: BodyT, options: SendOptions) -> ReplyT:
+        """See `commands.CommandSender.send`."""
+        if isinstance(target, VmTarget) is not (command.to == "vm"):
+            raise TypeError(f"{command} is not answered by {target}")
+        request = Request(
+            id=options.id,
+            command=command.name,
+            key=command.key(body),
+            generation=options.generation,
+            job=options.job,
+            body=to_dict(body),
         )
-
-        def listener(said: Progress) -> None:
-            if waits is not None:
-                waits(said.waits_for)
-            if on_progress is not None:
-                on_progress(said)
-
+        patience = command.patience if options.patience is None else options.patience
         try:
-            reply = await self._ask(command, target, DEADLINE if deadline is None else deadline, listener, waits, check)
-        finally:
-            self._progress.pop(command_id, None)
-            if waits is not None:
-                waits("")
-        if reply.state == "failed":
-            raise from_info(reply.error) if reply.error else SeraiError(f"{kind} on {target} failed without a reason")
-        try:
-            return COMMANDS[kind].result.model_validate(reply.result or {})
+            reply = await self._ask(request, target, patience, options)
+            if reply.state == "failed":
+                raise from_info(reply.error) if reply.error else SeraiError(f"{command} on {target} failed: no reason")
+            return command.read_reply(reply.result)
         except ValidationError as error:
             raise SeraiError(
-                f"the answer of {target} to {kind} was not understood: {error.errors()[0]['msg']}",
+                f"the answer of {target} to {command} was not understood: {error.errors()[0]['msg']}",
                 remedy="Use the same version of Serai everywhere.",
             ) from error
+        finally:
+            self._sent.pop(options.id, None)
+            options.waits("")
 
-    async def _ask(
-        self,
-        command: Command,
-        target: str | VmTarget,
-        deadline: float,
-        listener: OnProgress,
-        waits: Waits | None,
-        check: Callable[[], None] | None,
-    ) -> Reply:
-        kind, payload = command.kind, dump(command)
+    async def _ask(self, request: Request, target: Target, patience: float, options: SendOptions) -> Reply:
+        command, payload = request.command, encode(request)
         pause, answered = PAUSE_FIRST, self._clock.monotonic()
         silent_told = False
         while True:
-            if check is not None:
-                check()
+            options.check()
             if isinstance(target, str):
                 host, subject, who = target, Subjects.host_command(target), f"host {target}"
             else:
-                host, target = await self._holder(target, kind)
+                host, target = await self._holder(target, command)
                 subject, who = Subjects.vm_command(host, target.vm), f"the agent of VM {target.vm} on {host}"
-            self._progress[command.id] = (host, listener)
+            self._sent[request.id] = (host, options)
             try:
                 answer = await self._request(host, subject, payload)
-                if answer is None:
-                    continue
-                reply = Reply.model_validate_json(answer)
             except UnavailableError as error:
                 silent = self._clock.monotonic() - answered
-                if silent >= deadline:
+                if silent >= patience:
                     raise UnavailableError(
-                        f"{who} did not answer {kind} for {silent:.0f} s: {error.info.message}",
+                        f"{who} did not answer {command} for {silent:.0f} s: {error.info.message}",
                         field="host",
                         value=host,
                         remedy="See that its agent runs and reaches the bus: serai host list.",
                     ) from error
-                if waits is not None:
-                    waits(f"{who} to answer {kind}")
-                    silent_told = True
-                await self._clock.sleep(min(pause, max(deadline - silent, 0.01)))
+                options.waits(f"{who} to answer {command}")
+                silent_told = True
+                await self._clock.sleep(min(pause, max(patience - silent, 0.01)))
                 pause = min(pause * 2, PAUSE_MOST)
                 continue
+            if answer is None:
+                continue
+            reply = Reply.model_validate_json(answer)
             if reply.state != "running":
                 return reply
-            if waits is not None and silent_told:
+            if silent_told:
                 # What the host itself waits for is its own to say, and to take back.
-                waits("")
+                options.waits("")
                 silent_told = False
             pause, answered = PAUSE_FIRST, self._clock.monotonic()
 
@@ -239,10 +199,11 @@ class Hosts:
     # --- reports ---
 
     async def _on_progress(self, message: Message) -> None:
-        said = _parse(Progress, message)
-        asked, listener = self._progress.get(said.command, ("", _ignore))
-        if message.subject == Subjects.progress(asked, said.command):
-            listener(said)
+        progress = _parse(CommandProgress, message)
+        host, options = self._sent.get(progress.request, ("", None))
+        if options is not None and message.subject == Subjects.progress(host, progress.request):
+            options.waits(progress.waits_for)
+            options.on_progress(progress)
 
     async def _on_hello(self, message: Message) -> bytes:
         hello = _parse(Hello, message)
@@ -253,14 +214,14 @@ class Hosts:
         self._note(hello.host)
         if (waiting := self._hellos.pop(hello.host, None)) is not None:
             waiting.set()
-        return dump(Welcome(host_id=host.id, time=self._clock.now()))
+        return encode(Welcome(host_id=host.id, time=self._clock.now()))
 
     async def _on_vm_report(self, message: Message) -> bytes:
         report = _parse(VmReport, message)
         if message.subject != Subjects.vm_report(report.host, report.vm):
             raise InvalidError("a report on another host's or VM's subject", field="vm", value=report.vm)
         await self.take([report])
-        return dump(Empty())
+        return RECEIVED
 
     async def take(self, said: list[VmReport]) -> None:
         """Write VM reports that say anything new (also those that commands are answered with)."""
@@ -283,7 +244,7 @@ class Hosts:
             self._hearing[report.host] -= 1
             if known:
                 self._note(report.host)
-        return dump(Empty())
+        return RECEIVED
 
     async def _take_host_report(self, report: HostReport) -> bool:
         """Write what it says that is new; False if the host is not known here."""
@@ -327,7 +288,7 @@ class Hosts:
         return self._heard.get(host)
 
     async def _on_redeem(self, message: Message) -> bytes:
-        asked = _parse(TicketRedeem, message)
+        asked = _parse(RedeemTicket, message)
         if asked.server != f"host.{Subjects.host_of(message.subject)}":
             raise UnauthorizedError("the ticket is redeemed by its own server only", field="server", value=asked.server)
         async with self._store.transaction() as tx:
@@ -340,7 +301,7 @@ class Hosts:
             expired = ticket.expires <= tx.now
         if expired:
             raise UnauthorizedError("the ticket has expired", remedy="Ask for a new one.")
-        return dump(TicketRedeemed(ticket=ticket))
+        return encode(ticket)
 
     async def _watch_silence(self) -> None:
         while True:
@@ -362,14 +323,8 @@ class Hosts:
                     del self._seen[name]
 
 
-def _ignore(_: Progress) -> None:
-    """Nobody listens."""
-
-
 def _parse(model: type[ModelT], message: Message) -> ModelT:
     try:
         return model.model_validate_json(message.payload)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise InvalidError(f"not a {model.__name__} on {message.subject}: {first['msg']}", field=path) from error
+        raise invalid(error, f"not a {model.__name__} on {message.subject}") from error

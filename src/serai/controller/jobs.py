@@ -3,7 +3,7 @@
 A workflow is a list of named steps, recorded before and after each runs. The rules that a step is written to:
 
 - `run` may be called again after a controller crash only if the step says `repeatable`; commands sent through
-  `JobContext.command` carry ids derived from job, step and attempt, so a repeated step asks the same commands again and
+  `JobContext.send` carry ids derived from job, step and attempt, so a repeated step asks the same commands again and
   is answered alike. A step that is not repeatable and was found running is asked by `resume(ctx)`: True means "done
   after all, go on", False "undo". Without `resume` it is undone.
 - `undo` runs, in reverse order, for every step that was done, and for the one that failed or was interrupted: it must
@@ -24,58 +24,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from serai.controller.commands import CommandSender, OnProgress, SendOptions, Target, ignore
+from serai.schema.commands.base import BodyT, Command, ReplyT
 from serai.schema.errors import CancelledByUserError
 from serai.schema.job import Job
-from serai.schema.messages import Kind, Progress
-from serai.schema.resource import Frozen
 
 if TYPE_CHECKING:
     from serai.controller.store import Store
-
-OnProgress = Callable[[Progress], None]
-Waits = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class VmTarget:
-    """The agent of a VM on the host that holds its lease.
-
-    `host` and `epoch`: the holder for which the command was made; none: whoever holds it when the command is first
-    asked. A command is never asked of another holder than that.
-    """
-
-    vm: str
-    host: str | None = None
-    epoch: int | None = None
-
-
-class CommandGateway(Protocol):
-    """How commands reach hosts and VMs; `gateway.Hosts` is the real one."""
-
-    async def command(
-        self,
-        kind: Kind,
-        target: str | VmTarget,
-        key: str,
-        body: Frozen,
-        *,
-        command_id: str,
-        generation: int = 0,
-        job: str | None = None,
-        on_progress: OnProgress | None = None,
-        deadline: float | None = None,
-        waits: Waits | None = None,
-        check: Callable[[], None] | None = None,
-    ) -> Any:
-        """Ask until it is answered; returns the kind's result model.
-
-        `target`: a host's name; for kinds answered by VMs the VM where its lease is. Raises ConflictError once that
-        lease is another host's or of another epoch than at first: what the first one made of the command is not known.
-        `deadline`: seconds for which silence is
-        borne (none: the gateway's default). `waits` is told what it waits for, in words, and "" when it waits no more;
-        `check` is called before each new attempt and may raise. Raises SeraiError.
-        """
-        ...
 
 
 class JobHost(Protocol):
@@ -93,7 +48,7 @@ class JobHost(Protocol):
 class JobContext:
     """One job at work, as its steps see it."""
 
-    def __init__(self, job: Job, data: dict[str, Any], store: Store, hosts: CommandGateway, engine: JobHost) -> None:
+    def __init__(self, job: Job, data: dict[str, Any], store: Store, hosts: CommandSender, engine: JobHost) -> None:
         self.id = job.id
         self.kind = job.kind
         self.target = job.target
@@ -156,31 +111,28 @@ class JobContext:
         text = f"{self.id}/{self.step}/{phase}/{self.attempt}/{tag}/{number}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    async def command(
+    async def send(
         self,
-        kind: Kind,
-        target: str | VmTarget,
-        key: str,
-        body: Frozen,
+        command: Command[BodyT, ReplyT],
+        target: Target,
+        body: BodyT,
         *,
         generation: int = 0,
-        on_progress: OnProgress | None = None,
-        deadline: float | None = None,
-    ) -> Any:
-        """Send one command as part of this job (see `CommandGateway.command`); id, waits and cancel are filled in."""
-        return await self.hosts.command(
-            kind,
-            target,
-            key,
-            body,
-            command_id=self.command_id(f"{kind}/{target if isinstance(target, str) else target.vm}/{key}"),
+        patience: float | None = None,
+        on_progress: OnProgress = ignore,
+    ) -> ReplyT:
+        """Send one command as part of this job (see `CommandSender.send`)."""
+        to = target if isinstance(target, str) else target.vm
+        options = SendOptions(
+            id=self.command_id(f"{command}/{to}/{command.key(body)}"),
             generation=generation,
             job=self.id,
+            patience=patience,
             on_progress=on_progress,
-            deadline=deadline,
             waits=self.waits_for,
             check=self.check_cancel,
         )
+        return await self.hosts.send(command, target, body, options)
 
 
 StepRun = Callable[[JobContext], Awaitable[None]]

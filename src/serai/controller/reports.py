@@ -20,7 +20,7 @@ from serai.core import lease as rules
 from serai.schema.errors import StaleError
 from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.lease import Claim, Lease, LeaseRecord
-from serai.schema.messages import HostReport
+from serai.schema.reports import HostReport
 from serai.schema.resource import Condition
 from serai.schema.vm import HOST_SILENT, Vm, VmReport, VmState, VmStatus
 from serai.schema.volume import Pool, PoolStatus

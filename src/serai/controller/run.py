@@ -16,7 +16,8 @@ from typing import Protocol
 
 from serai.controller import marks
 from serai.controller.account import RETRY_FIRST, Account
-from serai.controller.jobs import CommandGateway, StepDef, Workflow
+from serai.controller.commands import CommandSender
+from serai.controller.jobs import StepDef, Workflow
 from serai.controller.locks import Locks, Request
 from serai.controller.store import JobRecord, Store, StoreUnavailableError
 from serai.lib.tasks import Tasks
@@ -58,7 +59,7 @@ class Run(Account):
         workflow: Workflow,
         *,
         store: Store,
-        hosts: CommandGateway,
+        hosts: CommandSender,
         locks: Locks,
         directory: Directory,
         tasks: Tasks,

@@ -11,8 +11,8 @@ tried; a full report, which would be taken to say that it is not here, until all
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,20 +24,13 @@ from serai.host.vms import Vms
 from serai.lib.bus import Bus, Message, Subscription
 from serai.lib.clock import Clock
 from serai.lib.tasks import Tasks
-from serai.schema.errors import ErrorInfo, InvalidError, SeraiError, StaleError, UnavailableError
+from serai.schema.commands.envelope import HOLD, CommandProgress, Reply, Request
+from serai.schema.commands.migration import Verdict, VerdictAsk
+from serai.schema.encoding import encode, invalid
+from serai.schema.errors import ErrorInfo, SeraiError, StaleError, UnavailableError
 from serai.schema.host import HostFacts
 from serai.schema.lease import Claim
-from serai.schema.messages import (
-    HOLD,
-    Command,
-    Hello,
-    HostReport,
-    Progress,
-    Reply,
-    Verdict,
-    VerdictAsk,
-    dump,
-)
+from serai.schema.reports import Hello, HostReport
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport
 
@@ -116,7 +109,7 @@ class HostAgent:
 
     async def _publish_vm(self, report: VmReport) -> None:
         try:
-            await self._bus.publish(Subjects.vm_report(self._name, report.vm), dump(report))
+            await self._bus.publish(Subjects.vm_report(self._name, report.vm), encode(report))
         except UnavailableError as error:
             log.debug("report of %s waits for the bus: %s", report.vm, error)
 
@@ -142,7 +135,7 @@ class HostAgent:
             if not self._welcomed:
                 facts = self._facts
                 await self._bus.request(
-                    Subjects.hello(self._name), dump(Hello(host=self._name, facts=facts)), timeout=5.0
+                    Subjects.hello(self._name), encode(Hello(host=self._name, facts=facts)), timeout=5.0
                 )
                 self._welcomed = facts is self._facts
             if self._is_whole():
@@ -164,7 +157,7 @@ class HostAgent:
             pools=await self._storage.statuses(),
             bridges=await self._bridges(),
         )
-        await self._bus.publish(Subjects.host_report(self._name), dump(report))
+        await self._bus.publish(Subjects.host_report(self._name), encode(report))
 
     async def _bridges(self) -> list[str] | None:
         try:
@@ -177,10 +170,10 @@ class HostAgent:
 
     async def _on_command(self, message: Message) -> bytes | None:
         try:
-            command = Command.model_validate_json(message.payload)
+            request = Request.model_validate_json(message.payload)
         except ValidationError as error:
-            raise InvalidError(f"not a command: {error.errors()[0]['msg']}", field="command") from error
-        return dump(await self.command(command))
+            raise invalid(error, "not a request") from error
+        return encode(await self.command(request))
 
     async def _on_vm_command(self, message: Message) -> bytes | None:
         """Carried out only while this host holds the VM's lease, whatever the controller knows of it."""
@@ -192,68 +185,64 @@ class HostAgent:
             raise UnavailableError(f"{self._name} does not hold the lease of VM {vm}", field="vm", value=vm)
         return await self._on_command(message)
 
-    async def command(self, command: Command) -> Reply:
+    async def command(self, request: Request) -> Reply:
         """Carry out, join or repeat; see the module's text."""
-        known = self._records.answer(command.id)
+        known = self._records.answer(request.id)
         if known is not None:
             return known
-        task = self._running.get(command.id)
+        task = self._running.get(request.id)
         if task is None:
-            task = self._tasks.start(self._carry_out(command), f"command-{command.id}")
-            self._running[command.id] = task
+            task = self._tasks.start(self._carry_out(request), f"command-{request.id}")
+            self._running[request.id] = task
         done, _ = await asyncio.wait({task}, timeout=HOLD)
         return task.result() if done else Reply(state="running")
 
-    async def _carry_out(self, command: Command) -> Reply:
+    async def _carry_out(self, request: Request) -> Reply:
         began = self._clock.monotonic()
+        what = f"{request.command} on {request.key} (job {request.job})"
         try:
-            reply = await self._execute(command)
-            took = (self._clock.monotonic() - began) * 1000
-            log.info("%s on %s (job %s) took %.0f ms", command.kind, command.key, command.job, took)
+            reply = Reply(state="done", result=await self._execute(request))
+            log.info("%s took %.0f ms", what, (self._clock.monotonic() - began) * 1000)
         except SeraiError as error:
-            log.info("%s on %s (job %s) failed: %s", command.kind, command.key, command.job, error)
+            log.info("%s failed: %s", what, error)
             reply = Reply(state="failed", error=error.info)
-        except ValidationError as error:
-            first = error.errors()[0]
-            path = ".".join(str(part) for part in first["loc"])
-            reply = Reply(state="failed", error=InvalidError(first["msg"], field=path).info)
         except Exception as error:
             # A fault of ours must reach the job that asked, with the trace here.
-            log.exception("%s on %s (job %s) failed", command.kind, command.key, command.job)
+            log.exception("%s failed", what)
             reply = Reply(state="failed", error=ErrorInfo(code="internal", message=f"{type(error).__name__}: {error}"))
         finally:
-            self._running.pop(command.id, None)
+            self._running.pop(request.id, None)
         if reply.error is None or reply.error.code != "unavailable":
             # "Unavailable" may be over by the next try; every other answer is final.
-            self._records.put_answer(command.id, reply)
+            self._records.put_answer(request.id, reply)
         return reply
 
-    async def _execute(self, command: Command) -> Reply:
+    async def _execute(self, request: Request) -> dict[str, Any] | None:
         if self._executor is None or self._vms is None:
             raise UnavailableError("the host agent is still starting")
-        noun, _, of = command.key.partition("/")
+        noun, _, of = request.key.partition("/")
         if noun == "vm":
             await self._vms.adopted(of)
-        newest = self._records.generation(command.key)
-        if command.generation and command.generation < newest:
+        newest = self._records.generation(request.key)
+        if request.generation and request.generation < newest:
             raise StaleError(
-                f"{command.key} is at generation {newest} here already", field="generation", value=command.generation
+                f"{request.key} is at generation {newest} here already", field="generation", value=request.generation
             )
 
-        def report(phase: str, fraction: float | None, waits_for: str = "") -> None:
-            progress = Progress(command=command.id, phase=phase, fraction=fraction, waits_for=waits_for)
-            self._tasks.start(self._publish_progress(progress))
+        def progress(phase: str, fraction: float | None, waits_for: str = "") -> None:
+            said = CommandProgress(request=request.id, phase=phase, fraction=fraction, waits_for=waits_for)
+            self._tasks.start(self._publish_progress(said))
 
-        result = await self._executor.run(command, report)
-        if command.generation > newest:
-            self._records.put_generation(command.key, command.generation)
-        return Reply(state="done", result=json.loads(dump(result)))
+        result = await self._executor.run(request, progress)
+        if request.generation > newest:
+            self._records.put_generation(request.key, request.generation)
+        return result
 
-    async def _publish_progress(self, progress: Progress) -> None:
+    async def _publish_progress(self, progress: CommandProgress) -> None:
         try:
-            await self._bus.publish(Subjects.progress(self._name, progress.command), dump(progress))
+            await self._bus.publish(Subjects.progress(self._name, progress.request), encode(progress))
         except UnavailableError as error:
-            log.debug("progress of %s is lost: %s", progress.command, error)
+            log.debug("progress of %s is lost: %s", progress.request, error)
 
     async def _on_verdict(self, message: Message) -> bytes | None:
         if self._vms is None:
@@ -261,6 +250,6 @@ class HostAgent:
         ask = VerdictAsk.model_validate_json(message.payload)
         if not await self._vms.adopted(ask.vm, timeout=VERDICT_HOLD):
             # The journal alone would do to turn it down; but its state may be here.
-            return dump(Verdict(claim=Claim.OFFERED))
+            return encode(Verdict(claim=Claim.OFFERED))
         source = Subjects.asker_of(message.subject)
-        return dump(await self._vms.moves.verdict(ask, source, hold=VERDICT_HOLD))
+        return encode(await self._vms.moves.verdict(ask, source, hold=VERDICT_HOLD))

@@ -11,12 +11,12 @@ from serai.host.kit import Kit
 from serai.host.placing import make_tap
 from serai.host.vm import VmAgent
 from serai.schema.attach import KernelBoot, Launch, Seed, VnicAttachment
+from serai.schema.commands.vm import ConfigureResult, ConfigureVm
 from serai.schema.errors import SeraiError, UnsupportedError
-from serai.schema.messages import VmConfigure, VmConfigured
 from serai.schema.units import exact_size
 
 
-async def configure(kit: Kit, agent: VmAgent, body: VmConfigure) -> VmConfigured:
+async def configure(kit: Kit, agent: VmAgent, body: ConfigureVm) -> ConfigureResult:
     """Bring a VM to `body.launch` as far as it goes live; keep the launch for the next start."""
     async with agent.lock:
         before = agent.record.launch
@@ -48,10 +48,10 @@ async def configure(kit: Kit, agent: VmAgent, body: VmConfigure) -> VmConfigured
             autostart_order=body.autostart_order,
         )
         agent.report()
-        return VmConfigured(applied=applied, pending=pending, undo=undo)
+        return ConfigureResult(applied=applied, pending=pending, undo=undo)
 
 
-def _changes(kit: Kit, agent: VmAgent, body: VmConfigure) -> dict[str, Any]:
+def _changes(kit: Kit, agent: VmAgent, body: ConfigureVm) -> dict[str, Any]:
     before, after = agent.record.launch, body.launch
     if agent.gone.is_set():
         return {}

@@ -17,9 +17,9 @@ from serai.lib.pki import TlsFiles
 from serai.lib.stream import Reader, Writer, stream
 from serai.lib.streamfile import receive_file, send_file
 from serai.schema.attach import Launch
+from serai.schema.commands.image import CreateImage, DeleteImage, FetchImage
 from serai.schema.errors import InvalidError, NotFoundError
 from serai.schema.image import ImageManifest, ImageSource
-from serai.schema.messages import ImageDrop, ImageFetch, ImageMake
 from serai.schema.ticket import Ticket
 
 Report = Callable[[str, float | None], None]
@@ -49,7 +49,7 @@ class HostImages:
         except NotFoundError:
             return None
 
-    async def make(self, body: ImageMake, report: Report) -> ImageManifest:
+    async def make(self, body: CreateImage, report: Report) -> ImageManifest:
         """Build or download; a sound image that is here already stays."""
 
         async def work() -> ImageManifest:
@@ -57,7 +57,7 @@ class HostImages:
 
         return await self._images.make(body.image, work)
 
-    async def _make(self, body: ImageMake, report: Report) -> ImageManifest:
+    async def _make(self, body: CreateImage, report: Report) -> ImageManifest:
         async with self.store.adding(body.image) as folder:
             if body.spec.source is ImageSource.BUILD:
                 await self._build(body.spec.recipe or "", folder, report)
@@ -82,7 +82,7 @@ class HostImages:
         for row in [MANIFEST, *(file.name for file in read_manifest(cached).files)]:
             await asyncio.to_thread(shutil.copyfile, cached / row, folder / row)
 
-    async def fetch(self, body: ImageFetch, report: Report) -> None:
+    async def fetch(self, body: FetchImage, report: Report) -> None:
         """Take a copy from another host; a sound one of that manifest that is here already stays."""
 
         async def work() -> None:
@@ -92,7 +92,7 @@ class HostImages:
 
         await self._images.make(body.image, work)
 
-    async def _fetch(self, body: ImageFetch, report: Report) -> None:
+    async def _fetch(self, body: FetchImage, report: Report) -> None:
         if self._tls is None:
             raise InvalidError("this host has no certificate for the data channel", field="image", value=body.image)
         total = sum(file.size for file in body.manifest.files) or 1
@@ -110,7 +110,7 @@ class HostImages:
                 before += file.size
             (folder / MANIFEST).write_text(body.manifest.model_dump_json(), encoding="utf-8")
 
-    async def drop(self, body: ImageDrop) -> None:
+    async def drop(self, body: DeleteImage) -> None:
         """Delete this host's copy, or end its making."""
         async with self._images.dropping(body.image):
             self.store.delete(body.image)

@@ -15,9 +15,9 @@ from serai.host.kit import Kit
 from serai.host.records import Incoming
 from serai.lib.timeouts import time_limit
 from serai.schema.attach import VnicAttachment
+from serai.schema.commands.migration import Verdict
 from serai.schema.errors import HostError, SeraiError
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import Verdict
 
 log = logging.getLogger(__name__)
 

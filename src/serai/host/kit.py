@@ -13,7 +13,7 @@ from serai.lib.clock import Clock
 from serai.lib.paths import HostPaths
 from serai.lib.tasks import Tasks
 from serai.schema.attach import Seed
-from serai.schema.messages import Verdict, VerdictAsk
+from serai.schema.commands.migration import Verdict, VerdictAsk
 from serai.schema.vm import VmReport
 
 

@@ -21,6 +21,17 @@ from serai.host.placing import place
 from serai.host.records import Incoming, Outgoing, VmRecord
 from serai.host.vm import VmAgent
 from serai.schema.attach import Launch
+from serai.schema.commands.migration import (
+    AbandonMigration,
+    CancelMigration,
+    CancelResult,
+    MigrationEndpoint,
+    MigrationOutcome,
+    PrepareMigration,
+    StartMigration,
+    Verdict,
+    VerdictAsk,
+)
 from serai.schema.errors import (
     ConflictError,
     InterruptedByRestartError,
@@ -30,17 +41,6 @@ from serai.schema.errors import (
     UnavailableError,
 )
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import (
-    Verdict,
-    VerdictAsk,
-    VmAbandon,
-    VmMigrateCancel,
-    VmMigrateCancelled,
-    VmMigrated,
-    VmMigrateStart,
-    VmPrepare,
-    VmPrepared,
-)
 from serai.schema.vm import VmState
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _restarted(kit: Kit) -> str:
     return f"{kit.host}'s agent was restarted while it prepared the move"
 
 
-def _check_open(kit: Kit, body: VmPrepare) -> None:
+def _check_open(kit: Kit, body: PrepareMigration) -> None:
     """An offer that was turned down here is not prepared any more. Raises InterruptedByRestartError."""
     for row in kit.records.leases(body.launch.vm):
         if row.epoch == body.epoch and row.claim is Claim.ABANDONED:
@@ -90,7 +90,7 @@ def _check_open(kit: Kit, body: VmPrepare) -> None:
             )
 
 
-def _record_of(body: VmPrepare, move: Incoming, since: str) -> VmRecord:
+def _record_of(body: PrepareMigration, move: Incoming, since: str) -> VmRecord:
     return VmRecord(
         launch=body.launch,
         epoch=body.epoch,
@@ -129,11 +129,11 @@ class Moves:
         self._agents = agents
         self._outgoing: dict[str, OutgoingMove] = {}
         self._incoming: dict[str, IncomingMove] = {}
-        self._outcomes: dict[str, asyncio.Future[VmMigrated]] = {}
+        self._outcomes: dict[str, asyncio.Future[MigrationOutcome]] = {}
 
     # --- destination ---
 
-    async def prepare(self, body: VmPrepare) -> VmPrepared:
+    async def prepare(self, body: PrepareMigration) -> MigrationEndpoint:
         """Tap closed, disks, QEMU `-incoming defer -S`, journal `offered`; undone as a whole if a part fails."""
         launch = body.launch
         present = self._agents.get(launch.vm)
@@ -145,7 +145,7 @@ class Moves:
         if present is not None and present.record.incoming is not None and not held:
             again = present.record.incoming
             if again.offer_id == body.offer_id and again.port and not present.gone.is_set():
-                return VmPrepared(
+                return MigrationEndpoint(
                     address=self._kit.migration_address, port=again.port, tls_hostname=self._kit.tls_hostname
                 )
             held = True
@@ -180,9 +180,9 @@ class Moves:
         except BaseException as error:
             await self._turn_down(agent, move, f"could not be prepared: {error}")
             raise
-        return VmPrepared(address=self._kit.migration_address, port=port, tls_hostname=self._kit.tls_hostname)
+        return MigrationEndpoint(address=self._kit.migration_address, port=port, tls_hostname=self._kit.tls_hostname)
 
-    async def _turn_down_half_made(self, body: VmPrepare) -> None:
+    async def _turn_down_half_made(self, body: PrepareMigration) -> None:
         """An earlier agent died while it prepared this offer, and nobody knows how far its QEMU is."""
         record, agent = self._kit.records.vm(body.launch.vm), self._agents.get(body.launch.vm)
         if record is None or (move := record.incoming) is None or move.offer_id != body.offer_id or move.port:
@@ -242,7 +242,7 @@ class Moves:
         incoming.turn_down(DestinationEvent.TURN_DOWN, reason)
         await self._clear(agent, reason)
 
-    async def abandon(self, body: VmAbandon) -> Verdict:
+    async def abandon(self, body: AbandonMigration) -> Verdict:
         """Turn the offer down for ever, unless committed. An offer never heard of is turned down too, durably."""
         verdict = self._decide(VerdictAsk(vm=body.vm, epoch=body.epoch, offer_id=body.offer_id), body.reason)
         agent = self._agents.get(body.vm)
@@ -279,7 +279,7 @@ class Moves:
 
     # --- source ---
 
-    async def migrate(self, body: VmMigrateStart, tell: Callable[[str], None]) -> VmMigrated:
+    async def migrate(self, body: StartMigration, tell: Callable[[str], None]) -> MigrationOutcome:
         """Move a VM away; returns when the outcome is certain. Repeats of one offer share one outcome.
 
         `tell`: told what the move waits for, as long as it does (see `OutgoingMove.tell`).
@@ -302,7 +302,7 @@ class Moves:
             agent.follow(VmEvent.MIGRATE, f"moving to {body.destination}", outgoing=move)
             outgoing = self._leave(agent, move)
             outgoing.tell = tell
-        outcome: asyncio.Future[VmMigrated] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[MigrationOutcome] = asyncio.get_running_loop().create_future()
         self._outcomes[body.offer_id] = outcome
         while len(self._outcomes) > OUTCOMES_KEPT:
             del self._outcomes[next(iter(self._outcomes))]
@@ -323,8 +323,8 @@ class Moves:
         self,
         agent: VmAgent,
         outgoing: OutgoingMove,
-        outcome: asyncio.Future[VmMigrated],
-        run: Coroutine[Any, Any, VmMigrated],
+        outcome: asyncio.Future[MigrationOutcome],
+        run: Coroutine[Any, Any, MigrationOutcome],
     ) -> None:
         try:
             result = await run
@@ -339,7 +339,7 @@ class Moves:
         if not outcome.done():
             outcome.set_result(result)
 
-    async def _settle(self, agent: VmAgent, result: VmMigrated) -> None:
+    async def _settle(self, agent: VmAgent, result: MigrationOutcome) -> None:
         if result.committed:
             agent.on_gone = lambda _end: None  # it left: that its QEMU ends here is no end of the VM
             await self._left(agent)
@@ -365,11 +365,11 @@ class Moves:
             await agent.forget()
             self._kit.records.prune_leases(agent.vm)
 
-    def cancel(self, body: VmMigrateCancel) -> VmMigrateCancelled:
+    def cancel(self, body: CancelMigration) -> CancelResult:
         """Ask a move to end before its switch. One that is over, or unknown here, is too late to cancel."""
         outgoing = self._outgoing.get(body.vm)
         mine = outgoing is not None and outgoing.move.offer_id == body.offer_id
-        return VmMigrateCancelled(too_late=outgoing is None or not mine or not outgoing.cancel(body.reason))
+        return CancelResult(too_late=outgoing is None or not mine or not outgoing.cancel(body.reason))
 
     # --- after a restart of the agent ---
 
@@ -383,7 +383,7 @@ class Moves:
 
     def _take_up_outgoing(self, agent: VmAgent, move: Outgoing) -> None:
         outgoing = self._leave(agent, move)
-        outcome: asyncio.Future[VmMigrated] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[MigrationOutcome] = asyncio.get_running_loop().create_future()
         self._outcomes[move.offer_id] = outcome
         # Without QEMU, whether all had been sent is unknown here: the destination's journal decides.
         run = outgoing.run(agent.machine, None) if agent.machine is not None else outgoing.run_without_qemu()

@@ -18,9 +18,9 @@ from serai.core.migration import Act, SourceEvent, SourcePhase, resume_at, sourc
 from serai.drivers.hypervisor.base import Machine, MachineEvent, MigrationSetup, RunState
 from serai.host.kit import Kit
 from serai.host.records import Outgoing
+from serai.schema.commands.migration import MigrationOutcome, StartMigration, VerdictAsk
 from serai.schema.errors import ConflictError, SeraiError
 from serai.schema.lease import Claim
-from serai.schema.messages import VerdictAsk, VmMigrated, VmMigrateStart
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class OutgoingMove:
         self._ended_reason = reason
         self._push(SourceEvent.QEMU_ENDED)
 
-    async def run(self, machine: Machine, start: VmMigrateStart | None) -> VmMigrated:
+    async def run(self, machine: Machine, start: StartMigration | None) -> MigrationOutcome:
         """Carry the move to its certain end. `start` none: take up what an earlier agent began."""
         self._machine = machine
         self._whole = start is not None
@@ -108,7 +108,7 @@ class OutgoingMove:
                     await self._asking
         return await self._summary()
 
-    async def run_without_qemu(self) -> VmMigrated:
+    async def run_without_qemu(self) -> MigrationOutcome:
         """QEMU is gone and nobody saw it go: the destination's journal alone says whether the VM lives there."""
         at = self._kit.clock.monotonic()
         self._enter(SourcePhase.SETUP, at)
@@ -119,7 +119,7 @@ class OutgoingMove:
         self._enter(SourcePhase.DONE if event is SourceEvent.COMMITTED else SourcePhase.STAYED, at)
         return await self._summary()
 
-    async def _begin(self, machine: Machine, start: VmMigrateStart) -> None:
+    async def _begin(self, machine: Machine, start: StartMigration) -> None:
         setup = MigrationSetup(
             capabilities=start.capabilities,
             downtime_limit_ms=start.downtime_limit_ms,
@@ -267,7 +267,7 @@ class OutgoingMove:
     def _question(self) -> VerdictAsk:
         return VerdictAsk(vm=self._vm, epoch=self.move.epoch, offer_id=self.move.offer_id)
 
-    async def _summary(self) -> VmMigrated:
+    async def _summary(self) -> MigrationOutcome:
         committed = self._phase is SourcePhase.DONE
         ended = self._kit.clock.monotonic()
         try:
@@ -284,7 +284,7 @@ class OutgoingMove:
             phases[PHASE_NAMES[phase]] = round(max(0.0, until - at), 6)
         done = self._entered.get(SourcePhase.DONE)
         ago = timedelta(seconds=self._kit.clock.monotonic() - done) if done is not None else None
-        return VmMigrated(
+        return MigrationOutcome(
             committed=committed,
             resumed=None if ago is None else self._kit.clock.now() - ago,
             reason="" if committed else self._reason,

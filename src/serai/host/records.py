@@ -7,8 +7,10 @@ from collections import deque
 from serai.core import lease as rules
 from serai.host.journal import Journal
 from serai.schema.attach import Launch
+from serai.schema.commands.envelope import Reply
+from serai.schema.commands.pool import OpenPool
+from serai.schema.encoding import to_dict
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import PoolOpen, Reply, dump
 from serai.schema.resource import Frozen, Name
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -79,7 +81,7 @@ class Records:
         return {key: VmRecord.model_validate(data) for key, data in self._journal.all("vm").items()}
 
     def put_vm(self, record: VmRecord) -> None:
-        self._journal.append("vm", record.launch.vm, _json(record))
+        self._journal.append("vm", record.launch.vm, to_dict(record))
 
     def forget_vm(self, vm: str) -> None:
         self._journal.append("vm", vm, None)
@@ -97,7 +99,7 @@ class Records:
     def put_claim(self, record: LeaseRecord) -> None:
         """The one place where a claim changes. Raises StaleError for a step that core.lease forbids."""
         rules.step(self.claim(record.vm, record.epoch), record.claim)
-        self._journal.append("lease", f"{record.vm}/{record.epoch}", _json(record))
+        self._journal.append("lease", f"{record.vm}/{record.epoch}", to_dict(record))
 
     def may_run(self, vm: str) -> int | None:
         return rules.may_run(self.leases(vm))
@@ -129,11 +131,11 @@ class Records:
 
     # --- pools ---
 
-    def pools(self) -> dict[str, PoolOpen]:
-        return {key: PoolOpen.model_validate(data) for key, data in self._journal.all("pool").items()}
+    def pools(self) -> dict[str, OpenPool]:
+        return {key: OpenPool.model_validate(data) for key, data in self._journal.all("pool").items()}
 
-    def put_pool(self, pool: PoolOpen) -> None:
-        self._journal.append("pool", pool.pool, _json(pool))
+    def put_pool(self, pool: OpenPool) -> None:
+        self._journal.append("pool", pool.pool, to_dict(pool))
 
     def forget_pool(self, pool: str) -> None:
         self._journal.append("pool", pool, None)
@@ -145,7 +147,7 @@ class Records:
         return None if data is None else Reply.model_validate(data)
 
     def put_answer(self, command: str, reply: Reply) -> None:
-        self._journal.append("command", command, _json(reply))
+        self._journal.append("command", command, to_dict(reply))
         self._commands.append(command)
         while len(self._commands) > COMMANDS_KEPT:
             self._journal.append("command", self._commands.popleft(), None)
@@ -157,10 +159,3 @@ class Records:
     def put_generation(self, key: str, generation: int) -> None:
         if generation > self.generation(key):
             self._journal.append("generation", key, {"generation": generation})
-
-
-def _json(model: Frozen) -> dict[str, object]:
-    import json
-
-    value: dict[str, object] = json.loads(dump(model))
-    return value

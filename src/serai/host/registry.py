@@ -21,19 +21,19 @@ from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.drivers.storage.directory import DirectoryPool
 from serai.drivers.storage.iscsi import TgtExporter
 from serai.lib.paths import HostPaths
-from serai.schema.messages import PoolOpen
+from serai.schema.commands.pool import OpenPool
 from serai.schema.volume import ExportKind, PoolDriverName
 
 QEMU_USER = "serai-qemu"
 
 
-def _directory(pool: PoolOpen, paths: HostPaths) -> PoolDriver:
+def _directory(pool: OpenPool, paths: HostPaths) -> PoolDriver:
     root = Path(pool.path) if pool.path else paths.pools / pool.pool
     # Exported volumes are tgtd's alone; local ones are opened as files by QEMU.
     return DirectoryPool(root, pool=pool.pool, group=QEMU_USER if pool.export is ExportKind.NONE else None)
 
 
-POOL_DRIVERS: Mapping[PoolDriverName, Callable[[PoolOpen, HostPaths], PoolDriver]] = {PoolDriverName.DIR: _directory}
+POOL_DRIVERS: Mapping[PoolDriverName, Callable[[OpenPool, HostPaths], PoolDriver]] = {PoolDriverName.DIR: _directory}
 
 IMAGE_BUILDERS: Mapping[str, Callable[[], ImageBuilder]] = {"tiny": TinyBuilder, "debian": DebianBuilder}
 

@@ -12,19 +12,18 @@ from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.host.records import Records
 from serai.lib.makings import Makings
 from serai.lib.paths import HostPaths
-from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError, UnsupportedError
-from serai.schema.messages import (
-    PoolClose,
-    PoolOpen,
-    VolumeAdmit,
-    VolumeAdmitted,
-    VolumeDrop,
-    VolumeGrow,
-    VolumeLook,
-    VolumeMake,
-    VolumeRefuse,
-    VolumeSeen,
+from serai.schema.commands.pool import ClosePool, OpenPool
+from serai.schema.commands.volume import (
+    AdmitInitiator,
+    CreateVolume,
+    DeleteVolume,
+    GrowVolume,
+    MeasureVolume,
+    RefuseInitiator,
+    VolumeExport,
+    VolumeSize,
 )
+from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError, UnsupportedError
 from serai.schema.volume import ExportKind, PoolStatus
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class HostStorage:
         paths: HostPaths,
         exporter: Exporter | None,
         portal: str,
-        open_driver: Callable[[PoolOpen], PoolDriver],
+        open_driver: Callable[[OpenPool], PoolDriver],
         image_disk: Callable[[str], Awaitable[tuple[Path, str]]],
     ) -> None:
         self._records = records
@@ -88,13 +87,13 @@ class HostStorage:
             )
         return self._exporter
 
-    async def _open(self, pool: PoolOpen, *, make: bool = True) -> PoolDriver:
+    async def _open(self, pool: OpenPool, *, make: bool = True) -> PoolDriver:
         driver = self._open_driver(pool)
         await driver.open(make=make)
         self._pools[pool.pool] = driver
         return driver
 
-    async def _reopen(self, pool: PoolOpen) -> PoolDriver:
+    async def _reopen(self, pool: OpenPool) -> PoolDriver:
         """Open one of the journal. Only the agent's own folder is made again: where a file system is not mounted, an
         empty pool would take the place of the full one."""
         return await self._open(pool, make=not pool.path)
@@ -107,7 +106,7 @@ class HostStorage:
 
     # --- pools ---
 
-    async def open_pool(self, body: PoolOpen) -> PoolStatus:
+    async def open_pool(self, body: OpenPool) -> PoolStatus:
         """Open a pool here, now and after every restart."""
         if body.path and not Path(body.path).is_absolute():
             raise InvalidError(
@@ -124,7 +123,7 @@ class HostStorage:
             self._records.put_pool(body)
         return (await self.statuses())[body.pool]
 
-    def _refuse_own(self, body: PoolOpen) -> None:
+    def _refuse_own(self, body: OpenPool) -> None:
         """Refuse the agent's own folders, what is in them and what they are in, by whatever way they are reached."""
         if not body.path:
             return
@@ -140,7 +139,7 @@ class HostStorage:
                     remedy="Give a folder outside it, or no path: then the pool is in the agent's folder for pools.",
                 )
 
-    def _link(self, body: PoolOpen) -> None:
+    def _link(self, body: OpenPool) -> None:
         """Show a pool that is elsewhere among the agent's own."""
         if not body.path:
             return
@@ -154,7 +153,7 @@ class HostStorage:
         if link.is_symlink():
             link.unlink()
 
-    async def _refuse_shared(self, body: PoolOpen) -> None:
+    async def _refuse_shared(self, body: OpenPool) -> None:
         """Refuse a second pool in a pool's place; only here can be seen where links and mounts lead."""
         mine = await self._open_driver(body).places()
         for other in self._records.pools().values():
@@ -169,7 +168,7 @@ class HostStorage:
                     remedy="Choose another folder.",
                 )
 
-    async def close_pool(self, body: PoolClose) -> None:
+    async def close_pool(self, body: ClosePool) -> None:
         """Forget a pool that is empty. The agent's own folder goes with it; one that was given stays, without its mark.
 
         The target ends with the last pool that needs it: nobody else would end it, since it outlives the agent.
@@ -214,11 +213,11 @@ class HostStorage:
 
     # --- volumes ---
 
-    async def make(self, body: VolumeMake, report: Report) -> None:
+    async def make(self, body: CreateVolume, report: Report) -> None:
         """Create a volume, empty, from an image or as a copy of another; one that is there whole already stays."""
         await self._volumes.make(body.volume, lambda: self._make(body, report))
 
-    async def _make(self, body: VolumeMake, report: Report) -> None:
+    async def _make(self, body: CreateVolume, report: Report) -> None:
         driver = self._pool(body.pool)
         present = {volume.id: volume for volume in await driver.list_volumes()}
         if body.volume not in present:
@@ -236,14 +235,14 @@ class HostStorage:
         if body.clone_of is not None:
             await driver.grow_volume(body.volume, body.size)
 
-    async def drop(self, body: VolumeDrop) -> None:
+    async def drop(self, body: DeleteVolume) -> None:
         """End its export and delete it, or its making; one that is gone is deleted already."""
         async with self._volumes.dropping(body.volume):
             if self._exports(body.pool):
                 await self._target().unexport(body.volume)
             await self._pool(body.pool).delete_volume(body.volume)
 
-    async def grow(self, body: VolumeGrow) -> None:
+    async def grow(self, body: GrowVolume) -> None:
         """Make a volume, and its LUN, larger."""
         async with self._volumes.alone(body.volume):
             await self._pool(body.pool).grow_volume(body.volume, body.size)
@@ -253,22 +252,22 @@ class HostStorage:
                 except NotFoundError:
                     log.debug("volume %s is not exported: nobody has to be told of its size", body.volume)
 
-    async def look(self, body: VolumeLook) -> VolumeSeen:
+    async def look(self, body: MeasureVolume) -> VolumeSize:
         """How large a volume is now. Raises NotFoundError."""
         async with self._volumes.alone(body.volume):
             for volume in await self._pool(body.pool).list_volumes():
                 if volume.id == body.volume:
-                    return VolumeSeen(size=volume.size)
+                    return VolumeSize(size=volume.size)
         raise NotFoundError("there is no such volume in the pool", field="volume", value=body.volume)
 
-    async def admit(self, body: VolumeAdmit) -> VolumeAdmitted:
+    async def admit(self, body: AdmitInitiator) -> VolumeExport:
         """Export the volume if it is not yet, and let one lease epoch in."""
         target = self._target()
         export = await target.export(body.volume, self._pool(body.pool).volume_path(body.volume))
         await target.admit(body.volume, body.admission)
-        return VolumeAdmitted(portal=self._portal, target=export.target_iqn, lun=export.lun)
+        return VolumeExport(portal=self._portal, target=export.target_iqn, lun=export.lun)
 
-    async def refuse(self, body: VolumeRefuse) -> None:
+    async def refuse(self, body: RefuseInitiator) -> None:
         """Fence one lease epoch. A volume that is not exported has nobody to refuse."""
         try:
             await self._target().refuse(body.volume, body.initiator)

@@ -20,9 +20,9 @@ from serai.host.placing import place
 from serai.host.records import VmRecord
 from serai.lib.timeouts import time_limit
 from serai.schema.attach import Launch
+from serai.schema.commands.vm import StartVm
 from serai.schema.errors import ConflictError, SeraiError, StaleError
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import VmStart
 from serai.schema.vm import VmReport, VmState
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class VmAgent(KnownVm):
 
     # --- what may be asked ---
 
-    async def start(self, body: VmStart) -> VmReport:
+    async def start(self, body: StartVm) -> VmReport:
         """Start afresh under `body.epoch`; a VM that runs under it already is left as it is."""
         async with self.lock:
             if self.state in ALIVE and self.record.epoch == body.epoch and self.record.incoming is None:

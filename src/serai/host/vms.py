@@ -18,9 +18,9 @@ from serai.host.kit import Kit
 from serai.host.moves import Moves
 from serai.host.records import VmRecord
 from serai.host.vm import ALIVE, VmAgent
+from serai.schema.commands.vm import ConfigureResult, ConfigureVm, ReleaseVm, StartVm, StopVm
 from serai.schema.errors import NotFoundError, SeraiError, StaleError, UnavailableError
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import VmConfigure, VmConfigured, VmRelease, VmStart, VmStopCommand
 from serai.schema.vm import VmReport, VmState
 
 log = logging.getLogger(__name__)
@@ -220,13 +220,13 @@ class Vms:
 
     # --- commands ---
 
-    async def stop(self, body: VmStopCommand) -> VmReport:
+    async def stop(self, body: StopVm) -> VmReport:
         """Shut down, or by force, which also ends a QEMU that does not answer a new agent."""
         if body.force and body.vm in self._silent:
             await self._end_silent(body.vm)
         return await self.agent(body.vm).stop(force=body.force, timeout=body.timeout)
 
-    async def start(self, body: VmStart) -> VmReport:
+    async def start(self, body: StartVm) -> VmReport:
         self._check_silent(body.launch.vm)
         rows = [row for row in self._kit.records.leases(body.launch.vm) if row.claim is not Claim.ABANDONED]
         if any(row.epoch > body.epoch or (row.epoch == body.epoch and row.claim is Claim.RELEASED) for row in rows):
@@ -238,7 +238,7 @@ class Vms:
             agent = self._new(body)
         return await agent.start(body)
 
-    def _new(self, body: VmStart) -> VmAgent:
+    def _new(self, body: StartVm) -> VmAgent:
         record = VmRecord(
             launch=body.launch,
             epoch=body.epoch,
@@ -253,7 +253,7 @@ class Vms:
         self.agents[body.launch.vm] = agent
         return agent
 
-    async def release(self, body: VmRelease) -> None:
+    async def release(self, body: ReleaseVm) -> None:
         """Give up `epoch` and all lower ones: end QEMU, also one of no record or that does not answer; forget the VM.
 
         Idempotent.
@@ -281,11 +281,11 @@ class Vms:
             )
         self._kit.records.prune_leases(body.vm)
 
-    def _given_up(self, body: VmRelease) -> bool:
+    def _given_up(self, body: ReleaseVm) -> bool:
         """Whether it is so already, as after each move away: QEMU ended before the journal said so."""
         rows = self._kit.records.leases(body.vm)
         return any(row.epoch >= body.epoch and row.claim is Claim.RELEASED for row in rows)
 
-    async def configure(self, body: VmConfigure) -> VmConfigured:
+    async def configure(self, body: ConfigureVm) -> ConfigureResult:
         """See `configuring.configure`."""
         return await configure(self._kit, self.agent(body.launch.vm), body)

@@ -1,7 +1,7 @@
 """How a VM's parts are attached on one host: all that QEMU's command line needs, with nothing left to decide.
 
-A `Launch` is derived by the controller from a VM's spec and travels to the host that is to run it. Secrets in it (CHAP
-passwords) are `SecretStr`: they are serialised for the bus on purpose and only there, see `messages.dump`.
+A `Launch` is derived by the controller from a VM's spec and travels to the host that is to run it, with the secrets in
+it (CHAP passwords).
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from ipaddress import IPv4Interface
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
+from serai.schema.encoding import Secret
 from serai.schema.resource import Frozen, Id
 
 
@@ -33,7 +34,7 @@ class IscsiDisk(Frozen):
     lun: int
     initiator: str
     user: str
-    password: SecretStr
+    password: Secret
 
 
 class Disk(Frozen):
@@ -62,7 +63,7 @@ class Admission(Frozen):
 
     initiator: str
     user: str
-    password: SecretStr
+    password: Secret
     epoch: int
 
 

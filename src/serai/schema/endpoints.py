@@ -16,7 +16,7 @@ from serai.schema.image import Image, ImageCreate
 from serai.schema.job import Event, Job
 from serai.schema.network import Network, NetworkCreate, UplinkTake
 from serai.schema.resource import Page
-from serai.schema.vm import Vm, VmBegin, VmClone, VmCreate, VmEdit, VmMigrate, VmStop
+from serai.schema.vm import Vm, VmClone, VmCreate, VmEdit, VmMigrate, VmStart, VmStop
 from serai.schema.volume import Pool, PoolCreate, Volume, VolumeCreate, VolumeEdit
 
 Method = Literal["GET", "POST", "PATCH", "DELETE", "PUT"]
@@ -78,7 +78,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         *_crud("vm", "vms", Vm, VmCreate, query=("host", "state", "label")),
         Endpoint("vm.edit", "PATCH", "/v1/vms/{name}", "Change a VM", VmEdit, Job, job=True),
         Endpoint("vm.delete", "DELETE", "/v1/vms/{name}", "Delete a VM", None, Job, job=True, query=("force",)),
-        Endpoint("vm.start", "POST", "/v1/vms/{name}/start", "Start a VM", VmBegin, Job, job=True),
+        Endpoint("vm.start", "POST", "/v1/vms/{name}/start", "Start a VM", VmStart, Job, job=True),
         Endpoint("vm.stop", "POST", "/v1/vms/{name}/stop", "Shut a VM down", VmStop, Job, job=True),
         Endpoint("vm.restart", "POST", "/v1/vms/{name}/restart", "Stop a VM and start it", VmStop, Job, job=True),
         Endpoint("vm.reset", "POST", "/v1/vms/{name}/reset", "Reset a VM", None, Job, job=True),

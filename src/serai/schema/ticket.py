@@ -29,3 +29,11 @@ class Ticket(Frozen):
     server: str
     expires: datetime
     params: dict[str, str] = Field(default_factory=dict)
+
+
+class RedeemTicket(Frozen):
+    """On `Subjects.redeem(host)`, from the ticket's server; answered with the `Ticket`, once."""
+
+    ticket: str
+    holder: str
+    server: str

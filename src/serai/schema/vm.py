@@ -170,7 +170,7 @@ class VmEdit(Frozen):
     template: bool | None = None
 
 
-class VmBegin(Frozen):
+class VmStart(Frozen):
     """`host` none: where it was before, or where placement puts it."""
 
     host: Name | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,25 +18,28 @@ from serai.client.http import Client
 from serai.lib.bus import Message
 from serai.lib.clock import SystemClock
 from serai.lib.membus import MemBus
+from serai.schema.commands import BY_NAME
+from serai.schema.commands.base import AnyCommand
+from serai.schema.commands.envelope import Reply, Request
+from serai.schema.commands.image import IMAGE_CREATE
+from serai.schema.commands.migration import (
+    MIGRATION_ABANDON,
+    MIGRATION_PREPARE,
+    MIGRATION_START,
+    MigrationEndpoint,
+    MigrationOutcome,
+    Verdict,
+)
+from serai.schema.commands.pool import POOL_OPEN
+from serai.schema.commands.vm import VM_CONFIGURE, VM_PAUSE, VM_RELEASE, VM_RESUME, VM_START, VM_STOP, ConfigureResult
+from serai.schema.commands.volume import VOLUME_ADMIT, VolumeExport
+from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import HostError, StaleError, UnavailableError
 from serai.schema.host import Ability, HostFacts, HostState
 from serai.schema.image import ImageKind, ImageManifest
 from serai.schema.job import Job, JobState
 from serai.schema.lease import Claim
-from serai.schema.messages import (
-    Command,
-    Empty,
-    Hello,
-    HostReport,
-    Kind,
-    Reply,
-    Verdict,
-    VmConfigured,
-    VmMigrated,
-    VmPrepared,
-    VolumeAdmitted,
-    dump,
-)
+from serai.schema.reports import Hello, HostReport
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import PoolStatus
@@ -53,19 +55,27 @@ FACTS = HostFacts(
     addresses={"management": "10.0.0.1", "storage": "10.0.0.1", "migration": "10.0.0.1"},
     abilities=[Ability(name="kvm", found=False, detail="there is no /dev/kvm")],
 )
-PLAIN: dict[Kind, BaseModel] = {
-    Kind.POOL_OPEN: PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30),
-    Kind.VOLUME_ADMIT: VolumeAdmitted(portal="10.0.0.1:3260", target="t", lun=1),
-    Kind.VM_PREPARE: VmPrepared(address="10.0.0.2", port=49152, tls_hostname="qemu.h2"),
-    Kind.VM_MIGRATE: VmMigrated(committed=True, total_s=1.0),
-    Kind.VM_ABANDON: Verdict(claim=Claim.ABANDONED),
-    Kind.VM_CONFIGURE: VmConfigured(applied=["all"], pending=[]),
-    Kind.IMAGE_MAKE: ImageManifest(name="tiny", kind=ImageKind.KERNEL, files=[], cloud_init=True),
+PLAIN: dict[AnyCommand, BaseModel] = {
+    POOL_OPEN: PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30),
+    VOLUME_ADMIT: VolumeExport(portal="10.0.0.1:3260", target="t", lun=1),
+    MIGRATION_PREPARE: MigrationEndpoint(address="10.0.0.2", port=49152, tls_hostname="qemu.h2"),
+    MIGRATION_START: MigrationOutcome(committed=True, total_s=1.0),
+    MIGRATION_ABANDON: Verdict(claim=Claim.ABANDONED),
+    VM_CONFIGURE: ConfigureResult(applied=["all"], pending=[]),
+    IMAGE_CREATE: ImageManifest(name="tiny", kind=ImageKind.KERNEL, files=[], cloud_init=True),
 }
 
 
-SIGNALS = {Kind.VM_STOP: VmState.STOPPED, Kind.VM_PAUSE: VmState.PAUSED, Kind.VM_RESUME: VmState.RUNNING}
+SIGNALS: dict[AnyCommand, VmState] = {
+    VM_STOP: VmState.STOPPED,
+    VM_PAUSE: VmState.PAUSED,
+    VM_RESUME: VmState.RUNNING,
+}
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def _done(result: BaseModel | None) -> bytes:
+    return encode(Reply(state="done", result=None if result is None else to_dict(result)))
 
 
 class Held:
@@ -73,24 +83,24 @@ class Held:
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
-        self.answer: asyncio.Future[BaseModel] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[BaseModel | None] = asyncio.get_running_loop().create_future()
 
 
 class Agents:
-    """Every host's agent. `failing` and `failing_once` hold the kinds that are answered with an error.
+    """Every host's agent. `failing` and `failing_once` hold the commands that are answered with an error.
 
     A VM's next report bears the number `sequence`.
     """
 
     def __init__(self, bus: MemBus) -> None:
         self.bus = bus
-        self.failing: set[Kind] = set()
-        self.failing_once: set[Kind] = set()
+        self.failing: set[AnyCommand] = set()
+        self.failing_once: set[AnyCommand] = set()
         self.silent: set[str] = set()
         """Hosts that do not answer."""
         self.answers = dict(PLAIN)
-        self._held: dict[Kind, Held] = {}
-        self.asked: list[tuple[str, Kind]] = []
+        self._held: dict[AnyCommand, Held] = {}
+        self.asked: list[tuple[str, AnyCommand]] = []
         self.sequence = 1
         self._epochs: dict[str, int] = {}
         self._released: set[tuple[str, str, int]] = set()
@@ -105,52 +115,51 @@ class Agents:
             for host in self._joined - self.silent:
                 report = HostReport(host=host, time=LONG_AGO)
                 with contextlib.suppress(UnavailableError):
-                    await self.bus.publish(Subjects.host_report(host), dump(report))
+                    await self.bus.publish(Subjects.host_report(host), encode(report))
             await asyncio.sleep(1)
 
     async def join(self, host: str) -> None:
         async def answer(message: Message) -> bytes:
-            return await self._answer(host, Command.model_validate_json(message.payload))
+            return await self._answer(host, Request.model_validate_json(message.payload))
 
         await self.bus.subscribe(Subjects.host_command(host), answer)
         await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
-        await self.bus.request(Subjects.hello(host), dump(Hello(host=host, facts=FACTS)), timeout=5)
+        await self.bus.request(Subjects.hello(host), encode(Hello(host=host, facts=FACTS)), timeout=5)
         self._joined.add(host)
 
-    def hold(self, kind: Kind) -> Held:
-        """Keep commands of a kind waiting."""
-        return self._held.setdefault(kind, Held())
+    def hold(self, command: AnyCommand) -> Held:
+        """Keep these commands waiting."""
+        return self._held.setdefault(command, Held())
 
-    def release(self, kind: Kind, answer: BaseModel) -> None:
+    def release(self, command: AnyCommand, answer: BaseModel | None) -> None:
         """Answer those that wait so, and no longer hold the others."""
-        self._held.pop(kind).answer.set_result(answer)
+        self._held.pop(command).answer.set_result(answer)
 
-    async def _answer(self, host: str, command: Command) -> bytes:
-        kind = Kind(command.kind)
+    async def _answer(self, host: str, request: Request) -> bytes:
+        command, body = BY_NAME[request.command], request.body
         if host in self.silent:
             raise UnavailableError(f"{host} is silent")
-        self.asked.append((host, kind))
-        if kind in self.failing | self.failing_once:
-            self.failing_once.discard(kind)
-            return dump(Reply(state="failed", error=HostError(f"{kind} failed").info))
-        if kind in self._held:
-            self._held[kind].asked.set()
-            return dump(Reply(state="done", result=json.loads(dump(await self._held[kind].answer))))
-        if kind is Kind.VM_RELEASE:
-            self._released.add((host, command.body["vm"], command.body["epoch"]))
-        if kind is Kind.VM_START and (host, command.body["launch"]["vm"], command.body["epoch"]) in self._released:
-            return dump(Reply(state="failed", error=StaleError("the epoch is over here", field="epoch").info))
-        result = self.answers.get(kind) or self._of_vm(host, kind, command.body)
-        return dump(Reply(state="done", result=json.loads(dump(result))))
+        self.asked.append((host, command))
+        if command in self.failing | self.failing_once:
+            self.failing_once.discard(command)
+            return encode(Reply(state="failed", error=HostError(f"{command} failed").info))
+        if command in self._held:
+            self._held[command].asked.set()
+            return _done(await self._held[command].answer)
+        if command is VM_RELEASE:
+            self._released.add((host, body["vm"], body["epoch"]))
+        if command is VM_START and (host, body["launch"]["vm"], body["epoch"]) in self._released:
+            return encode(Reply(state="failed", error=StaleError("the epoch is over here", field="epoch").info))
+        return _done(self.answers.get(command) or self._of_vm(host, command, body))
 
-    def _of_vm(self, host: str, kind: Kind, body: dict[str, Any]) -> BaseModel:
-        if kind is Kind.VM_START:
+    def _of_vm(self, host: str, command: AnyCommand, body: dict[str, Any]) -> VmReport | None:
+        if command is VM_START:
             vm, state = body["launch"]["vm"], VmState.RUNNING
             self._epochs[vm] = body["epoch"]
-        elif kind in SIGNALS:
-            vm, state = body["vm"], SIGNALS[kind]
+        elif command in SIGNALS:
+            vm, state = body["vm"], SIGNALS[command]
         else:
-            return Empty()
+            return None
         now = SystemClock().now()
         self.sequence += 1
         return VmReport(
@@ -213,7 +222,7 @@ class World:
             since=SystemClock().now(),
             sequence=self.agents.sequence - 1,
         )
-        await self.agents.bus.request(Subjects.vm_report(report.host, report.vm), dump(report), timeout=5)
+        await self.agents.bus.request(Subjects.vm_report(report.host, report.vm), encode(report), timeout=5)
 
     async def offline(self, host: str) -> None:
         """A host is silent, and the controller has noticed it."""

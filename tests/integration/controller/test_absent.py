@@ -7,9 +7,11 @@ import asyncio
 import pytest
 from tests.integration.controller.conftest import World
 
+from serai.schema.commands.image import IMAGE_DELETE
+from serai.schema.commands.pool import POOL_CLOSE
+from serai.schema.commands.volume import VOLUME_DELETE
 from serai.schema.errors import UnavailableError
 from serai.schema.job import Job, JobState
-from serai.schema.messages import Kind
 
 FORCE = {"force": True}
 NAMES = {"volume": "v", "pool": "p2", "image": "tiny"}
@@ -28,7 +30,7 @@ async def gone(world: World) -> dict[str, Job]:
             await world.client.call(f"{kind}.delete", name)
         job = await world.do(f"{kind}.delete", name, query=FORCE)
         assert (job.state, "h2 removes it when it is back" in job.message) == (JobState.DONE, True), job.error
-    assert ("h1", Kind.IMAGE_DROP) in world.agents.asked
+    assert ("h1", IMAGE_DELETE) in world.agents.asked
     left: list[Job] = [job for job in (await world.client.call("job.list")).items if job.kind == "host.clean"]
     assert {job.state.ended for job in left} == {False}
     return {job.params["what"].partition(" ")[0]: job for job in left}
@@ -47,7 +49,7 @@ async def test_what_was_forgotten_is_removed_when_the_host_is_back(world: World)
         assert (await asyncio.wait_for(world.client.wait_job(job.id), 20)).state is JobState.DONE
     # A pool is closed once its volumes are gone. A hello has whoever waits ask again.
     assert list(dict.fromkeys(world.agents.asked)) == [
-        ("h2", kind) for kind in (Kind.VOLUME_DROP, Kind.POOL_CLOSE, Kind.IMAGE_DROP)
+        ("h2", kind) for kind in (VOLUME_DELETE, POOL_CLOSE, IMAGE_DELETE)
     ]
 
 

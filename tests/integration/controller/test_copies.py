@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,19 @@ from serai.client.http import Client
 from serai.lib.bus import Message
 from serai.lib.clock import SystemClock
 from serai.lib.membus import MemBus
+from serai.schema.commands import BY_NAME
+from serai.schema.commands.base import AnyCommand
+from serai.schema.commands.envelope import Reply, Request
+from serai.schema.commands.image import IMAGE_CREATE, IMAGE_FETCH
+from serai.schema.commands.migration import MIGRATION_PREPARE, MIGRATION_START, MigrationEndpoint, MigrationOutcome
+from serai.schema.commands.pool import POOL_OPEN
+from serai.schema.commands.vm import VM_START
+from serai.schema.commands.volume import VOLUME_ADMIT, VOLUME_CREATE, VolumeExport
+from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import InvalidError, NotFoundError, SeraiError
 from serai.schema.image import Image, ImageFile, ImageKind, ImageManifest, ImageState
 from serai.schema.job import Job, JobState
-from serai.schema.messages import Command, Empty, Hello, Kind, Reply, VmMigrated, VmPrepared, VolumeAdmitted, dump
+from serai.schema.reports import Hello
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import PoolStatus
@@ -48,7 +56,7 @@ class Fleet:
         self.bus = bus
         self.sound: set[str] = set()
         self.lying: set[str] = set()
-        self.asked: list[tuple[str, Kind]] = []
+        self.asked: list[tuple[str, AnyCommand]] = []
         self.urls: list[str] = []
         self.hold_make = asyncio.Event()
         self.hold_make.set()
@@ -60,48 +68,49 @@ class Fleet:
         for host in hosts:
 
             async def answer(message: Message, host: str = host) -> bytes:
-                command = Command.model_validate_json(message.payload)
-                self.asked.append((host, Kind(command.kind)))
+                request = Request.model_validate_json(message.payload)
+                command = BY_NAME[request.command]
+                self.asked.append((host, command))
                 try:
-                    result = await self._answer(host, Kind(command.kind), command.body)
+                    result = await self._answer(host, command, request.body)
                 except SeraiError as error:
-                    return dump(Reply(state="failed", error=error.info))
-                return dump(Reply(state="done", result=json.loads(dump(result))))
+                    return encode(Reply(state="failed", error=error.info))
+                return encode(Reply(state="done", result=None if result is None else to_dict(result)))
 
             await self.bus.subscribe(Subjects.host_command(host), answer)
             await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
-            await self.bus.request(Subjects.hello(host), dump(Hello(host=host, facts=FACTS)), timeout=5)
+            await self.bus.request(Subjects.hello(host), encode(Hello(host=host, facts=FACTS)), timeout=5)
 
-    async def _answer(self, host: str, kind: Kind, body: dict[str, Any]) -> BaseModel:
-        if kind is Kind.IMAGE_MAKE:
+    async def _answer(self, host: str, command: AnyCommand, body: dict[str, Any]) -> BaseModel | None:
+        if command is IMAGE_CREATE:
             self.urls.append(str(body["spec"]["url"]))
             self.made.set()
             await self.hold_make.wait()
             self.sound.add(host)
             return self.manifest
-        if kind is Kind.IMAGE_FETCH:
+        if command is IMAGE_FETCH:
             source = str(body["server"]).removeprefix("host.")
             if source in self.lying:
                 raise InvalidError("the file that arrived is not the one that was meant", field="sha256", value=SUM)
             self._need(source, str(body["image"]))
             self.sound.add(host)
-            return Empty()
-        if kind is Kind.POOL_OPEN:
+            return None
+        if command is POOL_OPEN:
             return PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30)
-        if kind is Kind.VOLUME_ADMIT:
-            return VolumeAdmitted(portal="10.0.0.1:3260", target="t", lun=1)
-        if kind is Kind.VOLUME_MAKE and body["image"] is not None:
+        if command is VOLUME_ADMIT:
+            return VolumeExport(portal="10.0.0.1:3260", target="t", lun=1)
+        if command is VOLUME_CREATE and body["image"] is not None:
             self._need(host, body["image"])
-        if kind in (Kind.VM_START, Kind.VM_PREPARE):
+        if command in (VM_START, MIGRATION_PREPARE):
             self._need(host, body["launch"]["boot"]["image"])
-        if kind is Kind.VM_START:
+        if command is VM_START:
             now, vm = SystemClock().now(), body["launch"]["vm"]
             return VmReport(vm=vm, host=host, epoch=body["epoch"], state=VmState.RUNNING, since=now, sequence=1)
-        if kind is Kind.VM_PREPARE:
-            return VmPrepared(address="10.0.0.2", port=49152, tls_hostname="qemu.h2")
-        if kind is Kind.VM_MIGRATE:
-            return VmMigrated(committed=True, total_s=1.0)
-        return Empty()
+        if command is MIGRATION_PREPARE:
+            return MigrationEndpoint(address="10.0.0.2", port=49152, tls_hostname="qemu.h2")
+        if command is MIGRATION_START:
+            return MigrationOutcome(committed=True, total_s=1.0)
+        return None
 
     def _need(self, host: str, image: str) -> None:
         if host not in self.sound:
@@ -175,7 +184,7 @@ async def test_a_damaged_copy_is_replaced_from_another_host(world: World) -> Non
     world.fleet.sound.remove("h2")
     world.fleet.asked.clear()
     assert (await world.volume("v2", "h2")).state is JobState.DONE
-    make, fetch = ("h2", Kind.VOLUME_MAKE), ("h2", Kind.IMAGE_FETCH)
+    make, fetch = ("h2", VOLUME_CREATE), ("h2", IMAGE_FETCH)
     assert [one for one in world.fleet.asked if one in (make, fetch)] == [make, fetch, make]
     assert (await world.image()).status.hosts == ["h1", "h2"]
     damaged = [event for event in (await world.client.call("event.list")).items if event.kind == "image.damaged"]
@@ -238,7 +247,7 @@ async def test_a_vm_moves_to_a_host_whose_copy_is_damaged(world: World) -> None:
     assert (await world.image()).status.hosts == ["h1", "h2"]
     world.fleet.sound.remove("h2")
     await world.well("vm.migrate", "web1", {"to": "h2"})
-    assert world.fleet.asked.count(("h2", Kind.VM_PREPARE)) == 2
+    assert world.fleet.asked.count(("h2", MIGRATION_PREPARE)) == 2
     assert world.fleet.sound == {"h1", "h2"}
 
 

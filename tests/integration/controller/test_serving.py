@@ -22,12 +22,13 @@ from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.controller.store import Store
 from serai.lib.bus import Bus
 from serai.lib.membus import MemBus
+from serai.schema.encoding import encode
 from serai.schema.endpoints import ENDPOINTS
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
 from serai.schema.host import HostFacts
 from serai.schema.image import Image, ImageCreate, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState
 from serai.schema.job import JobState
-from serai.schema.messages import Hello, dump
+from serai.schema.reports import Hello
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm
 
@@ -100,7 +101,7 @@ class World:
         bus = MemBus()
         try:
             async with running(self.config, bus, self.extras) as controller:
-                await bus.request(Subjects.hello("h1"), dump(Hello(host="h1", facts=FACTS)), timeout=5)
+                await bus.request(Subjects.hello("h1"), encode(Hello(host="h1", facts=FACTS)), timeout=5)
                 yield controller
         finally:
             await bus.close()

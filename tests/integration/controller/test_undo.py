@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 from tests.integration.controller.conftest import World
 
+from serai.schema.commands.base import AnyCommand
+from serai.schema.commands.vm import VM_CONFIGURE, VM_PAUSE, ConfigureResult
+from serai.schema.commands.volume import (
+    VOLUME_ADMIT,
+    VOLUME_CREATE,
+    VOLUME_DELETE,
+    VOLUME_GROW,
+    VOLUME_MEASURE,
+    VolumeSize,
+)
 from serai.schema.errors import ConflictError
 from serai.schema.job import Job, JobState
-from serai.schema.messages import Empty, Kind, VmConfigured, VolumeSeen
 from serai.schema.vm import Vm, VmState
 from serai.schema.volume import Volume, VolumeState
 
@@ -72,28 +81,28 @@ async def edit(world: World) -> Edit:
     return made
 
 
-@pytest.mark.parametrize("kind", [Kind.VOLUME_MAKE, Kind.VOLUME_ADMIT, Kind.VM_CONFIGURE])
-async def test_an_edit_that_fails_is_taken_back(edit: Edit, kind: Kind) -> None:
-    edit.world.agents.failing_once.add(kind)
+@pytest.mark.parametrize("command", [VOLUME_CREATE, VOLUME_ADMIT, VM_CONFIGURE], ids=str)
+async def test_an_edit_that_fails_is_taken_back(edit: Edit, command: AnyCommand) -> None:
+    edit.world.agents.failing_once.add(command)
     job = await edit.ended(await edit.submit())
-    assert (job.state, job.error and job.error.message) == (JobState.FAILED, f"{kind} failed")
+    assert (job.state, job.error and job.error.message) == (JobState.FAILED, f"{command} failed")
     assert job.message == "taken back"
     await edit.is_as_before()
     assert (await edit.world.vm("web1")).status.conditions == []
-    assert ("h1", Kind.VOLUME_DROP) in edit.world.agents.asked
+    assert ("h1", VOLUME_DELETE) in edit.world.agents.asked
     # The VM's host is told only of what it may have heard.
-    told = [kind for _, kind in edit.world.agents.asked].count(Kind.VM_CONFIGURE)
-    assert told == (2 if kind is Kind.VM_CONFIGURE else 0)
+    told = [sent for _, sent in edit.world.agents.asked].count(VM_CONFIGURE)
+    assert told == (2 if command is VM_CONFIGURE else 0)
     job = await edit.ended(await edit.submit())
     assert job.state is JobState.DONE, job.error
 
 
 async def test_what_a_job_remembers_is_shown_to_nobody_and_goes_with_it(edit: Edit) -> None:
-    make = edit.world.agents.hold(Kind.VOLUME_MAKE)
+    make = edit.world.agents.hold(VOLUME_CREATE)
     job = await edit.submit()
     await asyncio.wait_for(make.asked.wait(), 20)
     assert "hunter2" not in (await edit.world.client.call("job.show", job.id)).model_dump_json()
-    edit.world.agents.release(Kind.VOLUME_MAKE, Empty())
+    edit.world.agents.release(VOLUME_CREATE, None)
     assert (await edit.ended(job)).state is JobState.DONE
     async with edit.world.controller.store.read() as view:
         assert "hunter2" not in str(await view.jobs.record(job.id))
@@ -118,24 +127,24 @@ async def test_an_edit_that_is_cancelled_is_taken_back(edit: Edit) -> None:
 
 
 async def test_an_edit_that_never_began_is_taken_back(edit: Edit) -> None:
-    stop = edit.world.agents.hold(Kind.VM_PAUSE)
+    stop = edit.world.agents.hold(VM_PAUSE)
     ahead = await edit.world.client.call("vm.pause", "web1")
     await asyncio.wait_for(stop.asked.wait(), 20)
     job = await edit.submit()
     assert (await edit.world.client.call("job.cancel", job.id)).state in (JobState.CANCELLING, JobState.UNDOING)
-    edit.world.agents.failing_once.add(Kind.VM_PAUSE)
-    edit.world.agents._held.pop(Kind.VM_PAUSE).answer.set_exception(ConflictError("no"))
+    edit.world.agents.failing_once.add(VM_PAUSE)
+    edit.world.agents._held.pop(VM_PAUSE).answer.set_exception(ConflictError("no"))
     await edit.ended(ahead)
     assert (await edit.ended(job)).state is JobState.CANCELLED
     await edit.is_as_before()
 
 
-@pytest.mark.parametrize("kind", [Kind.VOLUME_MAKE, Kind.VM_CONFIGURE])
-async def test_a_restarted_controller_goes_on_with_an_edit(edit: Edit, kind: Kind) -> None:
-    held = edit.world.agents.hold(kind)
+@pytest.mark.parametrize("command", [VOLUME_CREATE, VM_CONFIGURE], ids=str)
+async def test_a_restarted_controller_goes_on_with_an_edit(edit: Edit, command: AnyCommand) -> None:
+    held = edit.world.agents.hold(command)
     job = await edit.submit()
     await asyncio.wait_for(held.asked.wait(), 20)
-    edit.world.agents.release(kind, VmConfigured() if kind is Kind.VM_CONFIGURE else Empty())
+    edit.world.agents.release(command, ConfigureResult() if command is VM_CONFIGURE else None)
     await edit.world.restart()
     assert (await edit.ended(job)).state is JobState.DONE
     assert (await edit.world.vm("web2")).spec.cpus == 2
@@ -143,11 +152,11 @@ async def test_a_restarted_controller_goes_on_with_an_edit(edit: Edit, kind: Kin
 
 
 async def test_a_restarted_controller_goes_on_taking_back(edit: Edit) -> None:
-    edit.world.agents.failing_once.add(Kind.VM_CONFIGURE)
-    drop = edit.world.agents.hold(Kind.VOLUME_DROP)
+    edit.world.agents.failing_once.add(VM_CONFIGURE)
+    drop = edit.world.agents.hold(VOLUME_DELETE)
     job = await edit.submit()
     await asyncio.wait_for(drop.asked.wait(), 20)
-    edit.world.agents.release(Kind.VOLUME_DROP, Empty())
+    edit.world.agents.release(VOLUME_DELETE, None)
     await edit.world.restart()
     assert (await edit.ended(job)).state is JobState.FAILED
     await edit.is_as_before()
@@ -155,7 +164,7 @@ async def test_a_restarted_controller_goes_on_taking_back(edit: Edit) -> None:
 
 async def test_what_a_vm_does_not_give_back_is_said(edit: Edit) -> None:
     """Its host refuses to take the edit, and to take it back: the new disks may be open until the VM restarts."""
-    edit.world.agents.failing.add(Kind.VM_CONFIGURE)
+    edit.world.agents.failing.add(VM_CONFIGURE)
     job = await edit.ended(await edit.submit())
     assert job.state is JobState.FAILED
     after = await edit.world.vm("web1")
@@ -174,14 +183,14 @@ async def test_what_a_vm_does_not_give_back_is_said(edit: Edit) -> None:
 
 async def test_an_address_that_another_vm_got_meanwhile_is_its_own(edit: Edit) -> None:
     vnic = edit.before.spec.vnics[0].model_dump(mode="json")
-    make = edit.world.agents.hold(Kind.VOLUME_MAKE)
+    make = edit.world.agents.hold(VOLUME_CREATE)
     body = {"disks": (await edit.body())["disks"], "vnics": [{"network": "lan", "ip": "10.77.0.99"}]}
     job = await edit.world.client.call("vm.edit", "web1", body)
     await asyncio.wait_for(make.asked.wait(), 20)
     other = {"image": "tiny", "memory": "1G", "running": False, "vnics": [{"network": "lan", "ip": vnic["ip"]}]}
     await edit.world.do("vm.create", None, {"name": "other", "spec": other})
-    edit.world.agents.failing_once.add(Kind.VM_CONFIGURE)
-    edit.world.agents.release(Kind.VOLUME_MAKE, Empty())
+    edit.world.agents.failing_once.add(VM_CONFIGURE)
+    edit.world.agents.release(VOLUME_CREATE, None)
     job = await edit.ended(job)
     assert job.message == f"taken back; stays: vnics ({vnic['ip']} is another VM's now)"
     after = await edit.world.vm("web1")
@@ -190,7 +199,7 @@ async def test_an_address_that_another_vm_got_meanwhile_is_its_own(edit: Edit) -
 
 
 async def test_lists_are_not_changed_while_an_edit_may_take_them_back(edit: Edit) -> None:
-    make = edit.world.agents.hold(Kind.VOLUME_MAKE)
+    make = edit.world.agents.hold(VOLUME_CREATE)
     job = await edit.submit()
     await asyncio.wait_for(make.asked.wait(), 20)
     with pytest.raises(ConflictError, match="being changed") as caught:
@@ -198,8 +207,8 @@ async def test_lists_are_not_changed_while_an_edit_may_take_them_back(edit: Edit
     assert f"serai job cancel {job.id}" in (caught.value.info.remedy or "")
     # What is no list goes on, and is no business of the one that is taken back.
     later = await edit.world.client.call("vm.edit", "web2", {"description": "mine"})
-    edit.world.agents.failing_once.add(Kind.VM_CONFIGURE)
-    edit.world.agents.release(Kind.VOLUME_MAKE, Empty())
+    edit.world.agents.failing_once.add(VM_CONFIGURE)
+    edit.world.agents.release(VOLUME_CREATE, None)
     assert (await edit.ended(job)).state is JobState.FAILED
     assert (await edit.ended(later)).state is JobState.DONE
     await edit.is_as_before()
@@ -208,14 +217,14 @@ async def test_lists_are_not_changed_while_an_edit_may_take_them_back(edit: Edit
 
 async def test_a_clone_that_fails_or_never_began_leaves_nothing(edit: Edit) -> None:
     await edit.world.do("vm.stop", "web1", {"force": True})
-    edit.world.agents.failing_once.add(Kind.VOLUME_MAKE)
+    edit.world.agents.failing_once.add(VOLUME_CREATE)
     assert (await edit.world.do("vm.clone", "web1", {"name": "copy"})).state is JobState.FAILED
-    make = edit.world.agents.hold(Kind.VOLUME_MAKE)
+    make = edit.world.agents.hold(VOLUME_CREATE)
     ahead = await edit.world.client.call("vm.clone", "web1", {"name": "first"})
     await asyncio.wait_for(make.asked.wait(), 20)
     job = await edit.world.client.call("vm.clone", "web1", {"name": "copy"})
     await edit.world.client.call("job.cancel", job.id)
-    edit.world.agents.release(Kind.VOLUME_MAKE, Empty())
+    edit.world.agents.release(VOLUME_CREATE, None)
     assert (await edit.ended(ahead)).state is JobState.DONE
     assert (await edit.ended(job)).state is JobState.CANCELLED
     assert {vm.name for vm in (await edit.world.client.call("vm.list")).items} == {"web1", "first"}
@@ -228,8 +237,8 @@ async def test_a_growth_that_fails_says_what_is_true(edit: Edit, name: str, real
     """`real`: the size that the host says the volume has after it has failed, in times of what it was."""
     before = await edit.volume(name)
     size = before.spec.size
-    edit.world.agents.failing_once.add(Kind.VOLUME_GROW)
-    edit.world.agents.answers[Kind.VOLUME_LOOK] = VolumeSeen(size=real * size)
+    edit.world.agents.failing_once.add(VOLUME_GROW)
+    edit.world.agents.answers[VOLUME_MEASURE] = VolumeSize(size=real * size)
     job = await edit.world.do("volume.edit", name, {"size": 2 * size, "labels": {"a": "b"}})
     assert job.state is JobState.FAILED
     after = await edit.volume(name)
@@ -243,14 +252,14 @@ async def test_a_growth_that_fails_says_what_is_true(edit: Edit, name: str, real
     assert (await edit.world.vm("web1")).status.state is VmState.RUNNING
     edit.world.agents.asked.clear()
     assert (await edit.world.do("volume.edit", name, {"size": 2 * size})).state is JobState.DONE
-    assert ("h1", Kind.VOLUME_GROW) in edit.world.agents.asked
+    assert ("h1", VOLUME_GROW) in edit.world.agents.asked
     after = await edit.volume(name)
     assert (after.spec.size, after.status.size, after.status.reason) == (2 * size, 2 * size, "")
 
 
 async def test_a_growth_that_its_vm_was_not_told_of_stays(edit: Edit) -> None:
-    edit.world.agents.answers[Kind.VOLUME_LOOK] = VolumeSeen(size=2 * GIB)
-    edit.world.agents.failing_once.add(Kind.VM_CONFIGURE)
+    edit.world.agents.answers[VOLUME_MEASURE] = VolumeSize(size=2 * GIB)
+    edit.world.agents.failing_once.add(VM_CONFIGURE)
     job = await edit.world.do("volume.edit", "web1-disk0", {"size": 2 * GIB})
     assert job.state is JobState.FAILED
     assert "the host has grown it" in job.message
@@ -259,23 +268,23 @@ async def test_a_growth_that_its_vm_was_not_told_of_stays(edit: Edit) -> None:
 
 
 async def test_a_growth_of_which_the_host_says_nothing_is_not_promised(edit: Edit) -> None:
-    edit.world.agents.failing |= {Kind.VOLUME_GROW, Kind.VOLUME_LOOK}
+    edit.world.agents.failing |= {VOLUME_GROW, VOLUME_MEASURE}
     job = await edit.world.do("volume.edit", "spare", {"size": 4 * GIB})
     assert (job.state, job.message) == (
         JobState.FAILED,
-        "taken back; whether it has grown is not known: volume.look failed",
+        "taken back; whether it has grown is not known: volume.measure failed",
     )
     assert (await edit.volume("spare")).spec.size == 2 * GIB
 
 
 async def test_a_growth_that_never_began_is_taken_back(edit: Edit) -> None:
-    held = edit.world.agents.hold(Kind.VM_CONFIGURE)
+    held = edit.world.agents.hold(VM_CONFIGURE)
     ahead = await edit.world.client.call("vm.edit", "web1", {"cpus": 2})
     await asyncio.wait_for(held.asked.wait(), 20)
     job = await edit.world.client.call("volume.edit", "web1-disk0", {"size": 2 * GIB})
     await edit.world.client.call("job.cancel", job.id)
-    edit.world.agents.release(Kind.VM_CONFIGURE, VmConfigured())
+    edit.world.agents.release(VM_CONFIGURE, ConfigureResult())
     await edit.ended(ahead)
     assert (await edit.ended(job)).state is JobState.CANCELLED
     assert (await edit.volume("web1-disk0")).spec.size == GIB
-    assert ("h1", Kind.VOLUME_GROW) not in edit.world.agents.asked
+    assert ("h1", VOLUME_GROW) not in edit.world.agents.asked

@@ -9,33 +9,36 @@ import pytest
 from tests.integration.controller.conftest import FACTS, World
 
 from serai.lib.clock import SystemClock
+from serai.schema.commands.base import AnyCommand
+from serai.schema.commands.envelope import Request
+from serai.schema.commands.migration import (
+    MIGRATION_ABANDON,
+    MIGRATION_CANCEL,
+    MIGRATION_PREPARE,
+    MIGRATION_START,
+    CancelMigration,
+    CancelResult,
+    MigrationOutcome,
+    Verdict,
+)
+from serai.schema.commands.uplink import UPLINK_TAKE, UplinkTaken
+from serai.schema.commands.vm import VM_CONFIGURE, VM_RELEASE, VM_START, VM_STOP, ConfigureResult, ReleaseVm
+from serai.schema.commands.volume import VOLUME_ADMIT, VOLUME_CREATE, VOLUME_REFUSE
+from serai.schema.encoding import encode
 from serai.schema.errors import ConflictError, UnavailableError
 from serai.schema.job import JobState
 from serai.schema.lease import Claim
-from serai.schema.messages import (
-    Command,
-    Hello,
-    HostReport,
-    Kind,
-    UplinkTaken,
-    Verdict,
-    VmConfigured,
-    VmMigrateCancel,
-    VmMigrateCancelled,
-    VmMigrated,
-    VmRelease,
-    dump,
-)
 from serai.schema.network import NetworkStatus
+from serai.schema.reports import Hello, HostReport
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport, VmState
 
 
-@pytest.mark.parametrize("kind", [Kind.VOLUME_MAKE, Kind.VOLUME_ADMIT, Kind.VM_START])
-async def test_a_creation_that_fails_leaves_nothing(world: World, kind: Kind) -> None:
-    world.agents.failing.add(kind)
+@pytest.mark.parametrize("command", [VOLUME_CREATE, VOLUME_ADMIT, VM_START], ids=str)
+async def test_a_creation_that_fails_leaves_nothing(world: World, command: AnyCommand) -> None:
+    world.agents.failing.add(command)
     job = await world.create()
-    assert (job.state, job.error and job.error.message) == (JobState.FAILED, f"{kind} failed")
+    assert (job.state, job.error and job.error.message) == (JobState.FAILED, f"{command} failed")
     assert await world.owners() == {}
     assert (await world.client.call("vm.list")).items == []
     assert (await world.client.call("network.show", "lan")).status.addresses_used == 0
@@ -55,10 +58,10 @@ async def test_a_move_is_refused_before_it_begins_where_an_end_lacks_a_clean_end
     host = (await world.vm("web1")).status.host
     other = "h2" if host == "h1" else "h1"
     poor = FACTS.model_copy(update={"suppress_vmdesc": False})
-    await world.agents.bus.request(Subjects.hello(other), dump(Hello(host=other, facts=poor)), timeout=5)
+    await world.agents.bus.request(Subjects.hello(other), encode(Hello(host=other, facts=poor)), timeout=5)
     with pytest.raises(ConflictError, match="no suppress-vmdesc"):
         await world.do("vm.migrate", "web1", {"to": other})
-    assert not {kind for _, kind in world.agents.asked} & {Kind.VM_PREPARE, Kind.VM_MIGRATE}
+    assert not {command for _, command in world.agents.asked} & {MIGRATION_PREPARE, MIGRATION_START}
     assert (await world.vm("web1")).status.state is VmState.RUNNING
 
 
@@ -76,9 +79,9 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
     await world.create()
     vm = await world.vm("web1")
     await world.do("vm.stop", "web1", {"force": True})
-    body = VmRelease(vm=vm.id, epoch=1, reason="starts on h2")
-    command = Command(id="0" * 12, kind=Kind.VM_RELEASE, key=f"vm/{vm.id}", body=body.model_dump(mode="json"))
-    await world.agents.bus.request(Subjects.host_command("h1"), dump(command), timeout=5)
+    body = ReleaseVm(vm=vm.id, epoch=1, reason="starts on h2")
+    command = Request(id="0" * 12, command=VM_RELEASE.name, key=f"vm/{vm.id}", body=body.model_dump(mode="json"))
+    await world.agents.bus.request(Subjects.host_command("h1"), encode(command), timeout=5)
     job = await world.do("vm.start", "web1")
     assert job.state is JobState.DONE, job.error
     status = (await world.vm("web1")).status
@@ -89,7 +92,7 @@ async def test_a_vm_of_which_its_host_has_no_word_is_stopped_by_force_alone(worl
     await world.create()
     vm = await world.vm("web1")
     report = HostReport(host="h1", time=SystemClock().now(), silent=[vm.id])
-    await world.agents.bus.request(Subjects.host_report("h1"), dump(report), timeout=5)
+    await world.agents.bus.request(Subjects.host_report("h1"), encode(report), timeout=5)
     status = (await world.vm("web1")).status
     assert (status.state, "does not answer" in status.reason) == (VmState.UNKNOWN, True)
     for call in ("vm.stop", "vm.restart", "vm.start", "vm.pause"):
@@ -98,7 +101,7 @@ async def test_a_vm_of_which_its_host_has_no_word_is_stopped_by_force_alone(worl
     world.agents.asked.clear()
     job = await world.do("vm.stop", "web1", {"force": True})
     assert job.state is JobState.DONE, job.error
-    assert world.agents.asked == [("h1", Kind.VM_RELEASE)]
+    assert world.agents.asked == [("h1", VM_RELEASE)]
     assert (await world.vm("web1")).status.state is VmState.STOPPED
     assert (await world.do("vm.start", "web1")).state is JobState.DONE
     status = (await world.vm("web1")).status
@@ -114,7 +117,7 @@ async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
 
     before = await seen()
     report = HostReport(host="h1", time=SystemClock().now())
-    await world.agents.bus.request(Subjects.host_report("h1"), dump(report), timeout=5)
+    await world.agents.bus.request(Subjects.host_report("h1"), encode(report), timeout=5)
     after = await seen()
     assert len(set(before)) == len(set(after)) == 1
     assert after[0] > before[0]
@@ -123,7 +126,7 @@ async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
 async def test_who_has_a_networks_bridge_is_shown_and_placement_goes_by_it(world: World) -> None:
     async def says(host: str, *bridges: str) -> None:
         report = HostReport(host=host, time=SystemClock().now(), bridges=list(bridges))
-        await world.agents.bus.request(Subjects.host_report(host), dump(report), timeout=5)
+        await world.agents.bus.request(Subjects.host_report(host), encode(report), timeout=5)
 
     async def shown() -> NetworkStatus:
         found: NetworkStatus = (await world.client.call("network.show", "n2")).status
@@ -144,7 +147,7 @@ async def test_who_has_a_networks_bridge_is_shown_and_placement_goes_by_it(world
     assert (job.state, (await world.vm("web1")).status.host) == (JobState.DONE, "h1")
     with pytest.raises(ConflictError, match="h1 has no bridge br-n2"):
         await world.client.call("vm.start", "web1")
-    world.agents.answers[Kind.UPLINK_TAKE] = UplinkTaken(token="t", deadline=SystemClock().now())
+    world.agents.answers[UPLINK_TAKE] = UplinkTaken(token="t", deadline=SystemClock().now())
     assert (await world.do("host.take", "h2", {"uplink": "eth2", "bridge": "br-n2"})).state is JobState.DONE
     status = await shown()
     assert (status.state, status.hosts, status.without) == ("ready", ["h2"], ["h1"])
@@ -159,7 +162,7 @@ async def test_who_has_a_networks_bridge_is_shown_and_placement_goes_by_it(world
 async def test_a_vm_whose_start_failed_is_stopped_and_says_why(world: World) -> None:
     await world.create()
     await world.do("vm.stop", "web1", {"force": True})
-    world.agents.failing.add(Kind.VM_START)
+    world.agents.failing.add(VM_START)
     assert (await world.do("vm.start", "web1")).state is JobState.FAILED
     status = (await world.vm("web1")).status
     assert (status.state, status.reason) == (VmState.STOPPED, "could not start: vm.start failed")
@@ -170,32 +173,32 @@ async def test_a_restart_stops_and_starts(world: World) -> None:
     world.agents.asked.clear()
     job = await world.do("vm.restart", "web1", {"timeout": 5})
     assert job.state is JobState.DONE, job.error
-    lives = [row for row in world.agents.asked if row[1] in (Kind.VM_STOP, Kind.VM_START)]
-    assert lives == [("h1", Kind.VM_STOP), ("h1", Kind.VM_START)]
+    lives = [row for row in world.agents.asked if row[1] in (VM_STOP, VM_START)]
+    assert lives == [("h1", VM_STOP), ("h1", VM_START)]
     assert [step.name for step in job.steps] == ["stop", "place", "start"]
     assert job.result is not None
     assert (job.result["host"], job.result["stopped"]) == ("h1", "as asked")
     vm = await world.vm("web1")
     assert (vm.status.state, vm.spec.running) == (VmState.RUNNING, True)
-    world.agents.failing.add(Kind.VM_STOP)
+    world.agents.failing.add(VM_STOP)
     world.agents.asked.clear()
     assert (await world.do("vm.restart", "web1")).state is JobState.FAILED
-    assert ("h1", Kind.VM_START) not in world.agents.asked
+    assert ("h1", VM_START) not in world.agents.asked
 
 
 async def test_a_stopped_vm_starts_on_another_host_once_the_old_one_has_given_it_up(world: World) -> None:
     await world.create()
     await world.do("vm.stop", "web1", {"force": True})
-    world.agents.failing.add(Kind.VM_RELEASE)
+    world.agents.failing.add(VM_RELEASE)
     job = await world.do("vm.start", "web1", {"host": "h2"})
     assert (job.state, job.error and job.error.message) == (JobState.FAILED, "vm.release failed")
-    assert ("h2", Kind.VM_START) not in world.agents.asked
+    assert ("h2", VM_START) not in world.agents.asked
     world.agents.failing.clear()
     world.agents.asked.clear()
     job = await world.do("vm.start", "web1", {"host": "h2"})
     assert job.state is JobState.DONE, job.error
-    told = [row for row in world.agents.asked if row[1] in (Kind.VM_RELEASE, Kind.VOLUME_REFUSE, Kind.VM_START)]
-    assert told == [("h1", Kind.VM_RELEASE), ("h1", Kind.VOLUME_REFUSE), ("h2", Kind.VM_START)]
+    told = [row for row in world.agents.asked if row[1] in (VM_RELEASE, VOLUME_REFUSE, VM_START)]
+    assert told == [("h1", VM_RELEASE), ("h1", VOLUME_REFUSE), ("h2", VM_START)]
     vm = await world.vm("web1")
     assert (vm.status.state, vm.status.host, vm.status.epoch) == (VmState.RUNNING, "h2", 2)
     assert vm.status.placement == "asked for by name"
@@ -249,7 +252,7 @@ async def test_an_answer_that_is_older_than_a_report_changes_nothing(world: Worl
     vm = await world.vm("web1")
     now = SystemClock().now()
     crashed = VmReport(vm=vm.id, host="h1", epoch=1, state=VmState.CRASHED, since=now, sequence=100)
-    await world.agents.bus.request(Subjects.vm_report("h1", vm.id), dump(crashed), timeout=5)
+    await world.agents.bus.request(Subjects.vm_report("h1", vm.id), encode(crashed), timeout=5)
     world.agents.sequence = 99
     assert (await world.do("vm.stop", "web1", {"force": True})).state is JobState.DONE
     assert (await world.vm("web1")).status.state is VmState.CRASHED
@@ -268,10 +271,10 @@ async def test_a_move_ends_on_the_destination(world: World) -> None:
 
 async def test_a_move_that_fails_leaves_the_vm_where_it_was(world: World) -> None:
     await world.create()
-    world.agents.failing.add(Kind.VM_MIGRATE)
+    world.agents.failing.add(MIGRATION_START)
     job = await world.do("vm.migrate", "web1", {"to": "h2"})
     assert job.state is JobState.FAILED
-    assert ("h2", Kind.VM_ABANDON) in world.agents.asked
+    assert ("h2", MIGRATION_ABANDON) in world.agents.asked
     vm = await world.vm("web1")
     assert (vm.status.state, vm.status.host, vm.status.epoch) == (VmState.RUNNING, "h1", 1)
     world.agents.failing.clear()
@@ -282,7 +285,7 @@ async def test_a_move_that_fails_leaves_the_vm_where_it_was(world: World) -> Non
 async def test_a_move_queued_behind_an_edit_that_waits_for_a_restart_prepares_nothing(world: World) -> None:
     await world.create()
     vm = await world.vm("web1")
-    world.agents.answers[Kind.VM_CONFIGURE] = VmConfigured(applied=[], pending=["cpus: no"])
+    world.agents.answers[VM_CONFIGURE] = ConfigureResult(applied=[], pending=["cpus: no"])
     edit = await world.client.call("vm.edit", "web1", {"cpus": 2})
     # Written by the API's own transaction before the edit's job ends; the move's job runs after it either way.
     async with world.controller.store.transaction() as tx:
@@ -292,23 +295,23 @@ async def test_a_move_queued_behind_an_edit_that_waits_for_a_restart_prepares_no
     await world.client.wait_job(edit.id)
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
     assert (ended.state, ended.error and ended.error.value) == (JobState.FAILED, "pending-restart")
-    assert not {Kind.VM_PREPARE, Kind.VM_MIGRATE} & {kind for _, kind in world.agents.asked}
+    assert not {MIGRATION_PREPARE, MIGRATION_START} & {command for _, command in world.agents.asked}
 
 
 async def test_a_move_that_is_cancelled_says_so_once(world: World) -> None:
     """With the reason that the source passes on: the cancel's own."""
     await world.create()
-    migrate = world.agents.hold(Kind.VM_MIGRATE)
-    world.agents.answers[Kind.VM_MIGRATE_CANCEL] = VmMigrateCancelled(too_late=False)
+    migrate = world.agents.hold(MIGRATION_START)
+    world.agents.answers[MIGRATION_CANCEL] = CancelResult(too_late=False)
     job = await world.client.call("vm.migrate", "web1", {"to": "h2"})
     await asyncio.wait_for(migrate.asked.wait(), 20)
-    abandon = world.agents.hold(Kind.VM_ABANDON)
+    abandon = world.agents.hold(MIGRATION_ABANDON)
     await world.client.call("job.cancel", job.id)
     # The source may hear only from the destination, which hangs up, that it is over.
     await asyncio.wait_for(abandon.asked.wait(), 20)
     abandon.answer.set_result(Verdict(claim=Claim.ABANDONED))
-    reason = VmMigrateCancel(vm=job.target_id, offer_id="x").reason
-    migrate.answer.set_result(VmMigrated(committed=False, reason=reason))
+    reason = CancelMigration(vm=job.target_id, offer_id="x").reason
+    migrate.answer.set_result(MigrationOutcome(committed=False, reason=reason))
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
     assert (ended.state, ended.error and ended.error.message) == (
         JobState.CANCELLED,
@@ -320,8 +323,8 @@ async def test_a_move_that_is_cancelled_says_so_once(world: World) -> None:
 async def test_force_does_not_wait_for_a_move(world: World, verb: str) -> None:
     """It asks the move to end, says so while it waits, and goes on then; without force the move is not touched."""
     await world.create()
-    migrate = world.agents.hold(Kind.VM_MIGRATE)
-    world.agents.answers[Kind.VM_MIGRATE_CANCEL] = VmMigrateCancelled(too_late=False)
+    migrate = world.agents.hold(MIGRATION_START)
+    world.agents.answers[MIGRATION_CANCEL] = CancelResult(too_late=False)
     move = await world.client.call("vm.migrate", "web1", {"to": "h2"})
     await asyncio.wait_for(migrate.asked.wait(), 20)
     await world.moving("web1")
@@ -331,8 +334,8 @@ async def test_force_does_not_wait_for_a_move(world: World, verb: str) -> None:
     job = await world.client.call(f"vm.{verb}", "web1", body, query)
     waiting = await world.until(job, lambda now: bool(now.waits_for))
     assert waiting.waits_for.endswith(f"job {move.id} (vm.migrate of vm/web1), which was asked to stop")
-    await world.until(job, lambda _: ("h1", Kind.VM_MIGRATE_CANCEL) in world.agents.asked)
-    world.agents.release(Kind.VM_MIGRATE, VmMigrated(committed=False, reason="cancelled on request"))
+    await world.until(job, lambda _: ("h1", MIGRATION_CANCEL) in world.agents.asked)
+    world.agents.release(MIGRATION_START, MigrationOutcome(committed=False, reason="cancelled on request"))
     assert (await asyncio.wait_for(world.client.wait_job(move.id), 20)).state is JobState.CANCELLED
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
     assert ended.state is JobState.DONE, ended.error
@@ -344,15 +347,15 @@ async def test_force_does_not_wait_for_a_move(world: World, verb: str) -> None:
 
 async def test_a_stop_by_force_does_not_wait_for_one_that_asks_the_guest(world: World) -> None:
     await world.create()
-    world.agents.hold(Kind.VM_STOP)
+    world.agents.hold(VM_STOP)
     gentle = await world.client.call("vm.stop", "web1", {"timeout": 3600})
-    await world.until(gentle, lambda _: ("h1", Kind.VM_STOP) in world.agents.asked)
+    await world.until(gentle, lambda _: ("h1", VM_STOP) in world.agents.asked)
     forced = await world.client.call("vm.stop", "web1", {"force": True})
-    await world.until(forced, lambda _: world.agents.asked.count(("h1", Kind.VM_STOP)) == 2)
+    await world.until(forced, lambda _: world.agents.asked.count(("h1", VM_STOP)) == 2)
     vm = await world.vm("web1")
     now = SystemClock().now()
     stopped = VmReport(vm=vm.id, host="h1", epoch=1, state=VmState.STOPPED, since=now, sequence=100)
-    world.agents.release(Kind.VM_STOP, stopped)
+    world.agents.release(VM_STOP, stopped)
     for job in (gentle, forced):
         assert (await asyncio.wait_for(world.client.wait_job(job.id), 20)).state is JobState.DONE
 
@@ -360,8 +363,8 @@ async def test_a_stop_by_force_does_not_wait_for_one_that_asks_the_guest(world: 
 async def test_figures_of_a_move_that_nobody_told_are_unknown(world: World) -> None:
     """The source's answer is lost; the destination's journal says that the VM is there."""
     await world.create()
-    world.agents.failing.add(Kind.VM_MIGRATE)
-    world.agents.answers[Kind.VM_ABANDON] = Verdict(claim=Claim.COMMITTED)
+    world.agents.failing.add(MIGRATION_START)
+    world.agents.answers[MIGRATION_ABANDON] = Verdict(claim=Claim.COMMITTED)
     await world.do("vm.migrate", "web1", {"to": "h2"})
     status = (await world.vm("web1")).status
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h2", 2)

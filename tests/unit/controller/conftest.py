@@ -48,7 +48,7 @@ async def ended(store: Store, job_id: str) -> Job:
 class NoHosts:
     """No command is sent in these tests."""
 
-    async def command(self, *args: Any, **kwargs: Any) -> Any:
+    async def send(self, *args: Any, **kwargs: Any) -> Any:
         raise AssertionError("a command was sent")
 
 

@@ -7,42 +7,35 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from serai.controller.commands import SendOptions, VmTarget
 from serai.controller.gateway import Hosts
-from serai.controller.jobs import VmTarget
 from serai.controller.store import Store
 from serai.lib.bus import Message
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
+from serai.schema.commands.envelope import Reply, Request
+from serai.schema.commands.pool import POOL_OPEN, OpenPool
+from serai.schema.commands.vm import VM_PAUSE, SignalVm
+from serai.schema.encoding import encode
 from serai.schema.host import HostFacts
-from serai.schema.messages import (
-    Command,
-    Hello,
-    HostReport,
-    Kind,
-    PoolOpen,
-    Reply,
-    VmSignal,
-    Welcome,
-    dump,
-)
-from serai.schema.resource import Frozen
+from serai.schema.reports import Hello, HostReport, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm, VmReport, VmSpec, VmState, VmStatus
-from serai.schema.volume import ExportKind, PoolDriverName
+from serai.schema.volume import ExportKind, PoolDriverName, PoolStatus
 
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
-OPEN = PoolOpen(pool=new_id(), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
+OPEN = OpenPool(pool=new_id(), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Kit:
     def __init__(self, store: Store, bus: MemBus, hosts: Hosts, clock: ManualClock) -> None:
         self.store, self.bus, self.hosts, self.clock = store, bus, hosts, clock
-        self.commands: list[Command] = []
+        self.requests: list[Request] = []
 
     async def host(self, name: str) -> None:
-        answer = await self.bus.request(Subjects.hello(name), dump(Hello(host=name, facts=FACTS)), timeout=5)
+        answer = await self.bus.request(Subjects.hello(name), encode(Hello(host=name, facts=FACTS)), timeout=5)
         Welcome.model_validate_json(answer)
 
     async def answers(self, subject: str, *replies: Reply) -> None:
@@ -50,8 +43,8 @@ class Kit:
         left = list(replies)
 
         async def answer(message: Message) -> bytes:
-            self.commands.append(Command.model_validate_json(message.payload))
-            return dump(left.pop(0) if len(left) > 1 else left[0])
+            self.requests.append(Request.model_validate_json(message.payload))
+            return encode(left.pop(0) if len(left) > 1 else left[0])
 
         await self.bus.subscribe(subject, answer)
 
@@ -70,7 +63,7 @@ class Kit:
     async def report(self, vm: str, **fields: Any) -> VmStatus:
         """A report, and the VM's status after it."""
         said = self.said(vm, **fields)
-        await self.bus.request(Subjects.vm_report(said.host, vm), dump(said), timeout=5)
+        await self.bus.request(Subjects.vm_report(said.host, vm), encode(said), timeout=5)
         return await self.status(vm)
 
     async def status(self, vm: str) -> VmStatus:
@@ -79,18 +72,17 @@ class Kit:
 
     async def full_report(self, host: str, **fields: Any) -> None:
         said = HostReport(host=host, time=self.clock.now(), **fields)
-        await self.bus.request(Subjects.host_report(host), dump(said), timeout=5)
+        await self.bus.request(Subjects.host_report(host), encode(said), timeout=5)
 
     async def advance(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
         await turn(self.clock, seconds, until)
 
-    async def signal(self, target: VmTarget, **options: Any) -> Any:
-        return await self.hosts.command(
-            Kind.VM_PAUSE, target, "vm/x", VmSignal(vm=target.vm), command_id=new_id(), **options
-        )
+    async def signal(self, target: VmTarget, **options: Any) -> VmReport:
+        body = SignalVm(vm=target.vm)
+        return await self.hosts.send(VM_PAUSE, target, body, SendOptions(id=new_id(), **options))
 
-    async def send(self, body: Frozen = OPEN, **options: Any) -> Any:
-        return await self.hosts.command(Kind.POOL_OPEN, "h1", "pool/x", body, command_id=new_id(), **options)
+    async def send(self, **options: Any) -> PoolStatus:
+        return await self.hosts.send(POOL_OPEN, "h1", OPEN, SendOptions(id=new_id(), **options))
 
 
 async def turn(clock: ManualClock, seconds: float, until: Callable[[], bool] = lambda: True) -> None:

@@ -23,7 +23,7 @@ from serai.schema.job import Job, JobState, StepState
 class NoHosts:
     """No command is sent in these tests."""
 
-    async def command(self, *args: Any, **kwargs: Any) -> Any:
+    async def send(self, *args: Any, **kwargs: Any) -> Any:
         raise AssertionError("a command was sent")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from datetime import timedelta
 
 import pytest
 from tests.unit.controller.gateway_kit import FACTS, OPEN, THEN, Kit
 
-from serai.controller.jobs import VmTarget
+from serai.controller.commands import VmTarget
 from serai.lib.bus import Message
 from serai.lib.ids import new_id, new_secret
+from serai.schema.commands.envelope import CommandProgress, Reply, Request
+from serai.schema.commands.pool import OpenPool
+from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import (
     CancelledByUserError,
     CapacityError,
@@ -23,18 +25,9 @@ from serai.schema.errors import (
 )
 from serai.schema.host import HostState
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import (
-    Command,
-    Hello,
-    PoolOpen,
-    Progress,
-    Reply,
-    TicketRedeem,
-    TicketRedeemed,
-    dump,
-)
+from serai.schema.reports import Hello
 from serai.schema.subjects import Subjects
-from serai.schema.ticket import Purpose, Ticket
+from serai.schema.ticket import Purpose, RedeemTicket, Ticket
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import Pool, PoolSpec, PoolStatus
 
@@ -44,10 +37,10 @@ async def test_a_command_is_asked_until_it_is_done(kit: Kit) -> None:
     await kit.answers(Subjects.host_command("h1"), Reply(state="running"), Reply(state="running"), done)
     status = await kit.send(generation=3, job="j")
     assert (status.state, status.total) == ("ready", 5)
-    assert len({command.id for command in kit.commands}) == 1
-    assert len(kit.commands) == 3
-    assert (kit.commands[0].generation, kit.commands[0].job) == (3, "j")
-    assert PoolOpen.model_validate(kit.commands[0].body) == OPEN
+    assert len({request.id for request in kit.requests}) == 1
+    assert len(kit.requests) == 3
+    assert (kit.requests[0].generation, kit.requests[0].job) == (3, "j")
+    assert OpenPool.model_validate(kit.requests[0].body) == OPEN
 
 
 async def test_a_failure_comes_back_as_the_error_it_was(kit: Kit) -> None:
@@ -69,8 +62,8 @@ async def test_silence_is_waited_out_and_named(kit: Kit) -> None:
     assert waits[-1] == ""
 
 
-async def test_silence_ends_at_the_deadline(kit: Kit) -> None:
-    sending = asyncio.create_task(kit.send(deadline=5))
+async def test_silence_ends_with_patience(kit: Kit) -> None:
+    sending = asyncio.create_task(kit.send(patience=5))
     await kit.advance(5, sending.done)
     with pytest.raises(UnavailableError, match=r"host h1 did not answer pool\.open") as caught:
         await sending
@@ -84,7 +77,7 @@ async def test_a_cancel_ends_the_waiting(kit: Kit) -> None:
         if cancelled.is_set():
             raise CancelledByUserError("cancelled")
 
-    sending = asyncio.create_task(kit.send(deadline=float("inf"), check=check))
+    sending = asyncio.create_task(kit.send(patience=float("inf"), check=check))
     await kit.advance(3)
     cancelled.set()
     await kit.advance(1, sending.done)
@@ -93,22 +86,22 @@ async def test_a_cancel_ends_the_waiting(kit: Kit) -> None:
 
 
 async def test_progress_and_vm_commands_find_their_way(kit: Kit) -> None:
-    seen: list[Progress] = []
+    seen: list[CommandProgress] = []
     waits: list[str] = []
     asked: list[str] = []
     vm = await kit.vm("h2")
     report = VmReport(vm=vm, host="h2", epoch=1, state=VmState.PAUSED, since=THEN)
 
     async def answer(message: Message) -> bytes:
-        command = Command.model_validate_json(message.payload)
-        for host, of in (("h1", command.id), ("h2", new_id()), ("h2", command.id)):
-            word = Progress(command=of, phase=f"of {host}", fraction=0.5, waits_for=f"what {host} waits for")
-            await kit.bus.publish(Subjects.progress(host, command.id), dump(word))
-        asked.append(command.id)
+        request = Request.model_validate_json(message.payload)
+        for host, of in (("h1", request.id), ("h2", new_id()), ("h2", request.id)):
+            word = CommandProgress(request=of, phase=f"of {host}", fraction=0.5, waits_for=f"what {host} waits for")
+            await kit.bus.publish(Subjects.progress(host, request.id), encode(word))
+        asked.append(request.id)
         while len(seen) < len(asked):
             await asyncio.sleep(0.001)
         done = Reply(state="done", result=report.model_dump(mode="json"))
-        return dump(done if len(asked) == 3 else Reply(state="running"))
+        return encode(done if len(asked) == 3 else Reply(state="running"))
 
     await kit.bus.subscribe(Subjects.vm_command("h2", vm), answer)
     found = await kit.signal(VmTarget(vm), on_progress=seen.append, waits=waits.append)
@@ -122,7 +115,7 @@ async def test_progress_and_vm_commands_find_their_way(kit: Kit) -> None:
 async def test_a_vm_whose_lease_changes_is_asked_of_no_other_holder(kit: Kit, way: list[str]) -> None:
     vm = await kit.vm("h1")
     waits: list[str] = []
-    sending = asyncio.create_task(kit.signal(VmTarget(vm), deadline=float("inf"), waits=waits.append))
+    sending = asyncio.create_task(kit.signal(VmTarget(vm), patience=float("inf"), waits=waits.append))
     await kit.advance(1, lambda: bool(waits))
     assert waits[0] == f"the agent of VM {vm} on h1 to answer vm.pause"
     async with kit.store.transaction() as tx:
@@ -132,7 +125,7 @@ async def test_a_vm_whose_lease_changes_is_asked_of_no_other_holder(kit: Kit, wa
     await kit.advance(2, sending.done)
     with pytest.raises(ConflictError, match=f"lease went to {way[-1]}"):
         await sending
-    assert kit.commands == []
+    assert kit.requests == []
 
 
 async def test_a_restarted_agent_is_asked_again_only_while_it_holds_the_vm(kit: Kit) -> None:
@@ -162,7 +155,7 @@ async def test_a_command_made_for_one_holder_goes_to_no_other(kit: Kit) -> None:
             await kit.signal(VmTarget(vm, host, epoch))
     with pytest.raises(NotFoundError, match="never ran"):
         await kit.signal(VmTarget(new_id()))
-    assert kit.commands == []
+    assert kit.requests == []
 
 
 async def test_a_host_that_does_not_hold_the_vm_is_asked_again(kit: Kit) -> None:
@@ -174,7 +167,7 @@ async def test_a_host_that_does_not_hold_the_vm_is_asked_again(kit: Kit) -> None
         asked.append(message.subject)
         if len(asked) == 1:
             raise UnavailableError("h1 does not hold the lease")
-        return dump(Reply(state="done", result=json.loads(dump(kit.said(vm, state="paused")))))
+        return encode(Reply(state="done", result=to_dict(kit.said(vm, state="paused"))))
 
     await kit.bus.subscribe(Subjects.vm_command("h1", vm), answer)
     sending = asyncio.create_task(kit.signal(VmTarget(vm)))
@@ -191,10 +184,11 @@ async def test_what_a_restarted_agent_was_asked_is_asked_again_at_its_hello(kit:
     never = asyncio.Event()
 
     async def answer(message: Message) -> bytes:
-        asked.append(Command.model_validate_json(message.payload).id)
+        asked.append(Request.model_validate_json(message.payload).id)
         if len(asked) == 1:
             await never.wait()
-        return dump(Reply(state="done", result=json.loads(dump(kit.said(vm, state="paused"))) if to == "vm" else None))
+        said = kit.said(vm, state="paused") if to == "vm" else PoolStatus(state="ready")
+        return encode(Reply(state="done", result=to_dict(said)))
 
     subject = Subjects.vm_command("h1", vm) if to == "vm" else Subjects.host_command("h1")
     await kit.bus.subscribe(subject, answer)
@@ -355,9 +349,9 @@ async def test_a_ticket_is_redeemed_once_by_its_two_ends(kit: Kit) -> None:
         await tx.tickets.add(late)
 
     async def redeem(asked: Ticket, holder: str = "a", server: str = "host.h1", by: str = "h1") -> Ticket:
-        body = TicketRedeem(ticket=asked.id, holder=holder, server=server)
-        answer = await kit.bus.request(Subjects.redeem(by), dump(body), timeout=5)
-        return TicketRedeemed.model_validate_json(answer).ticket
+        body = RedeemTicket(ticket=asked.id, holder=holder, server=server)
+        answer = await kit.bus.request(Subjects.redeem(by), encode(body), timeout=5)
+        return Ticket.model_validate_json(answer)
 
     # Another bearer; another server, with its own name or with the right one.
     for holder, server, by in (("x", "host.h1", "h1"), ("a", "host.h2", "h2"), ("a", "host.h1", "h2")):
@@ -374,10 +368,10 @@ async def test_a_hello_or_report_on_another_hosts_subject_is_refused(kit: Kit) -
     """Who may publish on a subject is the bus's matter; that the words fit it is the controller's."""
     await kit.host("h1")
     vm = await kit.vm("h1")
-    forged = dump(kit.said(vm, state="crashed", sequence=9))
+    forged = encode(kit.said(vm, state="crashed", sequence=9))
     for subject, words in (
         (Subjects.vm_report("h2", vm), forged),
-        (Subjects.hello("h2"), dump(Hello(host="h1", facts=FACTS.model_copy(update={"cpus": 1})))),
+        (Subjects.hello("h2"), encode(Hello(host="h1", facts=FACTS.model_copy(update={"cpus": 1})))),
     ):
         with pytest.raises(InvalidError, match="another host's"):
             await kit.bus.request(subject, words, timeout=5)

@@ -18,8 +18,9 @@ from serai.controller.store import Store, database
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
+from serai.schema.encoding import encode
 from serai.schema.host import HostFacts, HostState
-from serai.schema.messages import Hello, HostReport, dump
+from serai.schema.reports import Hello, HostReport
 from serai.schema.subjects import Subjects
 from serai.schema.volume import ExportKind, Pool, PoolSpec, PoolStatus
 
@@ -34,7 +35,7 @@ class Kit:
         self.pool = new_id()
 
     async def begin(self) -> None:
-        await self.bus.request(Subjects.hello("h1"), dump(Hello(host="h1", facts=FACTS)), timeout=5)
+        await self.bus.request(Subjects.hello("h1"), encode(Hello(host="h1", facts=FACTS)), timeout=5)
         async with self.store.transaction() as tx:
             spec = PoolSpec(host="h1", export=ExportKind.NONE)
             pool = Pool(name="p", id=self.pool, generation=1, created=tx.now, spec=spec, status=PoolStatus())
@@ -44,7 +45,7 @@ class Kit:
         """One that says something new, which is to be written."""
         pools = {self.pool: PoolStatus(state="ready")}
         said = HostReport(host="h1", time=self.clock.now(), pools=pools)
-        await self.bus.request(Subjects.host_report("h1"), dump(said), timeout=60)
+        await self.bus.request(Subjects.host_report("h1"), encode(said), timeout=60)
 
     async def state(self) -> HostState:
         async with self.store.read() as view:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -34,7 +33,6 @@ from serai.host.journal import Journal
 from serai.host.kit import Kit
 from serai.host.records import Records
 from serai.host.storage import HostStorage
-from serai.host.uplinks import HostUplinks
 from serai.host.vms import Vms
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
@@ -42,22 +40,14 @@ from serai.lib.membus import MemBus
 from serai.lib.paths import HostPaths
 from serai.lib.tasks import Tasks
 from serai.schema.attach import Disk, IscsiDisk, Launch, VnicAttachment
+from serai.schema.commands.base import AnyCommand, BodyT, Command, ReplyT
+from serai.schema.commands.envelope import CommandProgress, Reply, Request
+from serai.schema.commands.migration import Verdict, VerdictAsk
+from serai.schema.commands.vm import VM_START, StartVm
+from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import UnavailableError, from_info
 from serai.schema.host import HostFacts
-from serai.schema.messages import (
-    COMMANDS,
-    Command,
-    Hello,
-    HostReport,
-    Kind,
-    Progress,
-    Reply,
-    Verdict,
-    VerdictAsk,
-    VmStart,
-    Welcome,
-    dump,
-)
+from serai.schema.reports import Hello, HostReport, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import RestartPolicy, VmReport, VmState
 
@@ -193,8 +183,8 @@ class Host:
         self.up = True
         self.vms.take_over(rebooted=rebooted)
         host_images = HostImages(store=images, builders={}, importer=importer, tls=None)
-        uplinks = HostUplinks(self.network, UplinkTaker(self.paths.state))
-        await self.agent.join(self.vms, Executor(self.vms, storage, host_images, uplinks))
+        self.executor = Executor(self.vms, storage, host_images, UplinkTaker(self.paths.state))
+        await self.agent.join(self.vms, self.executor)
         if wait:
             await self.vms.taken_over()
 
@@ -202,7 +192,7 @@ class Host:
         if self.cut:
             raise UnavailableError("the bus is away")
         return Verdict.model_validate_json(
-            await self.bus.request(Subjects.verdict(host, self.name), dump(ask), timeout=0.5)
+            await self.bus.request(Subjects.verdict(host, self.name), encode(ask), timeout=0.5)
         )
 
     # --- faults ---
@@ -334,13 +324,13 @@ class Ground:
         self.host_reports.append(HostReport.model_validate_json(message.payload))
 
     async def _on_progress(self, message: Any) -> None:
-        said = Progress.model_validate_json(message.payload).waits_for
+        said = CommandProgress.model_validate_json(message.payload).waits_for
         if said:
             self.waits.append(said)
 
     async def _on_hello(self, message: Any) -> bytes:
         self.hellos.append(Hello.model_validate_json(message.payload))
-        return dump(Welcome(host_id="a" * 12, time=self.clock.now()))
+        return encode(Welcome(host_id="a" * 12, time=self.clock.now()))
 
     async def _watch(self) -> None:
         while True:
@@ -370,23 +360,26 @@ class Ground:
         for _ in range(times):
             await asyncio.sleep(0)
 
-    async def send(self, host: str, kind: str, body: BaseModel | dict[str, Any], **changes: Any) -> Reply:
+    async def send(
+        self, host: str, command: AnyCommand | str, body: BaseModel | dict[str, Any], **changes: Any
+    ) -> Reply:
         """One command, once."""
-        content = body if isinstance(body, dict) else json.loads(dump(body))
-        command = Command(**{"id": new_id(), "kind": str(kind), "key": f"vm/{VM}", "body": content, **changes})
-        return Reply.model_validate_json(await self.bus.request(Subjects.host_command(host), dump(command), 15.0))
+        content = body if isinstance(body, dict) else to_dict(body)
+        key = f"vm/{VM}" if isinstance(body, dict) or isinstance(command, str) else command.key(body)
+        request = Request(**{"id": new_id(), "command": str(command), "key": key, "body": content, **changes})
+        return Reply.model_validate_json(await self.bus.request(Subjects.host_command(host), encode(request), 15.0))
 
-    async def ask(self, host: str, kind: Kind, body: BaseModel, **changes: Any) -> Any:
+    async def ask(self, host: str, command: Command[BodyT, ReplyT], body: BodyT, **changes: Any) -> ReplyT:
         """One command until it is answered, as the controller does; raises what it failed with."""
         changes.setdefault("id", new_id())
         async with asyncio.timeout(20):
             while True:
                 try:
-                    reply = await self.send(host, kind, body, **changes)
+                    reply = await self.send(host, command, body, **changes)
                 except UnavailableError:
                     reply = Reply(state="running")
                 if reply.state == "done":
-                    return COMMANDS[kind].result.model_validate(reply.result)
+                    return command.read_reply(reply.result)
                 if reply.error is not None and reply.error.code != "unavailable":
                     raise from_info(reply.error)
                 await self.turn(20)
@@ -397,9 +390,8 @@ class Ground:
     ) -> VmReport:
         """Start the VM there."""
         launch = changes.pop("launch", None) or make_launch(epoch=epoch)
-        body = VmStart(launch=launch, epoch=epoch, restart=restart, **changes)
-        report: VmReport = await self.ask(host, Kind.VM_START, body)
-        return report
+        body = StartVm(launch=launch, epoch=epoch, restart=restart, **changes)
+        return await self.ask(host, VM_START, body)
 
 
 @pytest.fixture

@@ -13,19 +13,32 @@ from serai.drivers.image.store import ImageStore
 from serai.host.storage import HostStorage
 from serai.lib.ids import new_id
 from serai.schema.attach import KernelBoot, Launch, Seed, VnicAttachment
+from serai.schema.commands.vm import (
+    VM_CONFIGURE,
+    VM_PAUSE,
+    VM_RELEASE,
+    VM_RESET,
+    VM_RESUME,
+    VM_START,
+    VM_STOP,
+    ConfigureVm,
+    ReleaseVm,
+    SignalVm,
+    StartVm,
+    StopVm,
+)
 from serai.schema.errors import ConflictError, NotFoundError, SeraiError, StaleError
 from serai.schema.image import ImageKind
 from serai.schema.lease import Claim
-from serai.schema.messages import Kind, VmConfigure, VmRelease, VmSignal, VmStart, VmStopCommand
 from serai.schema.vm import RestartPolicy, VmState
 from serai.schema.volume import PoolStatus
 
 from .conftest import FACTS, VM, Ground, Host, make_launch
 
 
-def start(**changes: object) -> VmStart:
+def start(**changes: object) -> StartVm:
     values = {"launch": make_launch(), "epoch": 1, "restart": RestartPolicy.NEVER, **changes}
-    return VmStart.model_validate(values)
+    return StartVm.model_validate(values)
 
 
 # --- commands ---
@@ -33,35 +46,35 @@ def start(**changes: object) -> VmStart:
 
 async def test_a_repeated_id_is_answered_alike_and_carried_out_once(ground: Ground, h1: Host) -> None:
     command = new_id()
-    first = await ground.send("h1", Kind.VM_START, start(), id=command)
+    first = await ground.send("h1", VM_START, start(), id=command)
     pid = h1.process().pid
-    await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, force=True))
-    assert await ground.send("h1", Kind.VM_START, start(), id=command) == first
+    await ground.ask("h1", VM_STOP, StopVm(vm=VM, force=True))
+    assert await ground.send("h1", VM_START, start(), id=command) == first
     await h1.restart()
-    assert await ground.send("h1", Kind.VM_START, start(), id=command) == first
+    assert await ground.send("h1", VM_START, start(), id=command) == first
     assert not h1.processes()
     assert first.result is not None
     assert first.result["pid"] == pid
 
 
 async def test_an_older_generation_is_refused(ground: Ground, h1: Host) -> None:
-    await ground.ask("h1", Kind.VM_START, start(), generation=5)
+    await ground.ask("h1", VM_START, start(), generation=5)
     with pytest.raises(StaleError):
-        await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM), generation=4)
+        await ground.ask("h1", VM_PAUSE, SignalVm(vm=VM), generation=4)
     await h1.restart()
     with pytest.raises(StaleError):
-        await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM), generation=4)
-    await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM), generation=5)
+        await ground.ask("h1", VM_PAUSE, SignalVm(vm=VM), generation=4)
+    await ground.ask("h1", VM_PAUSE, SignalVm(vm=VM), generation=5)
 
 
-async def test_an_unknown_kind_and_a_bad_body_are_named(ground: Ground, h1: Host) -> None:
+async def test_an_unknown_command_and_a_bad_body_are_named(ground: Ground, h1: Host) -> None:
     reply = await ground.send("h1", "vm.teleport", {})
     assert reply.error is not None
-    assert (reply.error.code, reply.error.field, reply.error.value) == ("invalid", "kind", "vm.teleport")
-    reply = await ground.send("h1", Kind.VM_STOP, {"vm": VM, "timeout": "soon"})
+    assert (reply.error.code, reply.error.field, reply.error.value) == ("invalid", "command", "vm.teleport")
+    reply = await ground.send("h1", VM_STOP, {"vm": VM, "timeout": "soon"})
     assert reply.error is not None
     assert (reply.error.code, reply.error.field) == ("invalid", "timeout")
-    reply = await ground.send("h1", Kind.VM_STOP, {"vm": VM})
+    reply = await ground.send("h1", VM_STOP, {"vm": VM})
     assert reply.error is not None
     assert (reply.error.code, reply.error.value) == ("not_found", VM)
 
@@ -73,15 +86,15 @@ async def test_a_life(ground: Ground, h1: Host) -> None:
     report = await ground.run_vm("h1")
     assert (report.state, report.epoch, report.pid) == (VmState.RUNNING, 1, h1.process().pid)
     assert h1.records.claim(VM, 1) is Claim.HELD
-    paused = await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM))
+    paused = await ground.ask("h1", VM_PAUSE, SignalVm(vm=VM))
     assert (paused.state, h1.process().state) == (VmState.PAUSED, RunState.PAUSED)
-    resumed = await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+    resumed = await ground.ask("h1", VM_RESUME, SignalVm(vm=VM))
     assert (resumed.state, h1.process().state) == (VmState.RUNNING, RunState.RUNNING)
-    await ground.ask("h1", Kind.VM_RESET, VmSignal(vm=VM))
-    stopped = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM))
+    await ground.ask("h1", VM_RESET, SignalVm(vm=VM))
+    stopped = await ground.ask("h1", VM_STOP, StopVm(vm=VM))
     assert (stopped.state, stopped.reason, stopped.pid) == (VmState.STOPPED, "shut down as asked", None)
     with pytest.raises(ConflictError):
-        await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+        await ground.ask("h1", VM_RESUME, SignalVm(vm=VM))
     again = await ground.run_vm("h1")
     assert again.state is VmState.RUNNING
     await ground.turn()
@@ -92,7 +105,7 @@ async def test_a_life(ground: Ground, h1: Host) -> None:
 async def test_a_guest_that_ignores_the_button_is_ended_by_force(ground: Ground, h1: Host) -> None:
     await ground.run_vm("h1", restart=RestartPolicy.ALWAYS)
     h1.process().ignores_powerdown = True
-    stopped = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, timeout=0.05))
+    stopped = await ground.ask("h1", VM_STOP, StopVm(vm=VM, timeout=0.05))
     assert (stopped.state, stopped.reason) == (VmState.STOPPED, "stopped by force")
     await ground.until(lambda: True)
     assert not h1.processes()
@@ -104,10 +117,10 @@ async def test_a_stop_by_force_does_not_wait_for_one_that_asks_the_guest(ground:
         await ground.run_vm("h1")
         process = h1.process()
         process.ignores_powerdown = True
-        gentle = asyncio.create_task(ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, timeout=3600)))
+        gentle = asyncio.create_task(ground.ask("h1", VM_STOP, StopVm(vm=VM, timeout=3600)))
         await ground.until(lambda: h1.state() is VmState.STOPPING)
         assert process.alive
-        forced = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, force=True))
+        forced = await ground.ask("h1", VM_STOP, StopVm(vm=VM, force=True))
         assert forced.state is VmState.STOPPED
         assert (await gentle).state is VmState.STOPPED
 
@@ -120,7 +133,7 @@ async def test_a_guest_that_still_boots_is_asked_again(
     process = h1.process()
     process.ignores_powerdown = True
     asyncio.get_running_loop().call_later(0.05, setattr, process, "ignores_powerdown", False)
-    stopped = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, timeout=30.0))
+    stopped = await ground.ask("h1", VM_STOP, StopVm(vm=VM, timeout=30.0))
     assert (stopped.state, stopped.reason) == (VmState.STOPPED, "shut down as asked")
 
 
@@ -160,7 +173,7 @@ async def test_an_io_error_pauses_with_its_reason_and_the_vm_goes_on_as_it_is_to
     assert ground.reports[-1].reason == h1.reason()
     await h1.restart()
     assert (h1.state(), h1.process().state) == (VmState.PAUSED, RunState.IO_ERROR), "nobody mended it"
-    resumed = await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+    resumed = await ground.ask("h1", VM_RESUME, SignalVm(vm=VM))
     assert (resumed.state, h1.process().state) == (VmState.RUNNING, RunState.RUNNING)
 
 
@@ -191,11 +204,11 @@ async def test_a_disk_that_fails_at_once_is_not_overlooked(
         await ground.run_vm("h1")
         h1.process().io_error()
         monkeypatch.setattr(FakeMachine, "cont", fails)
-        report = await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+        report = await ground.ask("h1", VM_RESUME, SignalVm(vm=VM))
     assert (report.state, h1.state()) == (VmState.PAUSED, VmState.PAUSED)
     assert "I/O error on web1-0" in report.reason
     monkeypatch.setattr(FakeMachine, "cont", cont)
-    assert (await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))).state is VmState.RUNNING
+    assert (await ground.ask("h1", VM_RESUME, SignalVm(vm=VM))).state is VmState.RUNNING
 
 
 async def test_a_vm_that_is_resumed_shows_whether_it_goes_on(
@@ -211,7 +224,7 @@ async def test_a_vm_that_is_resumed_shows_whether_it_goes_on(
     await ground.run_vm("h1")
     h1.process().io_error()
     monkeypatch.setattr(FakeMachine, "cont", fails_later)
-    report = await ground.ask("h1", Kind.VM_RESUME, VmSignal(vm=VM))
+    report = await ground.ask("h1", VM_RESUME, SignalVm(vm=VM))
     assert (report.state, h1.state()) == (VmState.PAUSED, VmState.PAUSED)
     assert "I/O error on web1-0" in report.reason
 
@@ -255,7 +268,7 @@ async def test_a_host_without_the_bridge_names_itself_and_reports_which_it_has(g
 
 async def test_a_stale_epoch_starts_nothing(ground: Ground, h1: Host) -> None:
     await ground.run_vm("h1", epoch=3)
-    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=3))
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=3))
     for epoch in (1, 3):
         with pytest.raises(StaleError):
             await ground.run_vm("h1", epoch=epoch)
@@ -268,7 +281,7 @@ async def test_released_nothing_stays(ground: Ground, h1: Host) -> None:
     for folder in (h1.paths.vm_run(VM), h1.paths.vm_state(VM)):
         folder.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
-        await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1, reason="deleted"))
+        await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1, reason="deleted"))
     assert not h1.processes()
     assert h1.records.claim(VM, 1) is Claim.RELEASED
     assert not h1.paths.vm_run(VM).exists()
@@ -288,7 +301,7 @@ async def test_what_runs_without_a_record_is_told_and_ends_with_its_release(
         await h1.start()
     assert f"VM {VM} runs here as process {process.pid}" in caplog.text
     assert process.alive
-    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1, reason="deleted"))
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1, reason="deleted"))
     assert not h1.processes()
     assert not h1.paths.vm_run(VM).exists()
     assert h1.records.claim(VM, 1) is Claim.RELEASED
@@ -296,8 +309,8 @@ async def test_what_runs_without_a_record_is_told_and_ends_with_its_release(
 
 async def test_a_late_release_ends_nobody_elses_qemu(ground: Ground, h1: Host) -> None:
     await ground.run_vm("h1", epoch=2)
-    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1))
-    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm="f" * 12, epoch=9))
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1))
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm="f" * 12, epoch=9))
     assert h1.process().alive
 
 
@@ -309,7 +322,7 @@ async def test_a_running_and_a_paused_vm_are_adopted(ground: Ground, h1: Host) -
     process = h1.process()
     await h1.restart()
     assert (h1.process(), h1.state()) == (process, VmState.RUNNING)
-    await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM))
+    await ground.ask("h1", VM_PAUSE, SignalVm(vm=VM))
     await h1.restart()
     assert (h1.process().state, h1.state()) == (RunState.PAUSED, VmState.PAUSED)
 
@@ -319,12 +332,12 @@ async def test_a_silent_qemu_is_asked_until_it_answers(ground: Ground, h1: Host)
     process = h1.process()
     process.silent = True
     await h1.restart()
-    reply = await ground.send("h1", Kind.VM_START, start())
+    reply = await ground.send("h1", VM_START, start())
     assert reply.error is not None
     assert reply.error.code == "unavailable"
     process.silent = False
     await ground.until(lambda: VM in h1.vms.agents)
-    assert (await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM))).state is VmState.PAUSED
+    assert (await ground.ask("h1", VM_PAUSE, SignalVm(vm=VM))).state is VmState.PAUSED
     assert h1.process() is process
 
 
@@ -403,7 +416,7 @@ async def test_a_report_that_fails_does_not_end_the_reports(
 async def test_what_is_pending_applies_at_the_next_start(ground: Ground, h1: Host) -> None:
     await ground.run_vm("h1", restart=RestartPolicy.ON_FAILURE)
     wanted = make_launch(generation=2, cpus=2, memory=128 << 20)
-    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=wanted, restart=RestartPolicy.ON_FAILURE))
+    answer = await ground.ask("h1", VM_CONFIGURE, ConfigureVm(launch=wanted, restart=RestartPolicy.ON_FAILURE))
     assert answer.applied == ["cpus"]
     assert len(answer.pending) == 1
     record = h1.records.vm(VM)
@@ -419,7 +432,7 @@ async def test_what_is_pending_applies_at_the_next_start(ground: Ground, h1: Hos
 async def test_a_new_limit_of_cpus_is_said_to_be_pending(ground: Ground, h1: Host) -> None:
     await ground.run_vm("h1")
     wanted = make_launch(generation=2, cpus=2, max_cpus=8)
-    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=wanted, restart=RestartPolicy.NEVER))
+    answer = await ground.ask("h1", VM_CONFIGURE, ConfigureVm(launch=wanted, restart=RestartPolicy.NEVER))
     assert answer.applied == ["cpus"]
     assert "does not move" in answer.pending[0]
 
@@ -432,7 +445,7 @@ async def test_of_two_disks_the_first_is_removed_at_a_restart_only(ground: Groun
     await ground.run_vm("h1", launch=make_launch(disks=[first, second]))
     grown = second.model_copy(update={"index": 0, "size": second.size * 2})
     wanted = make_launch(generation=2, disks=[grown])
-    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=wanted, restart=RestartPolicy.ON_FAILURE))
+    answer = await ground.ask("h1", VM_CONFIGURE, ConfigureVm(launch=wanted, restart=RestartPolicy.ON_FAILURE))
     assert answer.applied == []
     assert answer.pending == ["disks: disk 0 becomes another one, which needs a restart"]
     record = h1.records.vm(VM)
@@ -448,7 +461,7 @@ async def test_of_two_vnics_the_first_is_removed_at_a_restart_only(ground: Groun
     ]
     await ground.run_vm("h1", launch=make_launch(vnics=vnics))
     wanted = make_launch(generation=2, vnics=[vnics[1].model_copy(update={"index": 0, "tap": vnics[0].tap})])
-    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=wanted, restart=RestartPolicy.ON_FAILURE))
+    answer = await ground.ask("h1", VM_CONFIGURE, ConfigureVm(launch=wanted, restart=RestartPolicy.ON_FAILURE))
     assert (answer.applied, len(answer.pending)) == ([], 1)
     record = h1.records.vm(VM)
     assert record is not None
@@ -469,12 +482,12 @@ async def test_what_a_guest_reads_at_its_start_is_pending(ground: Ground, h1: Ho
     # What follows from the VM's name and VNICs is no wish of anybody's.
     other = seed.model_copy(update={"meta_data": '{"local-hostname": "b"}\n', "network_config": "a: 2\n"})
     same = make_launch(generation=2, seed=other, boot=boot.model_copy(update={"cmdline": "quiet"}))
-    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=same, restart=RestartPolicy.ON_FAILURE))
+    answer = await ground.ask("h1", VM_CONFIGURE, ConfigureVm(launch=same, restart=RestartPolicy.ON_FAILURE))
     assert answer.pending == []
     changed = make_launch(
         generation=3,
         seed=seed.model_copy(update={"user_data": "#!/bin/sh\n"}),
         boot=boot.model_copy(update={"cmdline": "loud"}),
     )
-    answer = await ground.ask("h1", Kind.VM_CONFIGURE, VmConfigure(launch=changed, restart=RestartPolicy.ON_FAILURE))
+    answer = await ground.ask("h1", VM_CONFIGURE, ConfigureVm(launch=changed, restart=RestartPolicy.ON_FAILURE))
     assert [line.partition(":")[0] for line in answer.pending] == ["cmdline", "cloud-init"]

@@ -22,9 +22,9 @@ from serai.lib.ids import new_id
 from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.lib.stream import StreamServer
 from serai.schema.attach import KernelBoot, Launch
+from serai.schema.commands.image import CreateImage, DeleteImage, FetchImage
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError
 from serai.schema.image import ImageKind, ImageManifest, ImageSource, ImageSpec
-from serai.schema.messages import ImageDrop, ImageFetch, ImageMake
 from serai.schema.ticket import Purpose, Ticket
 
 CONTENT = b"disk" * 100_000
@@ -78,7 +78,7 @@ class Hosts:
             expires=datetime.now(UTC) + timedelta(minutes=1),
         )
         self.tickets[ticket.id] = ticket
-        body = ImageFetch(
+        body = FetchImage(
             image=image,
             manifest=manifest,
             address="127.0.0.1",
@@ -188,7 +188,7 @@ async def test_what_a_vm_boots_from_is_checked(hosts: Hosts) -> None:
 
 async def test_a_damaged_image_is_built_again_and_so_is_a_damaged_one_in_the_cache(hosts: Hosts) -> None:
     images, image = hosts.images["h1"], new_id()
-    body = ImageMake(image=image, name="some", spec=BUILD)
+    body = CreateImage(image=image, name="some", spec=BUILD)
     await images.make(body, silent)
     await images.make(body, silent)
     assert hosts.builder.builds == 1
@@ -227,7 +227,7 @@ async def test_an_import_that_is_given_up_ends_and_leaves_nothing(hosts: Hosts) 
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/disk.raw"
-        body = ImageMake(image=image, name="big", spec=ImageSpec(source=ImageSource.URL, url=url, sha256="0" * 64))
+        body = CreateImage(image=image, name="big", spec=ImageSpec(source=ImageSource.URL, url=url, sha256="0" * 64))
         begun = asyncio.Event()
         making = asyncio.create_task(images.make(body, lambda _phase, _part: begun.set()))
         late = asyncio.create_task(images.make(body, silent))
@@ -235,7 +235,7 @@ async def test_an_import_that_is_given_up_ends_and_leaves_nothing(hosts: Hosts) 
         async with asyncio.timeout(30):
             while not (part / "incoming").exists():
                 await asyncio.sleep(0.01)
-            await images.drop(ImageDrop(image=image))
+            await images.drop(DeleteImage(image=image))
             for each in (making, late):
                 with pytest.raises(ConflictError, match="deleted while it is made"):
                     await each

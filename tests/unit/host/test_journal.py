@@ -10,9 +10,9 @@ import pytest
 
 from serai.host.journal import Journal
 from serai.host.records import Records
+from serai.schema.commands.envelope import Reply
 from serai.schema.errors import HostError, StaleError
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import Reply
 
 VM = "0123456789ab"
 

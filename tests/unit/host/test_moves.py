@@ -12,26 +12,26 @@ from serai.drivers.hypervisor.base import MachineEvent
 from serai.drivers.hypervisor.fake import FakeMachine
 from serai.host.records import CLAIMS_KEPT, COMMANDS_KEPT
 from serai.lib.ids import new_id
-from serai.schema.errors import SeraiError, UnauthorizedError, UnavailableError
-from serai.schema.lease import Claim
-from serai.schema.messages import (
-    Command,
-    Kind,
-    Reply,
+from serai.schema.commands.envelope import Reply, Request
+from serai.schema.commands.migration import (
+    MIGRATION_ABANDON,
+    MIGRATION_CANCEL,
+    MIGRATION_PREPARE,
+    MIGRATION_START,
+    AbandonMigration,
+    CancelMigration,
+    CancelResult,
+    MigrationEndpoint,
+    MigrationOutcome,
+    PrepareMigration,
+    StartMigration,
     Verdict,
     VerdictAsk,
-    VmAbandon,
-    VmConfigure,
-    VmConfigured,
-    VmMigrateCancel,
-    VmMigrateCancelled,
-    VmMigrated,
-    VmMigrateStart,
-    VmPrepare,
-    VmPrepared,
-    VmRelease,
-    dump,
 )
+from serai.schema.commands.vm import VM_CONFIGURE, VM_PAUSE, VM_RELEASE, ConfigureResult, ConfigureVm, ReleaseVm
+from serai.schema.encoding import encode
+from serai.schema.errors import SeraiError, UnauthorizedError, UnavailableError
+from serai.schema.lease import Claim
 from serai.schema.subjects import Subjects
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -64,14 +64,14 @@ class Trip:
             await self._move(restart)
         except SeraiError as error:
             self.reason = str(error)
-        abandon = VmAbandon(vm=VM, epoch=self.epoch, offer_id=self.offer, reason="given up")
-        verdict: Verdict = await self.ground.ask(self.destination.name, Kind.VM_ABANDON, abandon)
+        abandon = AbandonMigration(vm=VM, epoch=self.epoch, offer_id=self.offer, reason="given up")
+        verdict: Verdict = await self.ground.ask(self.destination.name, MIGRATION_ABANDON, abandon)
         self.committed = verdict.claim is Claim.COMMITTED
         if self.committed:
-            await self.ground.ask(self.source.name, Kind.VM_RELEASE, VmRelease(vm=VM, epoch=self.epoch - 1))
+            await self.ground.ask(self.source.name, VM_RELEASE, ReleaseVm(vm=VM, epoch=self.epoch - 1))
 
-    async def prepare(self, restart: RestartPolicy = RestartPolicy.NEVER) -> VmPrepared:
-        prepare = VmPrepare(
+    async def prepare(self, restart: RestartPolicy = RestartPolicy.NEVER) -> MigrationEndpoint:
+        prepare = PrepareMigration(
             launch=make_launch(epoch=self.epoch),
             epoch=self.epoch,
             offer_id=self.offer,
@@ -80,12 +80,12 @@ class Trip:
             capabilities=CAPABILITIES,
             restart=restart,
         )
-        prepared: VmPrepared = await self.ground.ask(self.destination.name, Kind.VM_PREPARE, prepare)
+        prepared: MigrationEndpoint = await self.ground.ask(self.destination.name, MIGRATION_PREPARE, prepare)
         return prepared
 
     async def _move(self, restart: RestartPolicy) -> None:
         prepared = await self.prepare(restart)
-        start = VmMigrateStart(
+        start = StartMigration(
             vm=VM,
             epoch=self.epoch,
             offer_id=self.offer,
@@ -95,7 +95,7 @@ class Trip:
             tls_hostname=prepared.tls_hostname,
             capabilities=CAPABILITIES,
         )
-        outcome: VmMigrated = await self.ground.ask(self.source.name, Kind.VM_MIGRATE, start)
+        outcome: MigrationOutcome = await self.ground.ask(self.source.name, MIGRATION_START, start)
         self.reason = outcome.reason
 
     async def over(self) -> None:
@@ -217,11 +217,11 @@ async def test_many_moves_leave_no_more_in_the_journals_than_a_few(trip: Trip) -
 async def test_a_vm_that_left_is_spoken_for_by_its_new_host_alone(trip: Trip) -> None:
     moving = asyncio.create_task(trip._move(RestartPolicy.NEVER))
     await trip.ground.until(moving.done)
-    command = Command(id=new_id(), kind=Kind.VM_PAUSE, key=f"vm/{VM}", body={"vm": VM})
+    command = Request(id=new_id(), command=VM_PAUSE.name, key=f"vm/{VM}", body={"vm": VM})
     # The controller may not know yet that it left: it is not carried out, and asked again.
     with pytest.raises(UnavailableError, match="h1 does not hold the lease"):
-        await trip.ground.bus.request(Subjects.vm_command("h1", VM), dump(command), 5.0)
-    answer = await trip.ground.bus.request(Subjects.vm_command("h2", VM), dump(command), 5.0)
+        await trip.ground.bus.request(Subjects.vm_command("h1", VM), encode(command), 5.0)
+    answer = await trip.ground.bus.request(Subjects.vm_command("h2", VM), encode(command), 5.0)
     assert Reply.model_validate_json(answer).state == "done"
     assert trip.destination.state() is VmState.PAUSED
 
@@ -236,7 +236,7 @@ async def test_only_the_source_of_a_move_gets_its_verdict(trip: Trip, when: str)
     ask = VerdictAsk(vm=VM, epoch=trip.epoch, offer_id=trip.offer)
     before = trip.destination.records.leases(VM)
     with pytest.raises(UnauthorizedError, match="h3 is not the source"):
-        await trip.ground.bus.request(Subjects.verdict("h2", "h3"), dump(ask), 5.0)
+        await trip.ground.bus.request(Subjects.verdict("h2", "h3"), encode(ask), 5.0)
     assert trip.destination.records.leases(VM) == before
     if when == "undecided":
         trip.ground.world.release("completed")
@@ -246,8 +246,8 @@ async def test_only_the_source_of_a_move_gets_its_verdict(trip: Trip, when: str)
 
 
 async def test_a_vm_with_pending_changes_of_its_shape_stays(trip: Trip) -> None:
-    body = VmConfigure(launch=make_launch(generation=2, memory=128 << 20), restart=RestartPolicy.NEVER)
-    answer: VmConfigured = await trip.ground.ask("h1", Kind.VM_CONFIGURE, body)
+    body = ConfigureVm(launch=make_launch(generation=2, memory=128 << 20), restart=RestartPolicy.NEVER)
+    answer: ConfigureResult = await trip.ground.ask("h1", VM_CONFIGURE, body)
     assert answer.undo == {answer.pending[0]: "--memory 64M"}
     trip.begin()
     await trip.over()
@@ -288,8 +288,8 @@ async def test_a_failure_is_told_in_the_destinations_words_too(trip: Trip) -> No
 @pytest.mark.parametrize("phase", PHASES)
 async def test_cancelled(trip: Trip, phase: str) -> None:
     await held(trip, phase)
-    body = VmMigrateCancel(vm=VM, offer_id="offer")
-    answer: VmMigrateCancelled = await trip.ground.ask("h1", Kind.VM_MIGRATE_CANCEL, body)
+    body = CancelMigration(vm=VM, offer_id="offer")
+    answer: CancelResult = await trip.ground.ask("h1", MIGRATION_CANCEL, body)
     await trip.ground.turn()
     trip.ground.world.release(phase)
     await trip.over()
@@ -301,8 +301,8 @@ async def test_cancelled(trip: Trip, phase: str) -> None:
 
 async def test_a_late_cancel_of_another_move_is_too_late(trip: Trip) -> None:
     await held(trip, "pre-switchover")
-    body = VmMigrateCancel(vm=VM, offer_id="an older one")
-    answer: VmMigrateCancelled = await trip.ground.ask("h1", Kind.VM_MIGRATE_CANCEL, body)
+    body = CancelMigration(vm=VM, offer_id="an older one")
+    answer: CancelResult = await trip.ground.ask("h1", MIGRATION_CANCEL, body)
     assert answer.too_late
     trip.ground.world.release("pre-switchover")
     await trip.over()
@@ -340,7 +340,7 @@ async def test_an_offer_whose_qemu_is_being_adopted_is_not_turned_down(trip: Tri
     trip.ground.world.release("completed")
     await trip.ground.until(lambda: (found := trip.source.records.vm(VM)) and found.outgoing and found.outgoing.sent)
     ask = VerdictAsk(vm=VM, epoch=2, offer_id="offer")
-    answer = await trip.ground.bus.request(Subjects.verdict("h2", "h1"), dump(ask), 5.0)
+    answer = await trip.ground.bus.request(Subjects.verdict("h2", "h1"), encode(ask), 5.0)
     assert Verdict.model_validate_json(answer).claim is Claim.OFFERED
     answers.set()
     await trip.over()
@@ -395,7 +395,7 @@ async def test_the_sources_qemu_is_killed(trip: Trip, phase: str) -> None:
 
 
 async def test_a_guest_that_powers_itself_off_on_the_move_stays_off(trip: Trip) -> None:
-    await trip.ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1))
+    await trip.ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1))
     await trip.ground.run_vm("h1", epoch=2, restart=RestartPolicy.ON_FAILURE)
     again = Trip(trip.ground, trip.source, trip.destination, epoch=3)
     await held(again, "pre-switchover")
@@ -446,7 +446,7 @@ async def test_a_move_says_whose_word_it_waits_for(trip: Trip) -> None:
     await trip.ground.until(lambda: said in trip.ground.waits)
     await trip.source.restart()
     trip.ground.waits.clear()
-    start = VmMigrateStart(
+    start = StartMigration(
         vm=VM,
         epoch=trip.epoch,
         offer_id=trip.offer,
@@ -456,7 +456,7 @@ async def test_a_move_says_whose_word_it_waits_for(trip: Trip) -> None:
         tls_hostname="",
         capabilities=CAPABILITIES,
     )
-    asking = asyncio.create_task(trip.ground.ask("h1", Kind.VM_MIGRATE, start))
+    asking = asyncio.create_task(trip.ground.ask("h1", MIGRATION_START, start))
     await trip.ground.until(lambda: said in trip.ground.waits)
     trip.source.cut = False
     await trip.ground.until(asking.done)

@@ -17,21 +17,22 @@ from serai.host.journal import Journal
 from serai.host.records import Records
 from serai.host.storage import HostStorage
 from serai.lib.paths import HostPaths
+from serai.schema.commands.pool import ClosePool, OpenPool
+from serai.schema.commands.volume import CreateVolume, DeleteVolume, GrowVolume, MeasureVolume
 from serai.schema.errors import ConflictError, HostError, NotFoundError, UnavailableError
-from serai.schema.messages import PoolClose, PoolOpen, VolumeDrop, VolumeGrow, VolumeLook, VolumeMake
 from serai.schema.volume import ExportKind, PoolDriverName
 
 ONE, TWO = "1" * 12, "2" * 12
 
 
-def at_path(pool: PoolOpen) -> PoolDriver:
+def at_path(pool: OpenPool) -> PoolDriver:
     return DirectoryPool(Path(pool.path), pool=pool.pool)
 
 
 def storage(
     records: Records,
     paths: HostPaths,
-    driver: Callable[[PoolOpen], PoolDriver] = at_path,
+    driver: Callable[[OpenPool], PoolDriver] = at_path,
     exporter: Exporter | None = None,
 ) -> HostStorage:
     async def image(name: str) -> tuple[Path, str]:
@@ -62,7 +63,7 @@ async def test_a_lost_folder_is_told_and_the_other_pools_live(tmp_path: Path) ->
     host = storage(records, paths_in(tmp_path))
     for pool, name in ((ONE, "one"), (TWO, "two")):
         path = str(tmp_path / name)
-        await host.open_pool(PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=path, export=ExportKind.NONE))
+        await host.open_pool(OpenPool(pool=pool, driver=PoolDriverName.DIR, path=path, export=ExportKind.NONE))
     await asyncio.to_thread(shutil.move, tmp_path / "one", tmp_path / "away")
     for each in (host, again := storage(records, paths_in(tmp_path))):
         await each.start()
@@ -75,35 +76,35 @@ async def test_a_lost_folder_is_told_and_the_other_pools_live(tmp_path: Path) ->
     for each in (host, again):
         assert (await each.statuses())[ONE].state == "failed"
         with pytest.raises((HostError, NotFoundError)):
-            await each.drop(VolumeDrop(pool=ONE, volume="0" * 12))
+            await each.drop(DeleteVolume(pool=ONE, volume="0" * 12))
     (tmp_path / "one").rmdir()
     await asyncio.to_thread(shutil.move, tmp_path / "away", tmp_path / "one")
     assert (await again.statuses())[ONE].state == "ready"
     await asyncio.to_thread(shutil.rmtree, tmp_path / "one")
     with pytest.raises(HostError, match="Mount its file system"):
-        await again.make(VolumeMake(pool=ONE, volume="0" * 12, size=1 << 20), nothing)
+        await again.make(CreateVolume(pool=ONE, volume="0" * 12, size=1 << 20), nothing)
     journal.close()
 
 
 async def test_only_the_agents_own_folder_goes_with_its_pool(tmp_path: Path) -> None:
     """A folder that was given stays, and so does what is no volume; a pool can be made there again."""
 
-    def driver(pool: PoolOpen) -> PoolDriver:
+    def driver(pool: OpenPool) -> PoolDriver:
         return DirectoryPool(Path(pool.path) if pool.path else tmp_path / pool.pool, pool=pool.pool)
 
     journal = Journal.open(tmp_path / "journal")
     host = storage(Records(journal), paths_in(tmp_path), driver)
-    given = PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "given"), export=ExportKind.NONE)
-    own = PoolOpen(pool=TWO, driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
+    given = OpenPool(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "given"), export=ExportKind.NONE)
+    own = OpenPool(pool=TWO, driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
     for pool in (given, own):
         await host.open_pool(pool)
-        await host.close_pool(PoolClose(pool=pool.pool))
+        await host.close_pool(ClosePool(pool=pool.pool))
     assert await asyncio.to_thread(os.listdir, tmp_path / "given") == []
     assert not (tmp_path / TWO).exists()
     await host.open_pool(own)
     (tmp_path / TWO / "notes").touch()
-    await host.close_pool(PoolClose(pool=TWO))
-    await host.close_pool(PoolClose(pool=TWO))
+    await host.close_pool(ClosePool(pool=TWO))
+    await host.close_pool(ClosePool(pool=TWO))
     assert (tmp_path / TWO / "notes").exists()
     assert await host.statuses() == {}
     journal.close()
@@ -120,24 +121,24 @@ async def test_the_agents_own_folders_are_no_pools(tmp_path: Path) -> None:
     for place in places:
         path = str(tmp_path / place)
         with pytest.raises(ConflictError, match="the host agent keeps its own files") as caught:
-            await host.open_pool(PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=path, export=ExportKind.NONE))
+            await host.open_pool(OpenPool(pool=ONE, driver=PoolDriverName.DIR, path=path, export=ExportKind.NONE))
         assert caught.value.info.field == "spec.path"
         assert caught.value.info.remedy
     assert sorted(await asyncio.to_thread(os.listdir, tmp_path / "state")) == ["journal", "pools", "vms"]
     # Beside them there is room.
     path = str(tmp_path / "state/disks")
-    await host.open_pool(PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=path, export=ExportKind.NONE))
+    await host.open_pool(OpenPool(pool=ONE, driver=PoolDriverName.DIR, path=path, export=ExportKind.NONE))
     journal.close()
 
 
 async def test_a_pool_elsewhere_is_shown_among_the_agents_own(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "state/journal")
     host = storage(Records(journal), paths_in(tmp_path))
-    given = PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "given"), export=ExportKind.NONE)
+    given = OpenPool(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "given"), export=ExportKind.NONE)
     for _ in range(2):
         await host.open_pool(given)
         assert (tmp_path / "state/pools" / ONE).readlink() == tmp_path / "given"
-    await host.close_pool(PoolClose(pool=ONE))
+    await host.close_pool(ClosePool(pool=ONE))
     assert not (tmp_path / "state/pools" / ONE).is_symlink()
     journal.close()
 
@@ -147,13 +148,13 @@ async def test_the_target_ends_with_the_last_pool_that_needs_it(tmp_path: Path) 
     exporter = FakeExporter()
     host = storage(Records(journal), paths_in(tmp_path), exporter=exporter)
     for pool, export in ((ONE, ExportKind.ISCSI), (TWO, ExportKind.NONE)):
-        await host.open_pool(PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=str(tmp_path / pool), export=export))
+        await host.open_pool(OpenPool(pool=pool, driver=PoolDriverName.DIR, path=str(tmp_path / pool), export=export))
     await exporter.check()
-    await host.close_pool(PoolClose(pool=ONE))
+    await host.close_pool(ClosePool(pool=ONE))
     with pytest.raises(UnavailableError, match="not started"):
         await exporter.check()
     await host.check()
-    again = PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / ONE), export=ExportKind.ISCSI)
+    again = OpenPool(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / ONE), export=ExportKind.ISCSI)
     await host.open_pool(again)
     assert not await exporter.check()
     journal.close()
@@ -164,8 +165,8 @@ async def test_a_folder_is_one_pools_whatever_way_leads_there(tmp_path: Path) ->
     journal = Journal.open(tmp_path / "journal")
     host = storage(Records(journal), paths_in(tmp_path))
 
-    def wish(pool: str, path: Path | str) -> PoolOpen:
-        return PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=str(path), export=ExportKind.NONE)
+    def wish(pool: str, path: Path | str) -> OpenPool:
+        return OpenPool(pool=pool, driver=PoolDriverName.DIR, path=str(path), export=ExportKind.NONE)
 
     (tmp_path / "srv").mkdir()
     await host.open_pool(wish(ONE, tmp_path / "srv/pool"))
@@ -197,7 +198,7 @@ async def test_two_pools_asked_for_at_once_are_not_made_in_one_folder(tmp_path: 
     host = storage(Records(journal), paths_in(tmp_path))
     (tmp_path / "link").symlink_to(tmp_path / "pool")
     wishes = [
-        PoolOpen(pool=pool, driver=PoolDriverName.DIR, path=str(tmp_path / name), export=ExportKind.NONE)
+        OpenPool(pool=pool, driver=PoolDriverName.DIR, path=str(tmp_path / name), export=ExportKind.NONE)
         for pool, name in ((ONE, "pool"), (TWO, "link"))
     ]
     ended = await asyncio.gather(*(host.open_pool(wish) for wish in wishes), return_exceptions=True)
@@ -209,14 +210,14 @@ async def test_how_large_a_volume_is(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "journal")
     host = storage(Records(journal), paths_in(tmp_path))
     await host.open_pool(
-        PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "one"), export=ExportKind.NONE)
+        OpenPool(pool=ONE, driver=PoolDriverName.DIR, path=str(tmp_path / "one"), export=ExportKind.NONE)
     )
-    look = VolumeLook(pool=ONE, volume="0" * 12)
+    look = MeasureVolume(pool=ONE, volume="0" * 12)
     with pytest.raises(NotFoundError):
         await host.look(look)
-    await host.make(VolumeMake(pool=ONE, volume="0" * 12, size=1 << 20), nothing)
+    await host.make(CreateVolume(pool=ONE, volume="0" * 12, size=1 << 20), nothing)
     assert (await host.look(look)).size == 1 << 20
-    await host.grow(VolumeGrow(pool=ONE, volume="0" * 12, size=2 << 20))
+    await host.grow(GrowVolume(pool=ONE, volume="0" * 12, size=2 << 20))
     assert (await host.look(look)).size == 2 << 20
     journal.close()
 
@@ -238,12 +239,12 @@ async def test_a_copy_that_is_given_up_does_not_stay(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "journal")
     pool = SlowPool()
     host = storage(Records(journal), paths_in(tmp_path), lambda _: pool)
-    await host.open_pool(PoolOpen(pool=ONE, driver=PoolDriverName.DIR, path="", export=ExportKind.NONE))
-    await host.make(VolumeMake(pool=ONE, volume="0" * 12, size=1 << 20), nothing)
-    copy = VolumeMake(pool=ONE, volume="1" * 12, size=1 << 20, clone_of="0" * 12)
+    await host.open_pool(OpenPool(pool=ONE, driver=PoolDriverName.DIR, path="", export=ExportKind.NONE))
+    await host.make(CreateVolume(pool=ONE, volume="0" * 12, size=1 << 20), nothing)
+    copy = CreateVolume(pool=ONE, volume="1" * 12, size=1 << 20, clone_of="0" * 12)
     making = asyncio.create_task(host.make(copy, nothing))
     await pool.begun.wait()
-    dropping = asyncio.create_task(host.drop(VolumeDrop(pool=ONE, volume="1" * 12)))
+    dropping = asyncio.create_task(host.drop(DeleteVolume(pool=ONE, volume="1" * 12)))
     # It is not waited for: a copy may take hours.
     await dropping
     with pytest.raises(ConflictError, match="deleted while it is made"):

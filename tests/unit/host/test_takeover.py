@@ -6,8 +6,8 @@ import asyncio
 
 from serai.host.agent import ADOPTION_PATIENCE
 from serai.host.records import CLAIMS_KEPT, GONE_KEPT
+from serai.schema.commands.vm import VM_PAUSE, VM_RELEASE, VM_STOP, ReleaseVm, SignalVm, StopVm
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand
 from serai.schema.vm import RestartPolicy, VmState
 
 from .conftest import VM, Ground, Host, make_launch
@@ -26,9 +26,9 @@ async def test_a_silent_qemu_keeps_nobody_waiting_but_who_asks_for_it(ground: Gr
     answers = h1.hold_adoption(VM)
     ground.host_reports.clear()
     await h1.start(wait=False)
-    report = await ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=OTHER), key=f"vm/{OTHER}")
+    report = await ground.ask("h1", VM_PAUSE, SignalVm(vm=OTHER))
     assert report.state is VmState.PAUSED
-    pausing = asyncio.create_task(ground.ask("h1", Kind.VM_PAUSE, VmSignal(vm=VM)))
+    pausing = asyncio.create_task(ground.ask("h1", VM_PAUSE, SignalVm(vm=VM)))
     await ground.turn()
     assert not pausing.done()
     # A full report without it would be taken to say that it is not here.
@@ -36,8 +36,8 @@ async def test_a_silent_qemu_keeps_nobody_waiting_but_who_asks_for_it(ground: Gr
     answers.set()
     assert (await pausing).state is VmState.PAUSED
     await ground.until(lambda: ground.host_reports)
-    report = ground.host_reports[0]
-    assert ({one.vm for one in report.vms}, report.silent) == ({VM, OTHER}, [])
+    whole = ground.host_reports[0]
+    assert ({one.vm for one in whole.vms}, whole.silent) == ({VM, OTHER}, [])
 
 
 async def test_the_full_report_does_not_wait_for_ever(ground: Ground, h1: Host) -> None:
@@ -58,7 +58,7 @@ async def test_a_silent_qemu_ends_by_force_and_stays_down(ground: Ground, h1: Ho
     process = h1.process()
     process.silent = True
     await h1.restart()
-    stopped = await ground.ask("h1", Kind.VM_STOP, VmStopCommand(vm=VM, force=True))
+    stopped = await ground.ask("h1", VM_STOP, StopVm(vm=VM, force=True))
     assert (stopped.state, process.alive) == (VmState.STOPPED, False)
     await ground.turn()
     assert not h1.processes()
@@ -71,11 +71,11 @@ async def test_a_silent_qemu_ends_with_the_release_of_its_lease_and_not_of_an_ol
     await ground.run_vm("h1", epoch=2)
     h1.process().silent = True
     await h1.restart()
-    refused = await ground.send("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=1))
+    refused = await ground.send("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1))
     assert refused.error is not None
     assert "does not answer" in refused.error.message
     assert h1.processes()
-    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=VM, epoch=2, reason="stopped by force"))
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=2, reason="stopped by force"))
     assert not h1.processes()
     assert h1.records.claim(VM, 2) is Claim.RELEASED
     assert h1.records.vm(VM) is None
@@ -110,7 +110,7 @@ async def test_vms_that_are_deleted_are_forgotten_in_the_end(ground: Ground, h1:
         h1.records.put_claim(LeaseRecord(vm=vm, epoch=1, claim=Claim.RELEASED))
     last = f"{over:012x}"
     h1.records.put_claim(LeaseRecord(vm=last, epoch=1, claim=Claim.OFFERED))
-    await ground.ask("h1", Kind.VM_RELEASE, VmRelease(vm=f"{over - 1:012x}", epoch=1))
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=f"{over - 1:012x}", epoch=1))
     kept = [f"{number:012x}" for number in range(over - GONE_KEPT, over)]
     assert sorted({row.vm for row in h1.records.leases()}) == sorted([VM, last, *kept])
     assert sorted(h1.journal.all("generation")) == [f"vm/{vm}" for vm in kept]

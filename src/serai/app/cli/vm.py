@@ -149,9 +149,9 @@ def start(
       serai vm start web1 --host h2
     """
     from serai.app.cli.invalid import build
-    from serai.schema.vm import VmBegin
+    from serai.schema.vm import VmStart
 
-    body = build(VmBegin, {"host": host})
+    body = build(VmStart, {"host": host})
     job = run(ctx, lambda client: started(client, "vm.start", vm, body, wait=wait))
     report(job, output, lambda ended: f"vm {vm} started{_where(ended)}", name=vm)
 

@@ -19,7 +19,7 @@ from serai.core.lifecycle import VmEvent
 from serai.core.migration import check_nothing_pending
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError
-from serai.schema.vm import Vm, VmBegin, VmClone, VmCreate, VmMigrate, VmSpec, VmState, VmStatus, VmStop
+from serai.schema.vm import Vm, VmClone, VmCreate, VmMigrate, VmSpec, VmStart, VmState, VmStatus, VmStop
 from serai.schema.volume import Volume, VolumeState, VolumeStatus
 
 CLEARED = ("vm.delete",)
@@ -109,7 +109,7 @@ async def delete(api: Api, call: Call) -> Response:
 
 async def start(api: Api, call: Call) -> Response:
     """Start one that is down: on the host that is named, or where it fits."""
-    body = call.need(VmBegin)
+    body = call.need(VmStart)
     async with api.store.transaction() as tx:
         vm = await _find(tx, call)
         if vm.spec.template:

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 from serai.controller.jobs import JobContext, Workflow
 from serai.controller.workflows.common import Office, bound
+from serai.schema.commands.image import IMAGE_DELETE, DeleteImage
+from serai.schema.commands.pool import POOL_CLOSE, ClosePool
+from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import NotFoundError
 from serai.schema.host import HostState
 from serai.schema.job import Job
-from serai.schema.messages import ImageDrop, Kind, PoolClose, VolumeDrop
 
 
 def workflows(office: Office) -> list[Workflow]:
@@ -36,12 +38,12 @@ async def _clean(office: Office, ctx: JobContext) -> None:
     pool, volume, image = (ctx.params.get(kind) for kind in ("pool", "volume", "image"))
     try:
         if volume is not None:
-            body = VolumeDrop(pool=str(pool), volume=volume)
-            await ctx.command(Kind.VOLUME_DROP, host, f"volume/{volume}", body, deadline=float("inf"))
+            body = DeleteVolume(pool=str(pool), volume=volume)
+            await ctx.send(VOLUME_DELETE, host, body, patience=float("inf"))
         elif pool is not None:
-            await ctx.command(Kind.POOL_CLOSE, host, f"pool/{pool}", PoolClose(pool=pool), deadline=float("inf"))
+            await ctx.send(POOL_CLOSE, host, ClosePool(pool=pool), patience=float("inf"))
         elif image is not None:
-            await ctx.command(Kind.IMAGE_DROP, host, f"image/{image}", ImageDrop(image=image), deadline=float("inf"))
+            await ctx.send(IMAGE_DELETE, host, DeleteImage(image=image), patience=float("inf"))
     except NotFoundError:
         pass  # it has it no more
     ctx.result = {"cleaned": ctx.params.get("what")}

@@ -14,20 +14,20 @@ from serai.controller.workflows.copies import bring_image, with_copy
 from serai.controller.workflows.shelf import ForLaunch, Shelf
 from serai.core import launch as plan
 from serai.schema.attach import Launch
+from serai.schema.commands.envelope import CommandProgress
+from serai.schema.commands.vm import VM_RELEASE, VM_START, ReleaseVm, StartVm
+from serai.schema.commands.volume import (
+    VOLUME_ADMIT,
+    VOLUME_CREATE,
+    VOLUME_REFUSE,
+    AdmitInitiator,
+    CreateVolume,
+    RefuseInitiator,
+)
 from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.image import Image, ImageKind
 from serai.schema.lease import Lease
-from serai.schema.messages import (
-    Kind,
-    Progress,
-    VmRelease,
-    VmStart,
-    VolumeAdmit,
-    VolumeAdmitted,
-    VolumeMake,
-    VolumeRefuse,
-)
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import ExportKind, Pool, Volume
 
@@ -77,15 +77,15 @@ async def image_of(office: Office, vm: Vm) -> Image | None:
 async def make_volume(office: Office, ctx: JobContext, volume: Volume, pool: Pool, image: Image | None) -> None:
     """Have the pool's host make a volume, empty or with an image's content."""
 
-    def progress(step: Progress) -> None:
+    def progress(step: CommandProgress) -> None:
         ctx.progress(step.fraction, f"volume {volume.name}: {step.phase}")
 
-    body = VolumeMake(pool=pool.id, volume=volume.id, size=volume.spec.size, image=None if image is None else image.id)
+    body = CreateVolume(
+        pool=pool.id, volume=volume.id, size=volume.spec.size, image=None if image is None else image.id
+    )
 
     async def send() -> None:
-        await ctx.command(
-            Kind.VOLUME_MAKE, pool.spec.host, f"volume/{volume.id}", body, on_progress=progress, deadline=600.0
-        )
+        await ctx.send(VOLUME_CREATE, pool.spec.host, body, on_progress=progress)
 
     if image is None:
         await send()
@@ -109,8 +109,8 @@ async def _admit(office: Office, ctx: JobContext, parts: ForLaunch, epoch: int) 
                 )
             plans.append(plan.DiskPlan(volume=volume, pool=pool))
             continue
-        body = VolumeAdmit(pool=pool.id, volume=volume.id, admission=right)
-        answer: VolumeAdmitted = await ctx.command(Kind.VOLUME_ADMIT, pool.spec.host, f"volume/{volume.id}", body)
+        body = AdmitInitiator(pool=pool.id, volume=volume.id, admission=right)
+        answer = await ctx.send(VOLUME_ADMIT, pool.spec.host, body)
         plans.append(
             plan.DiskPlan(volume=volume, pool=pool, portal=answer.portal, target=answer.target, lun=answer.lun)
         )
@@ -121,8 +121,8 @@ async def refuse(office: Office, ctx: JobContext, vm: Vm, epoch: int) -> None:
     """Fence a lease epoch at all of the VM's targets."""
     for volume, pool in await office.shelf.disks(vm):
         if pool.spec.export is ExportKind.ISCSI:
-            body = VolumeRefuse(pool=pool.id, volume=volume.id, initiator=plan.initiator(vm.id, epoch))
-            await ctx.command(Kind.VOLUME_REFUSE, pool.spec.host, f"volume/{volume.id}", body)
+            body = RefuseInitiator(pool=pool.id, volume=volume.id, initiator=plan.initiator(vm.id, epoch))
+            await ctx.send(VOLUME_REFUSE, pool.spec.host, body)
 
 
 async def make_launch(office: Office, ctx: JobContext, parts: ForLaunch, epoch: int) -> Launch:
@@ -179,9 +179,9 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
         ctx.result["warning"] = facts.emulated
 
 
-async def _start_command(office: Office, ctx: JobContext, parts: ForLaunch, lease: Lease) -> VmStart:
+async def _start_command(office: Office, ctx: JobContext, parts: ForLaunch, lease: Lease) -> StartVm:
     vm = parts.vm
-    return VmStart(
+    return StartVm(
         launch=await make_launch(office, ctx, parts, lease.epoch),
         epoch=lease.epoch,
         restart=vm.spec.restart,
@@ -190,12 +190,10 @@ async def _start_command(office: Office, ctx: JobContext, parts: ForLaunch, leas
     )
 
 
-async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, body: VmStart) -> VmReport:
+async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, body: StartVm) -> VmReport:
     await office.shelf.starting(vm.id, lease.host)
     try:
-        report: VmReport = await ctx.command(
-            Kind.VM_START, lease.host, f"vm/{vm.id}", body, generation=vm.generation, deadline=120.0
-        )
+        return await ctx.send(VM_START, lease.host, body, generation=vm.generation)
     except UnavailableError as error:
         # It may have started or not: its host's next report says which.
         await office.shelf.set_vm_status(vm.id, state=VmState.UNKNOWN, reason=error.info.message)
@@ -205,7 +203,6 @@ async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, bod
         state = VmState.CRASHED if vm.status.state is VmState.CRASHED else VmState.STOPPED
         await office.shelf.set_vm_status(vm.id, state=state, reason=f"could not start: {error.info.message}")
         raise
-    return report
 
 
 async def _renew(office: Office, ctx: JobContext, vm: Vm, lease: Lease) -> Lease:
@@ -213,8 +210,8 @@ async def _renew(office: Office, ctx: JobContext, vm: Vm, lease: Lease) -> Lease
 
     Released once more first: it is idempotent, and the answer is the proof that nothing runs under the old one.
     """
-    body = VmRelease(vm=vm.id, epoch=lease.epoch, reason="starts under a fresh epoch")
-    await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)
+    body = ReleaseVm(vm=vm.id, epoch=lease.epoch, reason="starts under a fresh epoch")
+    await ctx.send(VM_RELEASE, lease.host, body)
     await refuse(office, ctx, vm, lease.epoch)
     fresh = await office.shelf.advance(vm.id, lease.host)
     await office.shelf.set_vm_status(vm.id, epoch=fresh.epoch)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from serai.controller.jobs import JobContext
 from serai.lib.redact import MASK
+from serai.schema.commands.envelope import CommandProgress
+from serai.schema.commands.image import IMAGE_CREATE, IMAGE_FETCH, CreateImage, FetchImage
 from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.host import HostState
 from serai.schema.image import Image, ImageManifest, ImageSource, ImageState
-from serai.schema.messages import ImageFetch, ImageMake, Kind, Progress
 from serai.schema.ticket import Purpose
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from serai.schema.host import HostFacts
 
 STREAM_PORT = 7443
-MAKE_TIME = 3600.0
-FETCH_TIME = 600.0
 
 T = TypeVar("T")
 
@@ -100,10 +99,10 @@ async def _fetch(
         Purpose.IMAGE_READ, resource=image.id, holder=f"host.{host}", server=f"host.{name}"
     )
 
-    def progress(step: Progress) -> None:
+    def progress(step: CommandProgress) -> None:
         ctx.progress(step.fraction, f"image {image.name} to {host}")
 
-    body = ImageFetch(
+    body = FetchImage(
         image=image.id,
         manifest=manifest,
         address=facts.addresses["management"],
@@ -111,25 +110,20 @@ async def _fetch(
         server=f"host.{name}",
         ticket=ticket.id,
     )
-    await ctx.command(Kind.IMAGE_FETCH, host, f"image/{image.id}", body, on_progress=progress, deadline=FETCH_TIME)
+    await ctx.send(IMAGE_FETCH, host, body, on_progress=progress)
 
 
 async def make(shelf: Shelf, ctx: JobContext, image: Image, host: str) -> ImageManifest:
     """Have a host build or download the image. The URL that the host gets holds what the record does not show."""
 
-    def progress(step: Progress) -> None:
+    def progress(step: CommandProgress) -> None:
         ctx.progress(step.fraction, step.phase)
 
     spec = image.spec
     if spec.url is not None:
         spec = spec.model_copy(update={"url": await shelf.image_url(image.id) or spec.url})
-    body = ImageMake(image=image.id, name=image.name, spec=spec)
-    manifest = await ctx.command(
-        Kind.IMAGE_MAKE, host, f"image/{image.id}", body, on_progress=progress, deadline=MAKE_TIME
-    )
-    if not isinstance(manifest, ImageManifest):
-        raise TypeError("an image's maker answers with its manifest")
-    return manifest
+    body = CreateImage(image=image.id, name=image.name, spec=spec)
+    return await ctx.send(IMAGE_CREATE, host, body, on_progress=progress)
 
 
 async def _make_anew(shelf: Shelf, ctx: JobContext, image: Image, old: ImageManifest, host: str) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from serai.controller import edits
-from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow, written
+from serai.controller.commands import VmTarget
+from serai.controller.jobs import JobContext, StepDef, Workflow, written
 from serai.controller.workflows.common import Office, facts_of, make_launch
 from serai.core.migration import PENDING
+from serai.schema.commands.vm import VM_CONFIGURE, ConfigureVm
+from serai.schema.commands.volume import VOLUME_CREATE, VOLUME_DELETE, CreateVolume, DeleteVolume
 from serai.schema.errors import NotFoundError, SeraiError, UnavailableError
-from serai.schema.messages import Kind, VmConfigure, VmConfigured, VolumeDrop, VolumeMake
 from serai.schema.resource import Condition
 from serai.schema.vm import Vm, VmState
 from serai.schema.volume import VolumeState
@@ -60,8 +62,8 @@ async def _make_new_volumes(office: Office, ctx: JobContext) -> None:
         if volume.status.state is VolumeState.READY:
             continue
         pool = await office.shelf.pool(volume.spec.pool)
-        body = VolumeMake(pool=pool.id, volume=volume.id, size=volume.spec.size)
-        await ctx.command(Kind.VOLUME_MAKE, pool.spec.host, f"volume/{volume.id}", body, deadline=600.0)
+        body = CreateVolume(pool=pool.id, volume=volume.id, size=volume.spec.size)
+        await ctx.send(VOLUME_CREATE, pool.spec.host, body)
         await office.shelf.set_volume_status(
             volume.id, state=VolumeState.READY, size=volume.spec.size, vm=vm.name, reason=""
         )
@@ -125,8 +127,8 @@ async def unmake_volume(office: Office, ctx: JobContext, volume_id: str) -> str:
     pool = await office.shelf.pool(volume.spec.pool)
     try:
         facts_of(await office.shelf.host(pool.spec.host))
-        body = VolumeDrop(pool=pool.id, volume=volume.id)
-        await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
+        body = DeleteVolume(pool=pool.id, volume=volume.id)
+        await ctx.send(VOLUME_DELETE, pool.spec.host, body)
     except SeraiError as error:
         reason = f"not removed: {error.info.message}. Delete it when its host is back"
         await office.shelf.set_volume_status(volume.id, state=VolumeState.FAILED, vm=None, reason=reason)
@@ -147,7 +149,7 @@ async def apply_live(office: Office, ctx: JobContext, vm_id: str) -> dict[str, A
         return {"applied": [], "pending": [], "note": "the VM is not running: all applies when it starts"}
     parts = await office.shelf.for_launch(vm.id)
     launch = await make_launch(office, ctx, parts, parts.lease.epoch)
-    body = VmConfigure(
+    body = ConfigureVm(
         launch=launch,
         restart=vm.spec.restart,
         autostart=vm.spec.autostart,
@@ -157,9 +159,7 @@ async def apply_live(office: Office, ctx: JobContext, vm_id: str) -> dict[str, A
     await ctx.save()
     # The launch holds secrets, and is good for that host and epoch alone.
     holder = VmTarget(vm.id, parts.host.name, parts.lease.epoch)
-    answer: VmConfigured = await ctx.command(
-        Kind.VM_CONFIGURE, holder, f"vm/{vm.id}", body, generation=vm.generation, deadline=60.0
-    )
+    answer = await ctx.send(VM_CONFIGURE, holder, body, generation=vm.generation)
     pending = [Condition(type=PENDING, message=line, undo=answer.undo.get(line, "")) for line in answer.pending]
     await office.shelf.set_vm_conditions(vm.id, PENDING, pending)
     if not pending:
@@ -177,8 +177,8 @@ async def _copy(office: Office, ctx: JobContext) -> None:
         if new.status.state is VolumeState.READY:
             continue
         pool = await office.shelf.pool(new.spec.pool)
-        body = VolumeMake(pool=pool.id, volume=new.id, size=new.spec.size, clone_of=old.id)
-        await ctx.command(Kind.VOLUME_MAKE, pool.spec.host, f"volume/{new.id}", body, deadline=3600.0)
+        body = CreateVolume(pool=pool.id, volume=new.id, size=new.spec.size, clone_of=old.id)
+        await ctx.send(VOLUME_CREATE, pool.spec.host, body, patience=3600.0)
         await office.shelf.set_volume_status(
             new.id, state=VolumeState.READY, size=new.spec.size, vm=clone.name, reason=""
         )

@@ -14,12 +14,15 @@ import contextlib
 from collections.abc import Sequence
 
 from serai.controller import edits
-from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow, target_lock, written
+from serai.controller.commands import VmTarget
+from serai.controller.jobs import JobContext, StepDef, Workflow, target_lock, written
 from serai.controller.workflows.common import Office
 from serai.controller.workflows.edit import apply_live
+from serai.schema.commands.base import Command
+from serai.schema.commands.vm import VM_PAUSE, VM_RESUME, SignalVm
+from serai.schema.commands.volume import VOLUME_GROW, VOLUME_MEASURE, GrowVolume, MeasureVolume
 from serai.schema.errors import ConflictError, SeraiError, UnavailableError
 from serai.schema.job import Job
-from serai.schema.messages import Kind, VmSignal, VolumeGrow, VolumeLook, VolumeSeen
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import ExportKind, Pool, Volume
 
@@ -71,26 +74,26 @@ async def _grow_under(office: Office, ctx: JobContext, vm_id: str, volume: Volum
         await ctx.save()
     still = bool(ctx.data[STILL])
     if still:
-        await _signal(office, ctx, Kind.VM_PAUSE, vm_id)
+        await _signal(office, ctx, VM_PAUSE, vm_id)
     try:
         await _grow_on_host(ctx, volume, pool)
     finally:
         if still:
-            await _signal(office, ctx, Kind.VM_RESUME, vm_id)
+            await _signal(office, ctx, VM_RESUME, vm_id)
 
 
 async def _grow_on_host(ctx: JobContext, volume: Volume, pool: Pool) -> None:
     ctx.data[ASKED] = True
     await ctx.save()
-    body = VolumeGrow(pool=pool.id, volume=volume.id, size=volume.spec.size)
-    await ctx.command(Kind.VOLUME_GROW, pool.spec.host, f"volume/{volume.id}", body)
+    body = GrowVolume(pool=pool.id, volume=volume.id, size=volume.spec.size)
+    await ctx.send(VOLUME_GROW, pool.spec.host, body)
 
 
 async def _take_back(office: Office, ctx: JobContext) -> None:
     if ctx.data.get(STILL):
         # A VM that ended meanwhile refuses: it stands still no more.
         with contextlib.suppress(ConflictError):
-            await _signal(office, ctx, Kind.VM_RESUME, ctx.params["vm"])
+            await _signal(office, ctx, VM_RESUME, ctx.params["vm"])
     volume = await office.shelf.volume(ctx.params["id"])
     remarks = []
     real: int | None = None
@@ -108,11 +111,10 @@ async def _take_back(office: Office, ctx: JobContext) -> None:
 
 async def _size_on_host(office: Office, ctx: JobContext, volume: Volume) -> int:
     pool = await office.shelf.pool(volume.spec.pool)
-    body = VolumeLook(pool=pool.id, volume=volume.id)
-    seen: VolumeSeen = await ctx.command(Kind.VOLUME_LOOK, pool.spec.host, f"volume/{volume.id}", body)
-    return seen.size
+    body = MeasureVolume(pool=pool.id, volume=volume.id)
+    return (await ctx.send(VOLUME_MEASURE, pool.spec.host, body)).size
 
 
-async def _signal(office: Office, ctx: JobContext, kind: Kind, vm_id: str) -> None:
-    report: VmReport = await ctx.command(kind, VmTarget(vm_id), f"vm/{vm_id}", VmSignal(vm=vm_id))
+async def _signal(office: Office, ctx: JobContext, command: Command[SignalVm, VmReport], vm_id: str) -> None:
+    report = await ctx.send(command, VmTarget(vm_id), SignalVm(vm=vm_id))
     await office.shelf.take_report(report)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
-from serai.controller.jobs import JobContext, StepDef, VmTarget, Workflow
+from serai.controller.commands import VmTarget
+from serai.controller.jobs import JobContext, StepDef, Workflow
 from serai.controller.reports import FULL
 from serai.controller.workflows.common import Office, addresses, image_of, make_volume, refuse, start_vm
 from serai.controller.workflows.shelf import ForPlacing
 from serai.core.placement import Choice, choose_start, place
+from serai.schema.commands.base import Command
+from serai.schema.commands.vm import VM_PAUSE, VM_RELEASE, VM_RESET, VM_RESUME, VM_STOP, ReleaseVm, SignalVm, StopVm
+from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import CapacityError, ConflictError, NotFoundError, SeraiError
 from serai.schema.image import ImageKind
 from serai.schema.job import Job
 from serai.schema.lease import Lease
-from serai.schema.messages import Kind, VmRelease, VmSignal, VmStopCommand, VolumeDrop
-from serai.schema.vm import Vm, VmState
+from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import VolumeState
 
 STOPPED = "stopped"
@@ -66,9 +68,9 @@ def workflows(office: Office) -> list[Workflow]:
             overtakes=_overtaken,
             hurries=True,
         ),
-        one("vm.pause", "pause", _signal(Kind.VM_PAUSE)),
-        one("vm.resume", "resume", _signal(Kind.VM_RESUME)),
-        one("vm.reset", "reset", _signal(Kind.VM_RESET)),
+        one("vm.pause", "pause", _signal(VM_PAUSE)),
+        one("vm.resume", "resume", _signal(VM_RESUME)),
+        one("vm.reset", "reset", _signal(VM_RESET)),
         Workflow(
             "vm.delete",
             (
@@ -107,8 +109,8 @@ async def _replace(office: Office, ctx: JobContext) -> None:
     lease = found.lease or await office.shelf.lease(vm.id)
     choice = choose_start(vm, found.hosts, ctx.params.get("host"), lease.host, found.ties)
     if choice.host != lease.host:
-        body = VmRelease(vm=vm.id, epoch=lease.epoch, reason=f"starts on {choice.host}")
-        await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)
+        body = ReleaseVm(vm=vm.id, epoch=lease.epoch, reason=f"starts on {choice.host}")
+        await ctx.send(VM_RELEASE, lease.host, body)
         await refuse(office, ctx, vm, lease.epoch)
         lease = await office.shelf.advance(vm.id, choice.host)
     await office.shelf.set_vm_status(vm.id, host=choice.host, placement=choice.why, epoch=lease.epoch)
@@ -152,10 +154,10 @@ async def _stop(office: Office, ctx: JobContext) -> None:
     if vm.status.state is VmState.UNKNOWN and ctx.params.get("force"):
         await _end_unknown(office, ctx, vm)
         return
-    body = VmStopCommand(vm=vm.id, force=bool(ctx.params.get("force", False)), timeout=timeout)
+    body = StopVm(vm=vm.id, force=bool(ctx.params.get("force", False)), timeout=timeout)
     hurrying = asyncio.create_task(_force_when_hurried(ctx, vm.id))
     try:
-        report = await ctx.command(Kind.VM_STOP, VmTarget(vm.id), f"vm/{vm.id}", body, deadline=timeout + 60.0)
+        report = await ctx.send(VM_STOP, VmTarget(vm.id), body, patience=timeout + 60.0)
     finally:
         hurrying.cancel()
         await asyncio.gather(hurrying, return_exceptions=True)
@@ -168,8 +170,8 @@ async def _end_unknown(office: Office, ctx: JobContext, vm: Vm) -> None:
     """By the release of its lease: that also ends a QEMU that does not answer, or that its host's journal lost."""
     lease = await _lease_at_rest(office, vm)
     reason = "stopped by force"
-    body = VmRelease(vm=vm.id, epoch=lease.epoch, reason=reason)
-    await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm.id}", body)
+    body = ReleaseVm(vm=vm.id, epoch=lease.epoch, reason=reason)
+    await ctx.send(VM_RELEASE, lease.host, body)
     await office.shelf.set_vm_status(vm.id, state=VmState.STOPPED, reason=reason, pid=None, guest_agent=False)
     ctx.result = {"state": VmState.STOPPED, "reason": reason}
     ctx.data[STOPPED] = reason
@@ -189,16 +191,16 @@ async def _force_when_hurried(ctx: JobContext, vm_id: str) -> None:
     """The first command is answered once the second has ended the VM."""
     await ctx.hurried.wait()
     ctx.progress(None, "by force: another job does not wait for the guest")
-    await ctx.command(Kind.VM_STOP, VmTarget(vm_id), f"vm/{vm_id}", VmStopCommand(vm=vm_id, force=True))
+    await ctx.send(VM_STOP, VmTarget(vm_id), StopVm(vm=vm_id, force=True))
 
 
-def _signal(kind: Kind) -> Callable[[Office, JobContext], Awaitable[None]]:
+def _signal(command: Command[SignalVm, VmReport]) -> Callable[[Office, JobContext], Awaitable[None]]:
     async def step(office: Office, ctx: JobContext) -> None:
         vm_id = ctx.params["id"]
-        report: Any = await ctx.command(kind, VmTarget(vm_id), f"vm/{vm_id}", VmSignal(vm=vm_id))
+        report = await ctx.send(command, VmTarget(vm_id), SignalVm(vm=vm_id))
         await office.shelf.take_report(report)
         ctx.result = {"state": report.state}
-        if kind is Kind.VM_RESUME and report.state is VmState.PAUSED:
+        if command is VM_RESUME and report.state is VmState.PAUSED:
             raise await _stopped_again(office, vm_id, report.reason)
 
     return step
@@ -234,8 +236,8 @@ async def _take_down(office: Office, ctx: JobContext) -> None:
         lease = await _lease_at_rest(office, vm)
     except NotFoundError:
         return
-    body = VmRelease(vm=vm_id, epoch=lease.epoch, reason="deleted")
-    await ctx.command(Kind.VM_RELEASE, lease.host, f"vm/{vm_id}", body, deadline=float("inf"))
+    body = ReleaseVm(vm=vm_id, epoch=lease.epoch, reason="deleted")
+    await ctx.send(VM_RELEASE, lease.host, body, patience=float("inf"))
     await refuse(office, ctx, vm, lease.epoch)
 
 
@@ -251,8 +253,8 @@ async def _drop_volumes(office: Office, ctx: JobContext) -> None:
             await office.shelf.set_volume_status(volume.id, vm=None)
             continue
         pool = await office.shelf.pool(volume.spec.pool)
-        body = VolumeDrop(pool=pool.id, volume=volume.id)
-        await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body, deadline=float("inf"))
+        body = DeleteVolume(pool=pool.id, volume=volume.id)
+        await ctx.send(VOLUME_DELETE, pool.spec.host, body, patience=float("inf"))
         await office.shelf.delete_volume(volume.id)
 
 

@@ -20,19 +20,22 @@ from serai.core import launch as plan
 from serai.core.migration import agreed_capabilities, check_nothing_pending
 from serai.core.placement import choose_destination
 from serai.lib.pki import qemu_identity
+from serai.schema.commands.migration import (
+    MIGRATION_ABANDON,
+    MIGRATION_CANCEL,
+    MIGRATION_PREPARE,
+    MIGRATION_START,
+    AbandonMigration,
+    CancelMigration,
+    MigrationEndpoint,
+    MigrationOutcome,
+    PrepareMigration,
+    StartMigration,
+    Verdict,
+)
+from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import CancelledByUserError, ConflictError, HostError, InterruptedByRestartError
 from serai.schema.lease import Claim
-from serai.schema.messages import (
-    Kind,
-    Verdict,
-    VmAbandon,
-    VmMigrateCancel,
-    VmMigrated,
-    VmMigrateStart,
-    VmPrepare,
-    VmPrepared,
-    VmRelease,
-)
 from serai.schema.vm import MigrationSummary, VmState
 
 DOWNTIME_LIMIT_MS = 20
@@ -116,7 +119,7 @@ async def _prepare(office: Office, ctx: JobContext) -> None:
     parts = await office.shelf.for_launch(ctx.params["id"], to)
     vm = parts.vm
     launch = await make_launch(office, ctx, parts, epoch)
-    body = VmPrepare(
+    body = PrepareMigration(
         launch=launch,
         epoch=epoch,
         offer_id=ctx.data["offer_id"],
@@ -127,17 +130,15 @@ async def _prepare(office: Office, ctx: JobContext) -> None:
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,
     )
-    prepared: VmPrepared = await with_boot(
-        office, ctx, parts, lambda: ctx.command(Kind.VM_PREPARE, to, f"vm/{vm.id}", body)
-    )
+    prepared = await with_boot(office, ctx, parts, lambda: ctx.send(MIGRATION_PREPARE, to, body))
     ctx.data["prepared"] = prepared.model_dump(mode="json")
 
 
 async def _move(office: Office, ctx: JobContext) -> None:
     """Start the source, watch for a cancel, and take the outcome: committed, or the VM stayed."""
-    prepared = VmPrepared.model_validate(ctx.data["prepared"])
+    prepared = MigrationEndpoint.model_validate(ctx.data["prepared"])
     vm = ctx.params["id"]
-    body = VmMigrateStart(
+    body = StartMigration(
         vm=vm,
         epoch=ctx.data["epoch"],
         offer_id=ctx.data["offer_id"],
@@ -152,9 +153,7 @@ async def _move(office: Office, ctx: JobContext) -> None:
     # The engine's own cancel would leave the outcome open: the source's word on it is always waited for.
     ctx.cancellable = False
     try:
-        outcome: VmMigrated = await ctx.command(
-            Kind.VM_MIGRATE, ctx.data["source"], f"vm/{vm}", body, deadline=float("inf")
-        )
+        outcome = await ctx.send(MIGRATION_START, ctx.data["source"], body)
     finally:
         watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -167,8 +166,8 @@ async def _move(office: Office, ctx: JobContext) -> None:
 
 async def _cancel_on_request(ctx: JobContext) -> None:
     await ctx.cancelled.wait()
-    body = VmMigrateCancel(vm=ctx.params["id"], offer_id=ctx.data["offer_id"])
-    answer: Any = await ctx.command(Kind.VM_MIGRATE_CANCEL, ctx.data["source"], f"vm/{ctx.params['id']}", body)
+    body = CancelMigration(vm=ctx.params["id"], offer_id=ctx.data["offer_id"])
+    answer = await ctx.send(MIGRATION_CANCEL, ctx.data["source"], body)
     if answer.too_late:
         ctx.progress(None, "too late to cancel: the switch has begun")
         return
@@ -194,11 +193,8 @@ async def _moved(office: Office, ctx: JobContext) -> bool:
 
 
 async def _ask_to_abandon(ctx: JobContext, reason: str) -> Verdict:
-    body = VmAbandon(vm=ctx.params["id"], epoch=ctx.data["epoch"], offer_id=ctx.data["offer_id"], reason=reason)
-    verdict: Verdict = await ctx.command(
-        Kind.VM_ABANDON, ctx.data["to"], f"vm/{ctx.params['id']}", body, deadline=float("inf")
-    )
-    return verdict
+    body = AbandonMigration(vm=ctx.params["id"], epoch=ctx.data["epoch"], offer_id=ctx.data["offer_id"], reason=reason)
+    return await ctx.send(MIGRATION_ABANDON, ctx.data["to"], body)
 
 
 async def _abandon(office: Office, ctx: JobContext) -> None:
@@ -228,7 +224,7 @@ async def _settle(office: Office, ctx: JobContext) -> None:
     """The VM is the destination's: database, fence of the old epoch, source cleared away."""
     vm_id, to, source = ctx.params["id"], ctx.data["to"], ctx.data["source"]
     await office.shelf.commit(vm_id, ctx.data["epoch"], to)
-    outcome = VmMigrated.model_validate(ctx.data.get("outcome") or {"committed": True})
+    outcome = MigrationOutcome.model_validate(ctx.data.get("outcome") or {"committed": True})
     summary = MigrationSummary(
         mode="precopy",
         source=source,
@@ -243,6 +239,6 @@ async def _settle(office: Office, ctx: JobContext) -> None:
     await office.shelf.arrived(vm_id, to, ctx.data["epoch"], summary, ctx.data.get("why", "as was offered"))
     vm = await office.shelf.vm(vm_id)
     await refuse(office, ctx, vm, ctx.data["source_epoch"])
-    body = VmRelease(vm=vm_id, epoch=ctx.data["source_epoch"], reason=f"moved to {to}")
-    await ctx.command(Kind.VM_RELEASE, source, f"vm/{vm_id}", body, deadline=float("inf"))
+    body = ReleaseVm(vm=vm_id, epoch=ctx.data["source_epoch"], reason=f"moved to {to}")
+    await ctx.send(VM_RELEASE, source, body, patience=float("inf"))
     ctx.result = {**summary.model_dump(mode="json"), "why": ctx.data.get("why", "")}

@@ -5,20 +5,14 @@ from __future__ import annotations
 from serai.controller.jobs import JobContext, Workflow
 from serai.controller.workflows import copies
 from serai.controller.workflows.common import Action, Office, bound, facts_of, make_volume
+from serai.schema.commands.image import IMAGE_DELETE, DeleteImage
+from serai.schema.commands.pool import POOL_CLOSE, POOL_OPEN, ClosePool, OpenPool
+from serai.schema.commands.uplink import UPLINK_CONFIRM, UPLINK_TAKE, ConfirmUplink, TakeUplink
+from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import UnavailableError
 from serai.schema.host import HostState
 from serai.schema.image import ImageKind, ImageSource, ImageState
-from serai.schema.messages import (
-    ImageDrop,
-    Kind,
-    PoolClose,
-    PoolOpen,
-    UplinkConfirm,
-    UplinkTakeCommand,
-    UplinkTaken,
-    VolumeDrop,
-)
-from serai.schema.volume import PoolStatus, VolumeState
+from serai.schema.volume import VolumeState
 
 AWAY = "away"
 """Key in a job's params: hosts that were offline when a deletion was asked for by force, and are left out."""
@@ -47,15 +41,15 @@ def workflows(office: Office) -> list[Workflow]:
 
 async def _pool_create(office: Office, ctx: JobContext) -> None:
     pool = await office.shelf.pool(ctx.params["id"])
-    body = PoolOpen(pool=pool.id, driver=pool.spec.driver, path=pool.spec.path, export=pool.spec.export)
-    status: PoolStatus = await ctx.command(Kind.POOL_OPEN, pool.spec.host, f"pool/{pool.id}", body)
+    body = OpenPool(pool=pool.id, driver=pool.spec.driver, path=pool.spec.path, export=pool.spec.export)
+    status = await ctx.send(POOL_OPEN, pool.spec.host, body)
     await office.shelf.set_pool_status(pool.id, status)
     ctx.result = status.model_dump(mode="json")
 
 
 async def _pool_close(office: Office, ctx: JobContext) -> None:
     pool = await office.shelf.pool(ctx.params["id"])
-    await ctx.command(Kind.POOL_CLOSE, pool.spec.host, f"pool/{pool.id}", PoolClose(pool=pool.id))
+    await ctx.send(POOL_CLOSE, pool.spec.host, ClosePool(pool=pool.id))
     await office.shelf.delete_pool(pool.id)
 
 
@@ -71,8 +65,8 @@ async def _volume_unmake(office: Office, ctx: JobContext) -> None:
     volume = await office.shelf.volume(ctx.params["id"])
     pool = await office.shelf.pool(volume.spec.pool)
     if not ctx.params.get(AWAY):
-        body = VolumeDrop(pool=pool.id, volume=volume.id)
-        await ctx.command(Kind.VOLUME_DROP, pool.spec.host, f"volume/{volume.id}", body)
+        body = DeleteVolume(pool=pool.id, volume=volume.id)
+        await ctx.send(VOLUME_DELETE, pool.spec.host, body)
     await office.shelf.delete_volume(volume.id)
 
 
@@ -98,12 +92,12 @@ async def _image_delete(office: Office, ctx: JobContext) -> None:
 
 async def _take(office: Office, ctx: JobContext) -> None:
     host = await office.shelf.host(ctx.params["id"])
-    body = UplinkTakeCommand(
+    body = TakeUplink(
         uplink=ctx.params["uplink"],
         bridge=ctx.params.get("bridge", "br-lan"),
         confirm_within=float(ctx.params.get("confirm_within", 60.0)),
     )
-    taken: UplinkTaken = await ctx.command(Kind.UPLINK_TAKE, host.name, f"uplink/{host.id}", body)
+    taken = await ctx.send(UPLINK_TAKE, host.name, body)
     # Known at once: its next report may be seconds away, and says so if it is undone.
     await office.shelf.add_bridge(host.id, body.bridge)
     ctx.result = {"bridge": body.bridge, "confirm_before": taken.deadline.isoformat()}
@@ -111,7 +105,7 @@ async def _take(office: Office, ctx: JobContext) -> None:
 
 async def _confirm(office: Office, ctx: JobContext) -> None:
     host = await office.shelf.host(ctx.params["id"])
-    await ctx.command(Kind.UPLINK_CONFIRM, host.name, f"uplink/{host.id}", UplinkConfirm(token=""))
+    await ctx.send(UPLINK_CONFIRM, host.name, ConfirmUplink(token=""))
     ctx.result = {"confirmed": True}
 
 
@@ -171,4 +165,4 @@ async def _drop_copies(office: Office, ctx: JobContext) -> None:
     image = await office.shelf.image(ctx.params["id"])
     hosts = set(image.status.hosts) | ({ctx.data["host"]} if "host" in ctx.data else set())
     for host in sorted(hosts - set(ctx.params.get(AWAY, ()))):
-        await ctx.command(Kind.IMAGE_DROP, host, f"image/{image.id}", ImageDrop(image=image.id))
+        await ctx.send(IMAGE_DELETE, host, DeleteImage(image=image.id))

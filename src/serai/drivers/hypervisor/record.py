@@ -17,7 +17,7 @@ from pathlib import Path
 from serai.lib import atomicfile
 from serai.lib.process import Watched, adopt
 from serai.schema.attach import Launch
-from serai.schema.messages import dump
+from serai.schema.encoding import to_dict
 
 FILE = "runtime.json"
 LOG = "qemu.log"
@@ -58,7 +58,7 @@ def write(run_dir: Path, runtime: Runtime) -> None:
         "argv_hash": runtime.argv_hash,
         "tls_dir": None if runtime.tls_dir is None else str(runtime.tls_dir),
         "cgroups": [str(group) for group in runtime.cgroups],
-        "launch": json.loads(dump(runtime.launch)),
+        "launch": to_dict(runtime.launch),
     }
     atomicfile.write_text(run_dir / FILE, json.dumps(document), mode=0o600)
 

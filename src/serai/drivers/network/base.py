@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from serai.schema.attach import VnicAttachment
-from serai.schema.messages import UplinkTaken
+from serai.schema.commands.uplink import UplinkTaken
 
 
 @dataclass

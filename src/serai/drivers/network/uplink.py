@@ -30,8 +30,8 @@ from serai.drivers.network.uplink_plan import Uplink, parse_uplink, plan_take
 from serai.lib import atomicfile
 from serai.lib.ids import new_secret
 from serai.lib.process import detach, run_sync, spawn
+from serai.schema.commands.uplink import UplinkTaken
 from serai.schema.errors import ConflictError, HostError, NotFoundError, SeraiError
-from serai.schema.messages import UplinkTaken
 
 FOLDER = "uplinks"
 WATCH_PERIOD = 0.2

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from serai.lib.atomicfile import write_text
 from serai.schema.attach import Admission
+from serai.schema.encoding import to_dict
 from serai.schema.errors import HostError
 
 VERSION = 1
@@ -117,10 +118,7 @@ def _document(records: Iterable[Record], last_tid: int) -> dict[str, object]:
                 "volume": record.volume,
                 "tid": record.tid,
                 "path": str(record.path),
-                "admissions": [
-                    {**admission.model_dump(), "password": admission.password.get_secret_value()}
-                    for admission in record.admissions
-                ],
+                "admissions": [to_dict(admission) for admission in record.admissions],
             }
             for record in records
         ],

@@ -1,0 +1,75 @@
+"""Commands for a volume, to the host of its pool."""
+
+from __future__ import annotations
+
+from types import NoneType
+
+from serai.schema.attach import Admission
+from serai.schema.commands.base import Command
+from serai.schema.resource import Frozen, Id
+
+
+class CreateVolume(Frozen):
+    """With `image`: its content first (`clone_of` likewise for a volume of the same pool), then grown to `size`."""
+
+    pool: Id
+    volume: Id
+    size: int
+    image: Id | None = None
+    clone_of: Id | None = None
+
+
+class DeleteVolume(Frozen):
+    pool: Id
+    volume: Id
+
+
+class GrowVolume(Frozen):
+    pool: Id
+    volume: Id
+    size: int
+
+
+class MeasureVolume(Frozen):
+    """How large the volume is on the host now."""
+
+    pool: Id
+    volume: Id
+
+
+class VolumeSize(Frozen):
+    """In bytes."""
+
+    size: int
+
+
+class AdmitInitiator(Frozen):
+    """Export the volume if it is not yet, and let `admission` in."""
+
+    pool: Id
+    volume: Id
+    admission: Admission
+
+
+class VolumeExport(Frozen):
+    """Where an initiator finds the volume."""
+
+    portal: str
+    target: str
+    lun: int
+
+
+class RefuseInitiator(Frozen):
+    """Fence: sessions of `initiator` are closed and it is refused from now on."""
+
+    pool: Id
+    volume: Id
+    initiator: str
+
+
+VOLUME_CREATE = Command("volume.create", CreateVolume, NoneType, lambda body: f"volume/{body.volume}", patience=600.0)
+VOLUME_DELETE = Command("volume.delete", DeleteVolume, NoneType, lambda body: f"volume/{body.volume}")
+VOLUME_GROW = Command("volume.grow", GrowVolume, NoneType, lambda body: f"volume/{body.volume}")
+VOLUME_MEASURE = Command("volume.measure", MeasureVolume, VolumeSize, lambda body: f"volume/{body.volume}")
+VOLUME_ADMIT = Command("volume.admit", AdmitInitiator, VolumeExport, lambda body: f"volume/{body.volume}")
+VOLUME_REFUSE = Command("volume.refuse", RefuseInitiator, NoneType, lambda body: f"volume/{body.volume}")
