@@ -32,6 +32,7 @@ from serai.schema.commands.envelope import HOLD, CommandProgress, Reply, Request
 from serai.schema.encoding import encode, invalid, to_dict
 from serai.schema.errors import (
     ConflictError,
+    ErrorInfo,
     InvalidError,
     SeraiError,
     UnauthorizedError,
@@ -120,7 +121,8 @@ class Hosts:
         try:
             reply = await self._ask(request, target, patience, options)
             if reply.state == "failed":
-                raise from_info(reply.error) if reply.error else SeraiError(f"{command} on {target} failed: no reason")
+                unknown = ErrorInfo(code="internal", message=f"{command} on {target} failed without a reason")
+                raise from_info(reply.error or unknown)
             return command.read_reply(reply.result)
         except ValidationError as error:
             raise SeraiError(
@@ -183,13 +185,13 @@ class Hosts:
             greeted.cancel()
             await asyncio.gather(asking, greeted, return_exceptions=True)
 
-    async def _holder(self, target: VmTarget, kind: str) -> tuple[str, VmTarget]:
+    async def _holder(self, target: VmTarget, command: str) -> tuple[str, VmTarget]:
         """The host that holds the VM's lease, and the target bound to it. Raises ConflictError if it is another now."""
         async with self._store.read() as view:
             lease = await view.leases.need(target.vm)
         if target.host not in (None, lease.host) or target.epoch not in (None, lease.epoch):
             raise ConflictError(
-                f"the VM's lease went to {lease.host} (epoch {lease.epoch}) before {kind} was answered",
+                f"the VM's lease went to {lease.host} (epoch {lease.epoch}) before {command} was answered",
                 field="vm",
                 value=target.vm,
                 remedy="See what became of it, and ask again.",

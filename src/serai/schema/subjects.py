@@ -36,8 +36,8 @@ class Subjects:
         return f"host.{host}.hello"
 
     @staticmethod
-    def progress(host: str, command: str) -> str:
-        return f"host.{host}.progress.{command}"
+    def progress(host: str, request: str) -> str:
+        return f"host.{host}.progress.{request}"
 
     @staticmethod
     def redeem(host: str) -> str:

@@ -20,6 +20,7 @@ from serai.schema.errors import (
     ConflictError,
     InvalidError,
     NotFoundError,
+    SeraiError,
     UnauthorizedError,
     UnavailableError,
 )
@@ -49,6 +50,25 @@ async def test_a_failure_comes_back_as_the_error_it_was(kit: Kit) -> None:
     with pytest.raises(CapacityError) as caught:
         await kit.send()
     assert caught.value.info == error.info
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (b'{"state": "done", "result": {"free": "much"}}', "was not understood: Input should be"),
+        (b'{"state": "done"}', "was not understood: Input should be"),
+        (b'{"stat": "done"}', "was not understood: Field required"),
+        (b'{"state": "failed"}', "failed without a reason"),
+    ],
+)
+async def test_a_reply_that_cannot_be_used_is_named(kit: Kit, words: bytes, why: str) -> None:
+    async def answer(_: Message) -> bytes:
+        return words
+
+    await kit.bus.subscribe(Subjects.host_command("h1"), answer)
+    with pytest.raises(SeraiError, match=why) as caught:
+        await kit.send()
+    assert "pool.open" in str(caught.value)
 
 
 async def test_silence_is_waited_out_and_named(kit: Kit) -> None:

@@ -9,25 +9,20 @@ from datetime import datetime
 
 from pydantic import Field
 
-from serai.schema.attach import Launch
 from serai.schema.commands.base import Command
+from serai.schema.commands.vm import LaunchBody
 from serai.schema.lease import Claim
 from serai.schema.resource import Frozen, Id, Name
-from serai.schema.vm import RestartPolicy
 
 
-class PrepareMigration(Frozen):
+class PrepareMigration(LaunchBody):
     """Destination: tap (closed), disks, seed, QEMU `-incoming defer -S`, journal `offered`."""
 
-    launch: Launch
     epoch: int
     offer_id: str
     source: Name
     source_identity: str
     capabilities: dict[str, bool]
-    restart: RestartPolicy
-    autostart: bool = True
-    autostart_order: int = 0
 
 
 class MigrationEndpoint(Frozen):
@@ -83,21 +78,18 @@ class CancelResult(Frozen):
     too_late: bool
 
 
-class AbandonMigration(Frozen):
-    """Destination: turn the offer down for ever, unless it is committed already. Answered with the verdict."""
-
-    vm: Id
-    epoch: int
-    offer_id: str
-    reason: str
-
-
 class VerdictAsk(Frozen):
     """On `Subjects.verdict(host, source)`: has this offer been committed? The answer may take until it is decided."""
 
     vm: Id
     epoch: int
     offer_id: str
+
+
+class AbandonMigration(VerdictAsk):
+    """Destination: turn the offer down for ever, unless it is committed already. Answered with the verdict."""
+
+    reason: str
 
 
 class Verdict(Frozen):

@@ -12,14 +12,19 @@ from serai.schema.resource import Frozen, Id
 from serai.schema.vm import RestartPolicy, VmReport
 
 
-class StartVm(Frozen):
-    """Start from scratch under `epoch`. Answered with a report once its vCPUs run."""
+class LaunchBody(Frozen):
+    """A launch, and when it is repeated without a controller."""
 
     launch: Launch
-    epoch: int
     restart: RestartPolicy
     autostart: bool = True
     autostart_order: int = 0
+
+
+class StartVm(LaunchBody):
+    """Start from scratch under `epoch`. Answered with a report once its vCPUs run."""
+
+    epoch: int
 
 
 class ReleaseVm(Frozen):
@@ -42,13 +47,8 @@ class SignalVm(Frozen):
     vm: Id
 
 
-class ConfigureVm(Frozen):
+class ConfigureVm(LaunchBody):
     """Bring a running VM to `launch` as far as can be done live; the rest is answered as pending."""
-
-    launch: Launch
-    restart: RestartPolicy
-    autostart: bool = True
-    autostart_order: int = 0
 
 
 class ConfigureResult(Frozen):

@@ -9,32 +9,29 @@ from serai.schema.commands.base import Command
 from serai.schema.resource import Frozen, Id
 
 
-class CreateVolume(Frozen):
-    """With `image`: its content first (`clone_of` likewise for a volume of the same pool), then grown to `size`."""
-
+class VolumeBody(Frozen):
     pool: Id
     volume: Id
+
+
+class CreateVolume(VolumeBody):
+    """With `image`: its content first (`clone_of` likewise for a volume of the same pool), then grown to `size`."""
+
     size: int
     image: Id | None = None
     clone_of: Id | None = None
 
 
-class DeleteVolume(Frozen):
-    pool: Id
-    volume: Id
+class DeleteVolume(VolumeBody):
+    """Its export ends, then it goes."""
 
 
-class GrowVolume(Frozen):
-    pool: Id
-    volume: Id
+class GrowVolume(VolumeBody):
     size: int
 
 
-class MeasureVolume(Frozen):
+class MeasureVolume(VolumeBody):
     """How large the volume is on the host now."""
-
-    pool: Id
-    volume: Id
 
 
 class VolumeSize(Frozen):
@@ -43,11 +40,9 @@ class VolumeSize(Frozen):
     size: int
 
 
-class AdmitInitiator(Frozen):
+class AdmitInitiator(VolumeBody):
     """Export the volume if it is not yet, and let `admission` in."""
 
-    pool: Id
-    volume: Id
     admission: Admission
 
 
@@ -59,11 +54,9 @@ class VolumeExport(Frozen):
     lun: int
 
 
-class RefuseInitiator(Frozen):
+class RefuseInitiator(VolumeBody):
     """Fence: sessions of `initiator` are closed and it is refused from now on."""
 
-    pool: Id
-    volume: Id
     initiator: str
 
 
