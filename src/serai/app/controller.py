@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -24,12 +25,12 @@ from serai.controller import housekeeping
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api, OpenConsole, ReceiveUpload
-from serai.controller.engine import Engine
 from serai.controller.gateway import Hosts
-from serai.controller.jobs import Workflow
+from serai.controller.jobs.engine import Engine
+from serai.controller.jobs.workflow import Workflow
 from serai.controller.relay import Relay
 from serai.controller.store import Store
-from serai.controller.workflows import workflows
+from serai.controller.workflows import WORKFLOWS
 from serai.controller.workflows.common import Office
 from serai.controller.workflows.shelf import Shelf, Uploads
 from serai.lib import service
@@ -84,9 +85,10 @@ class Controller:
 
 @dataclass(frozen=True)
 class Extras:
-    """What workflows and streams add, made once store and gateway are there."""
+    """What workflows and streams add, made once store and gateway are there. `services`: see `Engine`."""
 
-    workflows: Mapping[str, Workflow]
+    workflows: Mapping[str, Workflow[Any, Any]]
+    services: Any = None
     open_console: OpenConsole | None = None
     receive_upload: ReceiveUpload | None = None
 
@@ -112,7 +114,7 @@ async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -
         stack.push_async_callback(store.close)
         hosts = Hosts(bus, store)
         extras = await make_extras(store, hosts, bus)
-        engine = Engine(store, hosts, extras.workflows)
+        engine = Engine(store, hosts, extras.workflows, extras.services)
         auth = await prepare(store, config.token_file)
         api = Api(store, engine, extras.open_console, extras.receive_upload, hosts.heard)
         await hosts.start()
@@ -250,7 +252,7 @@ async def _extras(store: Store, tls: TlsFiles | None) -> Extras:
     uploads = Uploads()
     shelf = Shelf(store, uploads)
     relay = Relay(shelf, uploads, tls)
-    return Extras(workflows(Office(shelf, secret.encode())), relay.open_console, relay.receive_upload)
+    return Extras(WORKFLOWS, Office(shelf, secret.encode()), relay.open_console, relay.receive_upload)
 
 
 async def serve(config: ControllerConfig, frame: service.Service) -> None:

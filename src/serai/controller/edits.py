@@ -1,6 +1,6 @@
 """What an edit's job remembers, and how the store is brought back by it when the edit fails or is cancelled.
 
-The memory is the job's `data`, which nobody is shown: a VM's fields may hold user-data. Disks are remembered with the
+The memory is the job's state, which is shown to nobody: a VM's fields may hold user-data. Disks are remembered with the
 ids of their volumes, since these may be renamed meanwhile.
 """
 
@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import Field
+
 from serai.controller import naming
 from serai.controller.store import Transaction, View
 from serai.controller.store.networks import Address
-from serai.core.edits import changes, taken_back
+from serai.core.edits import Changes, changes, taken_back
+from serai.schema.resource import Frozen
 from serai.schema.units import format_size
 from serai.schema.vm import Vm, VmSpec, VnicSpec
 from serai.schema.volume import Volume, VolumeState
@@ -32,8 +35,21 @@ async def document(view: View, vm: Vm) -> dict[str, Any]:
     return {**spec, **fields}
 
 
-async def record(view: View, before: Mapping[str, Any], after: Vm, generation: int) -> dict[str, Any]:
-    """The memory of an edit: `changes`, `generation` before it, and the ids of its volumes, `made` and `taken`."""
+class EditState(Frozen):
+    """`generation`: before the edit; `made` and `taken`: ids of its volumes that are new, and that were free before."""
+
+    changes: dict[str, list[Any]] = Field(default_factory=dict)
+    generation: int = 0
+    made: list[str] = Field(default_factory=list)
+    taken: list[str] = Field(default_factory=list)
+    told: bool = False
+    """The VM's host was sent what the VM is to be."""
+    stays: list[str] | None = None
+    """What could not be taken back in the store; none: it was not tried."""
+
+
+async def record(view: View, before: Mapping[str, Any], after: Vm, generation: int) -> EditState:
+    """The memory of an edit."""
     now = await document(view, after)
     had = {disk["volume"] for disk in before["disks"]}
     made: list[str] = []
@@ -41,13 +57,13 @@ async def record(view: View, before: Mapping[str, Any], after: Vm, generation: i
     for volume_id in [disk["volume"] for disk in now["disks"] if disk["volume"] not in had]:
         new = (await view.volumes.get(volume_id)).status.state is VolumeState.CREATING
         (made if new else taken).append(volume_id)
-    return {"changes": changes(before, now), "generation": generation, "made": made, "taken": taken}
+    return EditState(changes=changes(before, now), generation=generation, made=made, taken=taken)
 
 
-async def take_back_vm(tx: Transaction, vm_id: str, memory: Mapping[str, Any]) -> list[str]:
+async def take_back_vm(tx: Transaction, vm_id: str, made: Changes) -> list[str]:
     """Bring back what the edit changed, as a new generation; returns the fields that stay, for the reason given."""
     vm = await tx.vms.get(vm_id)
-    back, stays = taken_back(await document(tx, vm), memory["changes"])
+    back, stays = taken_back(await document(tx, vm), made)
     stays = [f"{name} (changed again since)" for name in stays]
     if "name" in back and await tx.vms.seek(back["name"]) is not None:
         stays.append(f"name ({back.pop('name')} is another's now)")
@@ -58,16 +74,19 @@ async def take_back_vm(tx: Transaction, vm_id: str, memory: Mapping[str, Any]) -
     if taken is not None:
         del back["vnics"]
         stays.append(f"vnics ({taken} is another VM's now)")
-    for disk in back.get("disks", []):
-        volume = await tx.volumes.get(disk["volume"])
-        disk.update(volume=volume.name, size=volume.spec.size)
+    if "disks" in back:
+        volumes = [await tx.volumes.get(disk["volume"]) for disk in back["disks"]]
+        back["disks"] = [
+            {**disk, "volume": volume.name, "size": volume.spec.size}
+            for disk, volume in zip(back["disks"], volumes, strict=True)
+        ]
     own = {name: back.pop(name) for name in OWN if name in back}
     spec = VmSpec.model_validate({**vm.spec.model_dump(mode="json"), **back})
     if addresses is not None and taken is None:
         await tx.networks.hold(vm_id, addresses)
         own["status"] = vm.status.model_copy(update={"addresses": [str(address.ip) for address in addresses]})
     await tx.vms.replace(vm.model_copy(update={**own, "spec": spec, "generation": vm.generation + (spec != vm.spec)}))
-    await tx.emit("vm.changed", f"vm/{vm.name}", vm_id, "taken back: " + ", ".join(sorted({*memory["changes"]})))
+    await tx.emit("vm.changed", f"vm/{vm.name}", vm_id, "taken back: " + ", ".join(sorted(made)))
     return stays
 
 
@@ -94,13 +113,13 @@ def volume_document(volume: Volume) -> dict[str, Any]:
     return {"size": volume.spec.size, "labels": volume.labels, "description": volume.description}
 
 
-async def take_back_volume(tx: Transaction, volume_id: str, memory: Mapping[str, Any], real: int | None) -> list[str]:
+async def take_back_volume(tx: Transaction, volume_id: str, made: Changes, real: int | None) -> list[str]:
     """Bring back what the edit changed; returns the fields that stay, for the reason given.
 
     `real`: the bytes that its host says it has; none: it was not asked to grow it. What has grown stays so.
     """
     volume = await tx.volumes.get(volume_id)
-    back, stays = taken_back(volume_document(volume), memory["changes"])
+    back, stays = taken_back(volume_document(volume), made)
     stays = [f"{name} (changed again since)" for name in stays]
     status = volume.status
     if real is not None and real > status.size:
@@ -114,7 +133,7 @@ async def take_back_volume(tx: Transaction, volume_id: str, memory: Mapping[str,
     )
     await tx.volumes.replace(changed)
     await follow_size(tx, changed)
-    said = "taken back: " + ", ".join(sorted(memory["changes"])) + (f"; stays: {', '.join(stays)}" if stays else "")
+    said = "taken back: " + ", ".join(sorted(made)) + (f"; stays: {', '.join(stays)}" if stays else "")
     await tx.emit("volume.changed", f"volume/{volume.name}", volume_id, said)
     return stays
 

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,12 @@ from serai.client.context import Context
 from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.http import Client
 from serai.controller.gateway import Hosts
-from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.jobs.workflow import AnyContext, Step
 from serai.controller.store import Store
+from serai.controller.workflows import WORKFLOWS
 from serai.lib.bus import Bus
 from serai.lib.membus import MemBus
 from serai.schema.encoding import encode
-from serai.schema.endpoints import ENDPOINTS
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
 from serai.schema.host import HostFacts
 from serai.schema.image import Image, ImageCreate, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState
@@ -74,7 +75,7 @@ class World:
         self.context = Context(socket=self.config.socket, token_file=self.config.token_file)
 
     async def extras(self, store: Store, hosts: Hosts, bus: Bus) -> Extras:
-        async def step(ctx: JobContext) -> None:
+        async def step(_: object, ctx: AnyContext) -> None:
             self.reached.set()
             await self.go_on.wait()
             ctx.progress(0.5, "half")
@@ -92,9 +93,9 @@ class World:
             async with store.transaction() as tx:
                 await tx.images.update_status(image.id, state=ImageState.READY, manifest=manifest)
 
-        kinds = [row.name for row in ENDPOINTS.values() if row.job]
-        workflows = {kind: Workflow(kind, (StepDef("do", step, repeatable=True),)) for kind in kinds}
-        return Extras(workflows, open_console, receive)
+        steps = (Step("do", step, repeatable=True),)
+        workflows = {kind: replace(row, steps=steps) for kind, row in WORKFLOWS.items()}
+        return Extras(workflows, open_console=open_console, receive_upload=receive)
 
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncIterator[Controller]:

@@ -7,23 +7,25 @@ import contextlib
 import functools
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from serai.app.controller import DATABASE, Controller, ControllerConfig, Extras, running
 from serai.client.context import Context
 from serai.client.http import Client
 from serai.controller.gateway import Hosts
-from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.jobs.workflow import JobContext, NoState, Step, Workflow
 from serai.controller.store import Store, StoreUnavailableError, database
 from serai.lib.bus import Bus
 from serai.lib.membus import MemBus
 from serai.lib.process import run
 from serai.schema.errors import UnavailableError
 from serai.schema.job import Job, JobState, StepState
+from serai.schema.resource import Frozen
 
 Fault = Callable[[Path], AbstractContextManager[object]]
 
@@ -49,8 +51,17 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+class Seen(Frozen):
+    seen: list[str] = Field(default_factory=list)
+
+
+StepContext = JobContext[NoState, Seen]
+
+
 class World:
     """A controller on a small file system of its own, with one workflow whose step waits in its middle."""
+
+    workflow: Workflow[NoState, Seen]
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -62,31 +73,32 @@ class World:
         self.repeatable = True
 
     async def extras(self, store: Store, hosts: Hosts, bus: Bus) -> Extras:
-        async def first(ctx: JobContext) -> None:
+        async def first(_: object, ctx: StepContext) -> None:
             self.lines.append("first")
-            ctx.data["first"] = True
+            ctx.remember(seen=["first"])
 
-        async def second(ctx: JobContext) -> None:
-            self.lines.append(f"second after {sorted(ctx.data)}")
-            ctx.data["second"] = True
+        async def second(_: object, ctx: StepContext) -> None:
+            self.lines.append(f"second after {ctx.state.seen}")
+            ctx.remember(seen=[*ctx.state.seen, "second"])
             self.reached.set()
             await self.go_on.wait()
             async with ctx.store.transaction() as tx:
                 await tx.emit("written", "by/second")
 
-        def undo(name: str) -> Callable[[JobContext], asyncio.Future[None]]:
-            async def back(ctx: JobContext) -> None:
+        def undo(name: str) -> Callable[[object, StepContext], Awaitable[None]]:
+            async def back(_: object, ctx: StepContext) -> None:
                 self.lines.append(f"-{name}")
                 async with ctx.store.transaction() as tx:
                     await tx.emit("written", f"by/-{name}")
 
-            return lambda ctx: asyncio.ensure_future(back(ctx))
+            return back
 
         steps = (
-            StepDef("first", first, undo=undo("first"), repeatable=True),
-            StepDef("second", second, undo=undo("second"), repeatable=self.repeatable),
+            Step("first", first, undo=undo("first"), repeatable=True),
+            Step("second", second, undo=undo("second"), repeatable=self.repeatable),
         )
-        return Extras({"network.delete": Workflow("network.delete", steps)})
+        self.workflow = Workflow("network.delete", NoState, Seen, steps)
+        return Extras({self.workflow.kind: self.workflow})
 
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncIterator[Controller]:
@@ -103,7 +115,9 @@ class World:
     async def begin(self, controller: Controller) -> Job:
         """A job that is in its second step."""
         async with controller.store.transaction() as tx:
-            job = await controller.engine.submit(tx, "network.delete", "network/n", "a" * 12, {}, requested_by="test")
+            job = await controller.engine.submit(
+                tx, self.workflow, "network/n", "a" * 12, NoState(), requested_by="test"
+            )
         await asyncio.wait_for(self.reached.wait(), 20)
         return job
 

@@ -8,6 +8,8 @@ from datetime import datetime
 import pytest
 from tests.integration.controller.conftest import FACTS, World
 
+from serai.controller.workflows.lifecycle import START_VM, StartParams
+from serai.controller.workflows.migrate import MIGRATE_VM, MigrateParams
 from serai.lib.clock import SystemClock
 from serai.schema.commands.base import AnyCommand
 from serai.schema.commands.envelope import Request
@@ -228,8 +230,8 @@ async def test_a_vm_whose_host_is_silent_starts_nowhere(world: World) -> None:
     vm = await world.vm("web1")
     world.agents.asked.clear()
     async with world.controller.store.transaction() as tx:
-        params = {"id": vm.id, "host": "h2"}
-        job = await world.controller.engine.submit(tx, "vm.start", "vm/web1", vm.id, params, requested_by="test")
+        params = StartParams(vm=vm.id, host="h2")
+        job = await world.controller.engine.submit(tx, START_VM, "vm/web1", vm.id, params, requested_by="test")
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
     assert (ended.state, ended.error and ended.error.value) == (JobState.FAILED, "h1")
     assert world.agents.asked == []
@@ -289,9 +291,8 @@ async def test_a_move_queued_behind_an_edit_that_waits_for_a_restart_prepares_no
     edit = await world.client.call("vm.edit", "web1", {"cpus": 2})
     # Written by the API's own transaction before the edit's job ends; the move's job runs after it either way.
     async with world.controller.store.transaction() as tx:
-        job = await world.controller.engine.submit(
-            tx, "vm.migrate", "vm/web1", vm.id, {"id": vm.id, "to": "h2"}, requested_by="test"
-        )
+        params = MigrateParams(vm=vm.id, to="h2")
+        job = await world.controller.engine.submit(tx, MIGRATE_VM, "vm/web1", vm.id, params, requested_by="test")
     await world.client.wait_job(edit.id)
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
     assert (ended.state, ended.error and ended.error.value) == (JobState.FAILED, "pending-restart")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from tests.unit.controller.gateway_kit import THEN, Kit
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api
-from serai.controller.engine import Engine
 from serai.controller.gateway import Hosts
-from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.jobs.engine import Engine
+from serai.controller.jobs.workflow import AnyContext, Step
 from serai.controller.store import Store
+from serai.controller.workflows import WORKFLOWS
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
-from serai.schema.endpoints import ENDPOINTS
 from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.image import Image, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState, ImageStatus
 from serai.schema.job import Job
@@ -52,7 +53,7 @@ class NoHosts:
         raise AssertionError("a command was sent")
 
 
-async def do_nothing(_: JobContext) -> None:
+async def do_nothing(_: object, ctx: AnyContext) -> None:
     """A step of a workflow that is not the subject."""
 
 
@@ -196,8 +197,7 @@ async def bare(tmp_path: Path, empty_database: Path) -> AsyncIterator[World]:
     """Nothing in it."""
     shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db")
-    kinds = [*(row.name for row in ENDPOINTS.values() if row.job), "host.clean"]
-    workflows = {kind: Workflow(kind, (StepDef("do", do_nothing),)) for kind in kinds}
+    workflows = {kind: replace(row, steps=(Step("do", do_nothing),)) for kind, row in WORKFLOWS.items()}
     engine = Engine(store, NoHosts(), workflows)
     await engine.start()
     token_file = tmp_path / "token"

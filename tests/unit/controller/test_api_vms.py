@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.unit.controller.conftest import GIB, World, ended
 
-from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.jobs.workflow import AnyContext, Step
+from serai.controller.workflows import WORKFLOWS
 from serai.schema.job import JobState
 from serai.schema.resource import Condition
 from serai.schema.vm import VmState
@@ -33,7 +35,7 @@ async def test_a_creation_leaves_nothing_to_decide(world: World) -> None:
     assert answer.headers["Location"] == f"/v1/jobs/{job['id']}"
     assert (job["kind"], job["target"], job["requested_by"]) == ("vm.create", "vm/web1", "admin")
     vm = await world.ok("GET", "/v1/vms/web1")
-    assert job["target_id"] == job["params"]["id"] == vm["id"]
+    assert job["target_id"] == job["params"]["vm"] == vm["id"]
     assert "hunter2" not in answer.text
     assert vm["generation"] == 1
     assert vm["spec"]["machine_type"] is None
@@ -190,12 +192,13 @@ async def hold(world: World, kind: str, path: str, body: Any) -> Any:
 
     begun = asyncio.Event()
 
-    async def wait(ctx: JobContext) -> None:
+    async def wait(_: object, ctx: AnyContext) -> None:
         begun.set()
         await ctx.cancelled.wait()
         ctx.check_cancel()
 
-    world.engine._workflows[kind] = Workflow(kind, (StepDef("do", wait),))  # type: ignore[index]  # the fixture's dict
+    held = replace(WORKFLOWS[kind], steps=(Step("do", wait),))
+    world.engine._workflows[kind] = held  # type: ignore[index]  # the fixture's dict
     job = await world.ok("POST", path, body, status=202)
     await begun.wait()
     return job

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from serai.controller.api.call import Api, Call
 from serai.controller.store import Transaction
+from serai.controller.workflows.cleaning import CLEAN_HOST, CleanParams
 from serai.schema.errors import UnavailableError
 from serai.schema.host import Host, HostState
 
@@ -26,15 +25,24 @@ def away(call: Call, hosts: list[Host]) -> list[Host]:
     )
 
 
-async def clean_later(api: Api, call: Call, tx: Transaction, host: Host, **what: Any) -> None:
-    """Write the job that has the host remove it when it is back; `what` as in workflows/cleaning.py."""
-    noun = call.endpoint.partition(".")[0]
+async def clean_later(
+    api: Api,
+    call: Call,
+    tx: Transaction,
+    host: Host,
+    *,
+    pool: str | None = None,
+    volume: str | None = None,
+    image: str | None = None,
+) -> None:
+    """Write the job that has the host remove it when it is back."""
+    what = f"{call.endpoint.partition('.')[0]} {call.name}"
     await api.engine.submit(
         tx,
-        "host.clean",
+        CLEAN_HOST,
         f"host/{host.name}",
         host.id,
-        {**what, "host": host.id, "what": f"{noun} {call.name}"},
+        CleanParams(host=host.id, what=what, pool=pool, volume=volume, image=image),
         requested_by=call.principal,
-        reason=call.reason or f"{noun} {call.name} was deleted by force while {host.name} was offline",
+        reason=call.reason or f"{what} was deleted by force while {host.name} was offline",
     )

@@ -13,12 +13,14 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from serai.controller.engine import Engine
+from serai.controller.jobs.engine import Engine
+from serai.controller.jobs.workflow import ParamsT, Workflow
+from serai.controller.jobs.writer import StateT
 from serai.controller.store import RawPage, Store, Transaction
 from serai.schema.errors import InvalidError, SeraiError
 from serai.schema.image import Image
 from serai.schema.job import Job
-from serai.schema.resource import Frozen
+from serai.schema.resource import Frozen, Resource
 from serai.schema.text import one_line
 from serai.schema.vm import Vm
 
@@ -29,9 +31,6 @@ REASON_MAX = 1024
 REASON_SHOWN = 80
 NUMBER_MAX = 2**63 - 1
 """The largest number that the store can compare with; what a caller sends as an event's or a job's number."""
-
-WRITTEN = ("spec", "labels", "description")
-"""Fields of a body that are the resource's own."""
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
@@ -109,26 +108,15 @@ class Call:
         self,
         api: Api,
         tx: Transaction,
-        item: Any,
-        params: Mapping[str, Any] | None = None,
-        data: Mapping[str, Any] | None = None,
+        workflow: Workflow[ParamsT, StateT],
+        item: Resource[Any, Any],
+        params: ParamsT,
+        state: StateT | None = None,
     ) -> Job:
-        """The endpoint's job on a resource, as part of `tx`; `data` as in `Engine.submit`.
-
-        Its params are `{"id": …}`, the body's fields and `params`. What a creation wrote down is not repeated there:
-        jobs are shown to everyone who may list them, and user-data may hold secrets.
-        """
-        body = {} if self.body is None else self.body.model_dump(mode="json", exclude=set(WRITTEN))
-        return await api.engine.submit(
-            tx,
-            self.endpoint,
-            f"{item.kind}/{item.name}",
-            item.id,
-            {**body, **(params or {}), "id": item.id},
-            requested_by=self.principal,
-            reason=self.reason,
-            data=data,
-        )
+        """The job that the caller asked for, on a resource, as part of `tx`; see `Engine.submit`."""
+        target = f"{item.kind}/{item.name}"
+        who, why = self.principal, self.reason
+        return await api.engine.submit(tx, workflow, target, item.id, params, state, requested_by=who, reason=why)
 
 
 def reason_of(headers: Mapping[str, str]) -> str:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from fastapi import Response
 
 from serai.controller import capacity
-from serai.controller.api.call import WRITTEN, Api, Call, Handler, accepted, answer, nothing, page_of
+from serai.controller.api.call import Api, Call, Handler, accepted, answer, nothing, page_of
 from serai.controller.api.checks import need_online
 from serai.controller.store import Transaction, View
+from serai.controller.workflows.resources import CONFIRM_UPLINK, TAKE_UPLINK, HostParams, TakeParams
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.host import Host, HostEdit, HostSpec, HostState
+from serai.schema.network import UplinkTake
 from serai.schema.units import format_size
 
 
@@ -46,8 +48,8 @@ async def edit(api: Api, call: Call) -> Response:
         host = await tx.hosts.find(call.name)
         _check_reserve(host, body.memory_reserve)
         spec = host.spec.model_copy(update={name: changes[name] for name in HostSpec.model_fields if name in changes})
-        top = {name: changes[name] for name in WRITTEN if name in changes}
-        update = {**top, "spec": spec, "generation": host.generation + (spec != host.spec)}
+        own = {name: value for name, value in changes.items() if name in ("labels", "description")}
+        update = {**own, "spec": spec, "generation": host.generation + (spec != host.spec)}
         changed = host.model_copy(update=update)
         if changed != host:
             await tx.hosts.replace(changed)
@@ -68,6 +70,7 @@ def _check_reserve(host: Host, reserve: int | None) -> None:
 
 async def take(api: Api, call: Call) -> Response:
     """Put a bridge on an uplink; it goes by itself unless confirmed."""
+    body = call.need(UplinkTake)
     async with api.store.transaction() as tx:
         host = await tx.hosts.find(call.name)
         need_online(host, "host")
@@ -79,7 +82,8 @@ async def take(api: Api, call: Call) -> Response:
                 value=active[0].id,
                 remedy="Wait for that job's end.",
             )
-        return accepted(await call.submit(api, tx, host))
+        params = TakeParams(host=host.id, uplink=body.uplink, bridge=body.bridge, confirm_within=body.confirm_within)
+        return accepted(await call.submit(api, tx, TAKE_UPLINK, host, params))
 
 
 async def confirm(api: Api, call: Call) -> Response:
@@ -94,7 +98,7 @@ async def confirm(api: Api, call: Call) -> Response:
                 value=host.name,
                 remedy="Take an uplink first: serai host network take.",
             )
-        return accepted(await call.submit(api, tx, host))
+        return accepted(await call.submit(api, tx, CONFIRM_UPLINK, host, HostParams(host=host.id)))
 
 
 async def delete(api: Api, call: Call) -> Response:

@@ -16,6 +16,7 @@ from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
 from serai.controller.api.checks import need_online, refuse_while
 from serai.controller.store import Transaction
 from serai.controller.store.secrets import IMAGE_URL
+from serai.controller.workflows.resources import CREATE_IMAGE, DELETE_IMAGE, CreateImageParams, DeleteImageParams
 from serai.lib.ids import new_id
 from serai.lib.imageurl import check_sha256, check_url, hide_url, masked_url
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError
@@ -75,7 +76,7 @@ async def create(api: Api, call: Call) -> Response:
         if url is not None and url != spec.url:
             await tx.secrets.put(f"image/{image.id}", IMAGE_URL, url)
         await tx.emit("image.created", f"image/{image.name}", image.id, spec.source.value)
-        return accepted(await call.submit(api, tx, image, {"host": host}))
+        return accepted(await call.submit(api, tx, CREATE_IMAGE, image, CreateImageParams(image=image.id, host=host)))
 
 
 async def delete(api: Api, call: Call) -> Response:
@@ -103,7 +104,8 @@ async def delete(api: Api, call: Call) -> Response:
         absent = away(call, [await tx.hosts.find(name) for name in image.status.hosts])
         for host in absent:
             await clean_later(api, call, tx, host, image=image.id)
-        return accepted(await call.submit(api, tx, image, {"away": [host.name for host in absent]}))
+        params = DeleteImageParams(image=image.id, away=[host.name for host in absent])
+        return accepted(await call.submit(api, tx, DELETE_IMAGE, image, params))
 
 
 async def _refuse_while_copied(tx: Transaction, image: Image) -> None:

@@ -11,6 +11,7 @@ from serai.controller.api.absent import away, clean_later
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page_of
 from serai.controller.api.checks import need_online, refuse_while
 from serai.controller.api.invalid import shown
+from serai.controller.workflows.resources import CREATE_POOL, DELETE_POOL, DeletePoolParams, PoolParams
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError, UnsupportedError
 from serai.schema.host import Host
@@ -58,7 +59,7 @@ async def create(api: Api, call: Call) -> Response:
         )
         await tx.pools.insert(pool)
         await tx.emit("pool.created", f"pool/{pool.name}", pool.id, f"on {host.name}")
-        return accepted(await call.submit(api, tx, pool))
+        return accepted(await call.submit(api, tx, CREATE_POOL, pool, PoolParams(pool=pool.id)))
 
 
 async def delete(api: Api, call: Call) -> Response:
@@ -79,7 +80,8 @@ async def delete(api: Api, call: Call) -> Response:
         absent = away(call, [host])
         if absent:
             await clean_later(api, call, tx, host, pool=pool.id)
-        return accepted(await call.submit(api, tx, pool, {"away": [one.name for one in absent]}))
+        params = DeletePoolParams(pool=pool.id, away=[one.name for one in absent])
+        return accepted(await call.submit(api, tx, DELETE_POOL, pool, params))
 
 
 def _check_path(path: str) -> str:

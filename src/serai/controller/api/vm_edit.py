@@ -12,6 +12,7 @@ from serai.controller.api.checks import need_holder, refuse_while
 from serai.controller.api.vm_parts import brief, check_seed, resolve_disks, resolve_vnics, write_disks
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
+from serai.controller.workflows.edit import EDIT_VM, EditParams
 from serai.core import placement
 from serai.schema.errors import CapacityError, ConflictError, InvalidError
 from serai.schema.units import format_size
@@ -51,17 +52,8 @@ async def edit(api: Api, call: Call) -> Response:
             changed = await naming.rename(tx, changed, body.rename)
         given = brief(body)
         await tx.emit("vm.changed", f"vm/{changed.name}", vm.id, "changed: " + ", ".join(sorted(given)))
-        job = await api.engine.submit(
-            tx,
-            call.endpoint,
-            f"vm/{changed.name}",
-            vm.id,
-            {"id": vm.id, "changes": given},
-            requested_by=call.principal,
-            reason=call.reason,
-            data=await edits.record(tx, before, changed, generation),
-        )
-        return accepted(job)
+        state = await edits.record(tx, before, changed, generation)
+        return accepted(await call.submit(api, tx, EDIT_VM, changed, EditParams(vm=vm.id, changes=given), state))
 
 
 async def _refuse_in_between(tx: Transaction, vm: Vm, body: VmEdit) -> None:

@@ -12,8 +12,25 @@ from serai.controller.api import vm_edit
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
 from serai.controller.api.checks import need_disks, need_holder, refuse_while
 from serai.controller.api.vm_parts import check_boot, check_seed, resolve_disks, resolve_vnics, write_disks
+from serai.controller.jobs.workflow import NoState, Workflow
 from serai.controller.store import Transaction, View
 from serai.controller.store.vms import ALIVE
+from serai.controller.workflows.edit import CLONE_VM, CloneParams
+from serai.controller.workflows.lifecycle import (
+    CREATE_VM,
+    DELETE_VM,
+    PAUSE_VM,
+    RESET_VM,
+    RESTART_VM,
+    RESUME_VM,
+    START_VM,
+    STOP_VM,
+    ForceParams,
+    StartParams,
+    StopParams,
+    VmParams,
+)
+from serai.controller.workflows.migrate import MIGRATE_VM, MigrateParams
 from serai.core import lifecycle, placement
 from serai.core.lifecycle import VmEvent
 from serai.core.migration import check_nothing_pending
@@ -86,7 +103,7 @@ async def create(api: Api, call: Call) -> Response:
         await tx.vms.insert(vm)
         await tx.networks.hold(vm.id, vnics.addresses)
         await tx.emit("vm.created", f"vm/{vm.name}", vm.id, f"asked for by {call.principal}")
-        return accepted(await call.submit(api, tx, vm))
+        return accepted(await call.submit(api, tx, CREATE_VM, vm, VmParams(vm=vm.id)))
 
 
 async def delete(api: Api, call: Call) -> Response:
@@ -104,7 +121,7 @@ async def delete(api: Api, call: Call) -> Response:
             )
         await need_holder(tx, vm)
         await need_disks(tx, vm, [disk for disk in vm.spec.disks if not disk.keep])
-        return accepted(await call.submit(api, tx, vm, {"force": force}))
+        return accepted(await call.submit(api, tx, DELETE_VM, vm, ForceParams(vm=vm.id, force=force)))
 
 
 async def start(api: Api, call: Call) -> Response:
@@ -131,23 +148,26 @@ async def start(api: Api, call: Call) -> Response:
         )
         host = None if body.host is None else (await tx.hosts.find(body.host, "host")).name
         await _check_starts(tx, vm, host)
-        return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=True), {"host": host}))
+        vm = await _want_running(tx, vm, running=True)
+        return accepted(await call.submit(api, tx, START_VM, vm, StartParams(vm=vm.id, host=host)))
 
 
 async def stop(api: Api, call: Call) -> Response:
     """Shut it down; by force also one on the move, which is asked to end first, and one that does not answer."""
-    force = call.need(VmStop).force
+    body = call.need(VmStop)
     async with api.store.transaction() as tx:
         vm = await _find(tx, call)
-        if vm.status.state is not VmState.DEFINED and not (force and vm.status.state in BY_FORCE):
+        if vm.status.state is not VmState.DEFINED and not (body.force and vm.status.state in BY_FORCE):
             lifecycle.follow(vm.status.state, VmEvent.STOP, vm.name)
         if vm.status.state not in (VmState.DEFINED, VmState.STOPPED):
             await need_holder(tx, vm)
-        return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=False)))
+        vm = await _want_running(tx, vm, running=False)
+        return accepted(await call.submit(api, tx, STOP_VM, vm, _stop_params(vm, body)))
 
 
 async def restart(api: Api, call: Call) -> Response:
     """Shut one down that is up, and start it again: what was edited meanwhile is in it then."""
+    body = call.need(VmStop)
     async with api.store.transaction() as tx:
         vm = await _find(tx, call)
         if vm.status.state in (VmState.DEFINED, VmState.STOPPED, VmState.CRASHED):
@@ -164,16 +184,17 @@ async def restart(api: Api, call: Call) -> Response:
         # Before it is stopped: one that could not start again goes on.
         await need_holder(tx, vm)
         await _check_starts(tx, vm, None)
-        return accepted(await call.submit(api, tx, await _want_running(tx, vm, running=True)))
+        vm = await _want_running(tx, vm, running=True)
+        return accepted(await call.submit(api, tx, RESTART_VM, vm, _stop_params(vm, body)))
 
 
-def _signal(event: VmEvent) -> Handler:
+def _signal(event: VmEvent, workflow: Workflow[VmParams, NoState]) -> Handler:
     async def handle(api: Api, call: Call) -> Response:
         async with api.store.transaction() as tx:
             vm = await _find(tx, call)
             lifecycle.follow(vm.status.state, event, vm.name)
             await need_holder(tx, vm)
-            return accepted(await call.submit(api, tx, vm))
+            return accepted(await call.submit(api, tx, workflow, vm, VmParams(vm=vm.id)))
 
     return handle
 
@@ -197,7 +218,7 @@ async def migrate(api: Api, call: Call) -> Response:
         hosts = await capacity.all_hosts(tx, but_vm=vm.id)
         placement.choose_destination(vm, hosts, to, await capacity.ties(tx, vm))
         # Without a name the workflow chooses when its turn has come; that one will do now was checked.
-        return accepted(await call.submit(api, tx, vm, {"to": to}))
+        return accepted(await call.submit(api, tx, MIGRATE_VM, vm, MigrateParams(vm=vm.id, to=to)))
 
 
 async def clone(api: Api, call: Call) -> Response:
@@ -235,7 +256,8 @@ async def clone(api: Api, call: Call) -> Response:
         await tx.vms.insert(copy)
         await tx.networks.hold(copy.id, vnics.addresses)
         await tx.emit("vm.created", f"vm/{copy.name}", copy.id, f"cloned from {vm.name}")
-        return accepted(await call.submit(api, tx, vm, {"clone": copy.id}))
+        params = CloneParams(vm=vm.id, name=copy.name, clone=copy.id)
+        return accepted(await call.submit(api, tx, CLONE_VM, vm, params))
 
 
 async def _copy_disks(tx: Transaction, vm: Vm, name: str) -> tuple[list[Volume], list[Any]]:
@@ -260,6 +282,10 @@ async def _find(tx: Transaction, call: Call) -> Vm:
     vm = await tx.vms.find(call.name)
     await refuse_while(tx, vm.id, "the VM is being deleted", *CLEARED, remedy="Leave it: it is going.")
     return vm
+
+
+def _stop_params(vm: Vm, body: VmStop) -> StopParams:
+    return StopParams(vm=vm.id, force=body.force, timeout=body.timeout)
 
 
 async def _want_running(tx: Transaction, vm: Vm, *, running: bool) -> Vm:
@@ -291,9 +317,9 @@ HANDLERS: dict[str, Handler] = {
     "vm.start": start,
     "vm.stop": stop,
     "vm.restart": restart,
-    "vm.reset": _signal(VmEvent.RESET),
-    "vm.pause": _signal(VmEvent.PAUSE),
-    "vm.resume": _signal(VmEvent.RESUME),
+    "vm.reset": _signal(VmEvent.RESET, RESET_VM),
+    "vm.pause": _signal(VmEvent.PAUSE, PAUSE_VM),
+    "vm.resume": _signal(VmEvent.RESUME, RESUME_VM),
     "vm.migrate": migrate,
     "vm.clone": clone,
 }

@@ -12,6 +12,13 @@ from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
 from serai.controller.api.checks import need_holder, need_image, need_pool, need_room, refuse_while
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
+from serai.controller.workflows.growth import EDIT_VOLUME, GrowParams, GrowState
+from serai.controller.workflows.resources import (
+    CREATE_VOLUME,
+    DELETE_VOLUME,
+    DeleteVolumeParams,
+    VolumeParams,
+)
 from serai.core.edits import changes
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError
@@ -62,7 +69,7 @@ async def create(api: Api, call: Call) -> Response:
         )
         await tx.volumes.insert(volume)
         await tx.emit("volume.created", f"volume/{volume.name}", volume.id, f"in {pool.name}")
-        return accepted(await call.submit(api, tx, volume))
+        return accepted(await call.submit(api, tx, CREATE_VOLUME, volume, VolumeParams(volume=volume.id)))
 
 
 async def edit(api: Api, call: Call) -> Response:
@@ -100,9 +107,9 @@ async def edit(api: Api, call: Call) -> Response:
         await tx.emit("volume.changed", f"volume/{volume.name}", volume.id, "changed: " + ", ".join(update))
         if vm is not None and "spec" in update:
             await edits.follow_size(tx, changed)
-        memory = {"changes": changes(edits.volume_document(volume), edits.volume_document(changed))}
-        params = None if vm is None else {"vm": vm.id}
-        return accepted(await call.submit(api, tx, changed, params, memory))
+        params = GrowParams(volume=volume.id, vm=None if vm is None else vm.id, size=body.size)
+        state = GrowState(changes=changes(edits.volume_document(volume), edits.volume_document(changed)))
+        return accepted(await call.submit(api, tx, EDIT_VOLUME, changed, params, state))
 
 
 async def delete(api: Api, call: Call) -> Response:
@@ -124,7 +131,8 @@ async def delete(api: Api, call: Call) -> Response:
         absent = away(call, [host])
         if absent:
             await clean_later(api, call, tx, host, pool=pool.id, volume=volume.id)
-        return accepted(await call.submit(api, tx, volume, {"away": [one.name for one in absent]}))
+        params = DeleteVolumeParams(volume=volume.id, away=[one.name for one in absent])
+        return accepted(await call.submit(api, tx, DELETE_VOLUME, volume, params))
 
 
 async def _way_out_of(tx: Transaction, vm: str, volume: str) -> str:

@@ -1,9 +1,9 @@
-"""Jobs, with what only the engine reads: `data` (a workflow's memory) and `attempt`."""
+"""Jobs, with what only the engine reads."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -20,10 +20,11 @@ ACTIVE = tuple(state for state in JobState if not state.ended)
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as it is stored."""
+    """A job as it is stored. `memory`: its workflow's state, as JSON; `version`: that workflow's."""
 
     job: Job
-    data: dict[str, Any] = field(default_factory=dict)
+    memory: str = "{}"
+    version: int = 1
     attempt: int = 0
 
 
@@ -44,7 +45,8 @@ def render(row: Row[Any]) -> str:
     )
 
 
-def _values(job: Job) -> dict[str, Any]:
+def _values(record: JobRecord) -> dict[str, Any]:
+    job = record.job
     return {
         "kind": job.kind,
         "target": job.target,
@@ -62,6 +64,9 @@ def _values(job: Job) -> dict[str, Any]:
         "created": job.created.isoformat(),
         "started": None if job.started is None else job.started.isoformat(),
         "ended": None if job.ended is None else job.ended.isoformat(),
+        "memory": record.memory,
+        "version": record.version,
+        "attempt": record.attempt,
     }
 
 
@@ -73,13 +78,11 @@ class Jobs:
 
     async def insert(self, record: JobRecord) -> None:
         """Write a new one."""
-        values = {"id": record.job.id, "data": json.dumps(record.data), "attempt": record.attempt}
-        await self.connection.execute(insert(jobs).values(**values, **_values(record.job)))
+        await self.connection.execute(insert(jobs).values(id=record.job.id, **_values(record)))
 
     async def save(self, record: JobRecord) -> None:
         """Write all of one that exists."""
-        values = {**_values(record.job), "data": json.dumps(record.data), "attempt": record.attempt}
-        await self.connection.execute(update(jobs).where(jobs.c.id == record.job.id).values(**values))
+        await self.connection.execute(update(jobs).where(jobs.c.id == record.job.id).values(**_values(record)))
 
     async def record(self, job_id: str) -> JobRecord:
         """One with the engine's part. Raises NotFoundError."""
@@ -140,4 +143,4 @@ class Jobs:
 
 
 def _record(row: Row[Any]) -> JobRecord:
-    return JobRecord(Job.model_validate_json(render(row)), json.loads(row.data), row.attempt)
+    return JobRecord(Job.model_validate_json(render(row)), row.memory, row.version, row.attempt)

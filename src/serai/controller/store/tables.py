@@ -86,7 +86,6 @@ leases = Table(
     Column("highest", Integer, nullable=False),
     Column("offered_to", String(63)),
     Column("offer_id", String(64)),
-    Column("ended", Integer, nullable=False, server_default="0"),
     Column("updated", String(40), nullable=False),
 )
 
@@ -111,7 +110,8 @@ jobs = Table(
     Column("created", String(40), nullable=False),
     Column("started", String(40)),
     Column("ended", String(40)),
-    Column("data", Text, nullable=False),
+    Column("memory", Text, nullable=False),
+    Column("version", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
     sqlite_autoincrement=True,
 )

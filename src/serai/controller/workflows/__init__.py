@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from serai.controller.jobs import Workflow
+from typing import Any
+
+from serai.controller.jobs.workflow import Workflow
 from serai.controller.workflows import cleaning, edit, growth, lifecycle, migrate, resources
-from serai.controller.workflows.common import Office
 
-
-def workflows(office: Office) -> dict[str, Workflow]:
-    """Every kind of job that there is."""
-    rows = [
-        *lifecycle.workflows(office),
-        migrate.workflow(office),
-        *edit.workflows(office),
-        *resources.workflows(office),
-        *growth.workflows(office),
-        *cleaning.workflows(office),
-    ]
-    return {row.kind: row for row in rows}
+WORKFLOWS: dict[str, Workflow[Any, Any]] = {
+    row.kind: row
+    for row in (
+        lifecycle.CREATE_VM,
+        lifecycle.START_VM,
+        lifecycle.STOP_VM,
+        lifecycle.RESTART_VM,
+        lifecycle.PAUSE_VM,
+        lifecycle.RESUME_VM,
+        lifecycle.RESET_VM,
+        lifecycle.DELETE_VM,
+        migrate.MIGRATE_VM,
+        edit.EDIT_VM,
+        edit.CLONE_VM,
+        resources.CREATE_VOLUME,
+        growth.EDIT_VOLUME,
+        resources.DELETE_VOLUME,
+        resources.CREATE_POOL,
+        resources.DELETE_POOL,
+        resources.CREATE_IMAGE,
+        resources.DELETE_IMAGE,
+        resources.TAKE_UPLINK,
+        resources.CONFIRM_UPLINK,
+        cleaning.CLEAN_HOST,
+    )
+}
+"""Every kind of job that there is."""

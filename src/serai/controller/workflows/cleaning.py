@@ -9,47 +9,55 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from serai.controller.jobs import JobContext, Workflow
-from serai.controller.workflows.common import Office, bound
+from serai.controller.jobs.workflow import JobContext, NoState, Step, Workflow
+from serai.controller.workflows.common import Office
 from serai.schema.commands.image import IMAGE_DELETE, DeleteImage
 from serai.schema.commands.pool import POOL_CLOSE, ClosePool
 from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import NotFoundError
 from serai.schema.host import HostState
 from serai.schema.job import Job
+from serai.schema.resource import Frozen, Id
 
 
-def workflows(office: Office) -> list[Workflow]:
-    """The one kind of this file."""
-    return [Workflow("host.clean", (bound(office, "clean", _clean),), _locks)]
+class CleanParams(Frozen):
+    """What the host removes: a volume with its pool, a pool, or an image; `what` says it in words."""
+
+    host: Id
+    what: str
+    pool: Id | None = None
+    volume: Id | None = None
+    image: Id | None = None
 
 
-def _locks(job: Job) -> Sequence[str]:
+Context = JobContext[CleanParams, NoState]
+
+
+def _locks(job: Job, params: CleanParams) -> Sequence[str]:
     """One after the other, as they were asked for: a pool goes after its volumes. Nothing else waits for them."""
-    return (f"clean/{job.params['host']}",)
+    return (f"clean/{params.host}",)
 
 
-async def _clean(office: Office, ctx: JobContext) -> None:
+async def _clean(office: Office, ctx: Context) -> None:
     try:
         host = await _back(ctx)
     except NotFoundError:
         ctx.result = {"cleaned": None, "note": "the host was deleted"}
         return
-    pool, volume, image = (ctx.params.get(kind) for kind in ("pool", "volume", "image"))
+    pool, volume, image = ctx.params.pool, ctx.params.volume, ctx.params.image
     try:
-        if volume is not None:
-            body = DeleteVolume(pool=str(pool), volume=volume)
-            await ctx.send(VOLUME_DELETE, host, body, patience=float("inf"))
+        if pool is not None and volume is not None:
+            await ctx.send(VOLUME_DELETE, host, DeleteVolume(pool=pool, volume=volume), patience=float("inf"))
         elif pool is not None:
             await ctx.send(POOL_CLOSE, host, ClosePool(pool=pool), patience=float("inf"))
         elif image is not None:
             await ctx.send(IMAGE_DELETE, host, DeleteImage(image=image), patience=float("inf"))
     except NotFoundError:
         pass  # it has it no more
-    ctx.result = {"cleaned": ctx.params.get("what")}
+    ctx.result = {"cleaned": ctx.params.what}
 
 
-async def _back(ctx: JobContext) -> str:
+async def _back(ctx: Context) -> str:
     """The host's name, once it is online. Raises NotFoundError if there is no such host any more."""
     cancelled = asyncio.ensure_future(ctx.cancelled.wait())
     try:
@@ -57,7 +65,7 @@ async def _back(ctx: JobContext) -> str:
             ctx.check_cancel()
             newest = ctx.store.bell.newest
             async with ctx.store.read() as view:
-                host = await view.hosts.get(ctx.params["host"])
+                host = await view.hosts.get(ctx.params.host)
             if host.status.state is HostState.ONLINE:
                 ctx.waits_for("")
                 return host.name
@@ -69,3 +77,6 @@ async def _back(ctx: JobContext) -> str:
                 more.cancel()
     finally:
         cancelled.cancel()
+
+
+CLEAN_HOST = Workflow("host.clean", CleanParams, NoState, (Step("clean", _clean, repeatable=True),), locks=_locks)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from serai.controller.jobs import JobContext, StepDef
+from serai.controller.jobs.workflow import AnyContext
 from serai.controller.workflows.copies import bring_image, with_copy
 from serai.controller.workflows.shelf import ForLaunch, Shelf
 from serai.core import launch as plan
@@ -42,21 +42,6 @@ class Office:
     secret: bytes
 
 
-Action = Callable[[Office, JobContext], Awaitable[None]]
-
-
-def bound(office: Office, name: str, run: Action, undo: Action | None = None) -> StepDef:
-    """A repeatable step whose actions work with this office."""
-
-    def bind(action: Action) -> Callable[[JobContext], Awaitable[None]]:
-        async def step(ctx: JobContext) -> None:
-            await action(office, ctx)
-
-        return step
-
-    return StepDef(name, bind(run), undo=None if undo is None else bind(undo), repeatable=True)
-
-
 def facts_of(host: Host) -> HostFacts:
     """An online host's facts. Raises UnavailableError with the host's name."""
     if host.status.state is not HostState.ONLINE or host.status.facts is None:
@@ -74,7 +59,7 @@ async def image_of(office: Office, vm: Vm) -> Image | None:
     return await office.shelf.image(vm.spec.image) if vm.spec.image is not None else None
 
 
-async def make_volume(office: Office, ctx: JobContext, volume: Volume, pool: Pool, image: Image | None) -> None:
+async def make_volume(office: Office, ctx: AnyContext, volume: Volume, pool: Pool, image: Image | None) -> None:
     """Have the pool's host make a volume, empty or with an image's content."""
 
     def progress(step: CommandProgress) -> None:
@@ -93,7 +78,7 @@ async def make_volume(office: Office, ctx: JobContext, volume: Volume, pool: Poo
         await with_copy(office.shelf, ctx, image, pool.spec.host, send)
 
 
-async def _admit(office: Office, ctx: JobContext, parts: ForLaunch, epoch: int) -> list[plan.DiskPlan]:
+async def _admit(office: Office, ctx: AnyContext, parts: ForLaunch, epoch: int) -> list[plan.DiskPlan]:
     """Let a lease epoch open the VM's volumes, and say how. Local pools are checked to be on the host."""
     plans = []
     host = parts.host.name
@@ -117,7 +102,7 @@ async def _admit(office: Office, ctx: JobContext, parts: ForLaunch, epoch: int) 
     return plans
 
 
-async def refuse(office: Office, ctx: JobContext, vm: Vm, epoch: int) -> None:
+async def refuse(office: Office, ctx: AnyContext, vm: Vm, epoch: int) -> None:
     """Fence a lease epoch at all of the VM's targets."""
     for volume, pool in await office.shelf.disks(vm):
         if pool.spec.export is ExportKind.ISCSI:
@@ -125,7 +110,7 @@ async def refuse(office: Office, ctx: JobContext, vm: Vm, epoch: int) -> None:
             await ctx.send(VOLUME_REFUSE, pool.spec.host, body)
 
 
-async def make_launch(office: Office, ctx: JobContext, parts: ForLaunch, epoch: int) -> Launch:
+async def make_launch(office: Office, ctx: AnyContext, parts: ForLaunch, epoch: int) -> Launch:
     """The VM's launch for one host and epoch: its disks are open to the epoch, and what it boots from is there."""
     vm, image, facts = parts.vm, parts.image, facts_of(parts.host)
     machine = vm.spec.machine_type or plan.pin_machine(vm.spec.machine, facts)
@@ -140,7 +125,7 @@ async def make_launch(office: Office, ctx: JobContext, parts: ForLaunch, epoch: 
     return plan.launch(found, epoch=epoch, accel=facts.accel, machine=machine, secret=office.secret)
 
 
-async def with_boot(office: Office, ctx: JobContext, parts: ForLaunch, send: Callable[[], Awaitable[T]]) -> T:
+async def with_boot(office: Office, ctx: AnyContext, parts: ForLaunch, send: Callable[[], Awaitable[T]]) -> T:
     """What `send` answers: a command to the parts' host with a launch; what it boots from is replaced if damaged."""
     image = parts.image
     if image is None:
@@ -148,7 +133,7 @@ async def with_boot(office: Office, ctx: JobContext, parts: ForLaunch, send: Cal
     return await with_copy(office.shelf, ctx, image, parts.host.name, send, had=True)
 
 
-async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
+async def start_vm(office: Office, ctx: AnyContext, vm_id: str) -> None:
     """Start a VM under its lease, on the lease's host, and record what became of it."""
     parts = await office.shelf.for_launch(vm_id)
     vm, lease = parts.vm, parts.lease
@@ -168,18 +153,18 @@ async def start_vm(office: Office, ctx: JobContext, vm_id: str) -> None:
         lease = await _renew(office, ctx, vm, lease)
         report = await _send_start(office, ctx, vm, lease, await _start_command(office, ctx, parts, lease))
     await office.shelf.started(report)
+    warning = {"warning": facts.emulated} if report.accel != "kvm" and facts.emulated else {}
     ctx.result = {
         "host": lease.host,
         "why": vm.status.placement,
         "state": report.state,
         "accel": report.accel,
         "addresses": addresses(vm),
+        **warning,
     }
-    if report.accel != "kvm" and facts.emulated:
-        ctx.result["warning"] = facts.emulated
 
 
-async def _start_command(office: Office, ctx: JobContext, parts: ForLaunch, lease: Lease) -> StartVm:
+async def _start_command(office: Office, ctx: AnyContext, parts: ForLaunch, lease: Lease) -> StartVm:
     vm = parts.vm
     return StartVm(
         launch=await make_launch(office, ctx, parts, lease.epoch),
@@ -190,7 +175,7 @@ async def _start_command(office: Office, ctx: JobContext, parts: ForLaunch, leas
     )
 
 
-async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, body: StartVm) -> VmReport:
+async def _send_start(office: Office, ctx: AnyContext, vm: Vm, lease: Lease, body: StartVm) -> VmReport:
     await office.shelf.starting(vm.id, lease.host)
     try:
         return await ctx.send(VM_START, lease.host, body, generation=vm.generation)
@@ -205,7 +190,7 @@ async def _send_start(office: Office, ctx: JobContext, vm: Vm, lease: Lease, bod
         raise
 
 
-async def _renew(office: Office, ctx: JobContext, vm: Vm, lease: Lease) -> Lease:
+async def _renew(office: Office, ctx: AnyContext, vm: Vm, lease: Lease) -> Lease:
     """A fresh epoch on the same host, for a VM whose epoch is over there.
 
     Released once more first: it is idempotent, and the answer is the proof that nothing runs under the old one.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from serai.controller.jobs import JobContext
+from serai.controller.jobs.workflow import AnyContext
 from serai.lib.redact import MASK
 from serai.schema.commands.envelope import CommandProgress
 from serai.schema.commands.image import IMAGE_CREATE, IMAGE_FETCH, CreateImage, FetchImage
@@ -35,7 +35,7 @@ def lacks(error: SeraiError, image: Image) -> bool:
 
 
 async def with_copy(
-    shelf: Shelf, ctx: JobContext, image: Image, host: str, send: Callable[[], Awaitable[T]], *, had: bool = False
+    shelf: Shelf, ctx: AnyContext, image: Image, host: str, send: Callable[[], Awaitable[T]], *, had: bool = False
 ) -> T:
     """What `send` answers: a command to `host` that uses its copy; brought before, and once again if it is damaged.
 
@@ -53,7 +53,7 @@ async def with_copy(
         return await send()
 
 
-async def bring_image(shelf: Shelf, ctx: JobContext, image: Image, host: str) -> None:
+async def bring_image(shelf: Shelf, ctx: AnyContext, image: Image, host: str) -> None:
     """A copy of the image is on `host`: taken over the data channel from a host that has a sound one, or made anew.
 
     Raises UnavailableError if the hosts that may have one do not answer, HostError if nobody has one.
@@ -92,7 +92,7 @@ async def bring_image(shelf: Shelf, ctx: JobContext, image: Image, host: str) ->
 
 
 async def _fetch(
-    shelf: Shelf, ctx: JobContext, image: Image, manifest: ImageManifest, source: tuple[str, HostFacts], host: str
+    shelf: Shelf, ctx: AnyContext, image: Image, manifest: ImageManifest, source: tuple[str, HostFacts], host: str
 ) -> None:
     name, facts = source
     ticket = await shelf.issue_ticket(
@@ -113,7 +113,7 @@ async def _fetch(
     await ctx.send(IMAGE_FETCH, host, body, on_progress=progress)
 
 
-async def make(shelf: Shelf, ctx: JobContext, image: Image, host: str) -> ImageManifest:
+async def make(shelf: Shelf, ctx: AnyContext, image: Image, host: str) -> ImageManifest:
     """Have a host build or download the image. The URL that the host gets holds what the record does not show."""
 
     def progress(step: CommandProgress) -> None:
@@ -126,7 +126,7 @@ async def make(shelf: Shelf, ctx: JobContext, image: Image, host: str) -> ImageM
     return await ctx.send(IMAGE_CREATE, host, body, on_progress=progress)
 
 
-async def _make_anew(shelf: Shelf, ctx: JobContext, image: Image, old: ImageManifest, host: str) -> None:
+async def _make_anew(shelf: Shelf, ctx: AnyContext, image: Image, old: ImageManifest, host: str) -> None:
     url = image.spec.url
     if image.spec.source is ImageSource.UPLOAD or (url is not None and MASK in url):
         reason = "no host has a sound copy of it any more"

@@ -6,57 +6,43 @@ then the volumes that were made. What cannot be taken back from a VM that runs i
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from serai.controller import edits
 from serai.controller.commands import VmTarget
-from serai.controller.jobs import JobContext, StepDef, Workflow, written
+from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow, written
 from serai.controller.workflows.common import Office, facts_of, make_launch
 from serai.core.migration import PENDING
 from serai.schema.commands.vm import VM_CONFIGURE, ConfigureVm
 from serai.schema.commands.volume import VOLUME_CREATE, VOLUME_DELETE, CreateVolume, DeleteVolume
 from serai.schema.errors import NotFoundError, SeraiError, UnavailableError
-from serai.schema.resource import Condition
+from serai.schema.resource import Condition, Frozen, Id
 from serai.schema.vm import Vm, VmState
 from serai.schema.volume import VolumeState
 
-TOLD = "told"
-"""Key in the job's data: the VM's host was sent what the VM is to be."""
+
+class EditParams(Frozen):
+    """`changes`: the given fields, without user-data."""
+
+    vm: Id
+    changes: dict[str, Any]
 
 
-def workflows(office: Office) -> list[Workflow]:
-    """Both kinds."""
+class CloneParams(Frozen):
+    """`clone` is the id of the copy, `name` what it was called."""
 
-    async def take_back(ctx: JobContext) -> None:
-        await _take_back(office, ctx)
-
-    async def volumes(ctx: JobContext) -> None:
-        await _make_new_volumes(office, ctx)
-
-    async def apply(ctx: JobContext) -> None:
-        await _apply(office, ctx)
-
-    async def copy(ctx: JobContext) -> None:
-        await _copy(office, ctx)
-
-    async def uncopy(ctx: JobContext) -> None:
-        await _uncopy(office, ctx)
-
-    return [
-        Workflow(
-            "vm.edit",
-            (
-                written("spec", take_back),
-                StepDef("volumes", volumes, repeatable=True),
-                StepDef("apply", apply, repeatable=True),
-            ),
-        ),
-        Workflow("vm.clone", (written("vm", uncopy), StepDef("copy", copy, repeatable=True))),
-    ]
+    vm: Id
+    name: str
+    clone: Id
 
 
-async def _make_new_volumes(office: Office, ctx: JobContext) -> None:
-    vm = await office.shelf.vm(ctx.params["id"])
+EditContext = JobContext[EditParams, edits.EditState]
+CloneContext = JobContext[CloneParams, NoState]
+
+
+async def _make_new_volumes(office: Office, ctx: EditContext) -> None:
+    vm = await office.shelf.vm(ctx.params.vm)
     for disk in vm.spec.disks:
         volume = await office.shelf.volume(disk.volume or "")
         if volume.status.state is VolumeState.READY:
@@ -69,35 +55,36 @@ async def _make_new_volumes(office: Office, ctx: JobContext) -> None:
         )
 
 
-async def _apply(office: Office, ctx: JobContext) -> None:
-    ctx.result = await apply_live(office, ctx, ctx.params["id"])
-    # What there was before may hold secrets, and nobody needs it any more.
-    ctx.data.clear()
+async def _apply(office: Office, ctx: EditContext) -> None:
+    ctx.result = await apply_live(office, ctx, ctx.params.vm, lambda: ctx.save(told=True))
+    # What there was before may hold secrets, and is not needed any more.
+    ctx.remember(changes={})
 
 
-async def _take_back(office: Office, ctx: JobContext) -> None:
+async def _take_back(office: Office, ctx: EditContext) -> None:
     """Undo of an edit: the store first, then the VM if it may have heard of it, then the volumes that were made."""
-    vm_id, memory = ctx.params["id"], ctx.data
-    if "stays" not in memory:
+    vm_id, memory = ctx.params.vm, ctx.state
+    stays = memory.stays
+    if stays is None:
         async with ctx.store.transaction() as tx:
-            memory["stays"] = await edits.take_back_vm(tx, vm_id, memory)
-        await ctx.save()
-    remarks = [f"stays: {', '.join(memory['stays'])}"] if memory["stays"] else []
+            stays = await edits.take_back_vm(tx, vm_id, memory.changes)
+        await ctx.save(stays=stays)
+    remarks = [f"stays: {', '.join(stays)}"] if stays else []
     vm = await office.shelf.vm(vm_id)
     pending: list[str] = []
-    if TOLD in memory or vm.status.running_generation > memory["generation"]:
+    if memory.told or vm.status.running_generation > memory.generation:
         pending = await _untell(office, ctx, vm_id)
         remarks += [f"until the VM restarts: {line}" for line in pending]
-    if "disks" in memory["changes"] and not any(stay.startswith("disks ") for stay in memory["stays"]):
+    if "disks" in memory.changes and not any(stay.startswith("disks ") for stay in stays):
         remarks += await _give_up_volumes(office, ctx, vm, open_still=bool(pending))
     ctx.progress(None, "; ".join(["taken back", *remarks]))
-    ctx.data = {"stays": memory["stays"], "generation": memory["generation"], "changes": {}}
+    ctx.remember(changes={})
 
 
-async def _untell(office: Office, ctx: JobContext, vm_id: str) -> list[str]:
+async def _untell(office: Office, ctx: EditContext, vm_id: str) -> list[str]:
     """Bring a VM that runs back to its spec; returns what cannot be. Its host's silence is waited out."""
     try:
-        answer = await apply_live(office, ctx, vm_id)
+        answer = await apply_live(office, ctx, vm_id, lambda: ctx.save(told=True))
     except UnavailableError:
         raise
     except SeraiError as error:
@@ -107,18 +94,18 @@ async def _untell(office: Office, ctx: JobContext, vm_id: str) -> list[str]:
     return list(answer["pending"])
 
 
-async def _give_up_volumes(office: Office, ctx: JobContext, vm: Vm, *, open_still: bool) -> list[str]:
-    """The edit's volumes: those made for it go, those that were there before are nobody's again."""
+async def _give_up_volumes(office: Office, ctx: EditContext, vm: Vm, *, open_still: bool) -> list[str]:
+    """The edit's volumes: those made for it go, those that were there before are free again."""
     if open_still:
         # QEMU may have them open: they stay the VM's until it restarts, as those of removed disks do.
-        kept = [(await office.shelf.volume(one)).name for one in (*ctx.data["made"], *ctx.data["taken"])]
+        kept = [(await office.shelf.volume(one)).name for one in (*ctx.state.made, *ctx.state.taken)]
         return [f"volume {name} is nobody's once the VM has restarted" for name in kept]
-    for volume_id in ctx.data["taken"]:
+    for volume_id in ctx.state.taken:
         await office.shelf.let_go(volume_id, vm.name)
-    return [line for one in ctx.data["made"] if (line := await unmake_volume(office, ctx, one))]
+    return [line for one in ctx.state.made if (line := await unmake_volume(office, ctx, one))]
 
 
-async def unmake_volume(office: Office, ctx: JobContext, volume_id: str) -> str:
+async def unmake_volume(office: Office, ctx: AnyContext, volume_id: str) -> str:
     """Remove a volume that a job had made, or begun to; a host that cannot be asked keeps it, and the text says so."""
     try:
         volume = await office.shelf.volume(volume_id)
@@ -137,10 +124,12 @@ async def unmake_volume(office: Office, ctx: JobContext, volume_id: str) -> str:
     return ""
 
 
-async def apply_live(office: Office, ctx: JobContext, vm_id: str) -> dict[str, Any]:
+async def apply_live(
+    office: Office, ctx: AnyContext, vm_id: str, telling: Callable[[], Awaitable[None]] | None = None
+) -> dict[str, Any]:
     """Send the VM's new launch to its agent, and show what waits for a restart. Returns what was applied, and what not.
 
-    A VM that is down is not told: it starts with all of it.
+    A VM that is down is not told: it starts with all of it. `telling` is awaited right before one that is up is told.
     """
     vm = await office.shelf.vm(vm_id)
     if vm.status.state not in (VmState.RUNNING, VmState.PAUSED) or vm.status.host is None:
@@ -155,8 +144,8 @@ async def apply_live(office: Office, ctx: JobContext, vm_id: str) -> dict[str, A
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,
     )
-    ctx.data[TOLD] = True
-    await ctx.save()
+    if telling is not None:
+        await telling()
     # The launch holds secrets, and is good for that host and epoch alone.
     holder = VmTarget(vm.id, parts.host.name, parts.lease.epoch)
     answer = await ctx.send(VM_CONFIGURE, holder, body, generation=vm.generation)
@@ -168,10 +157,10 @@ async def apply_live(office: Office, ctx: JobContext, vm_id: str) -> dict[str, A
     return {"applied": answer.applied, "pending": answer.pending}
 
 
-async def _copy(office: Office, ctx: JobContext) -> None:
+async def _copy(office: Office, ctx: CloneContext) -> None:
     """Copy each of the VM's volumes to the clone's own; the API has written the clone already, stopped."""
-    source = await office.shelf.vm(ctx.params["id"])
-    clone = await office.shelf.vm(ctx.params["clone"])
+    source = await office.shelf.vm(ctx.params.vm)
+    clone = await office.shelf.vm(ctx.params.clone)
     for old_disk, new_disk in zip(source.spec.disks, clone.spec.disks, strict=True):
         old, new = await office.shelf.volume(old_disk.volume or ""), await office.shelf.volume(new_disk.volume or "")
         if new.status.state is VolumeState.READY:
@@ -189,11 +178,24 @@ async def _copy(office: Office, ctx: JobContext) -> None:
     ctx.result = {"vm": clone.name, "id": clone.id}
 
 
-async def _uncopy(office: Office, ctx: JobContext) -> None:
+async def _uncopy(office: Office, ctx: CloneContext) -> None:
     try:
-        clone = await office.shelf.vm(ctx.params["clone"])
+        clone = await office.shelf.vm(ctx.params.clone)
     except NotFoundError:
         return
     lines = [await unmake_volume(office, ctx, disk.volume) for disk in clone.spec.disks if disk.volume is not None]
     await office.shelf.drop_vm(clone.id)
     ctx.progress(None, "; ".join(["taken back", *filter(None, lines)]))
+
+
+EDIT_VM = Workflow(
+    "vm.edit",
+    EditParams,
+    edits.EditState,
+    (
+        written("spec", _take_back),
+        Step("volumes", _make_new_volumes, repeatable=True),
+        Step("apply", _apply, repeatable=True),
+    ),
+)
+CLONE_VM = Workflow("vm.clone", CloneParams, NoState, (written("vm", _uncopy), Step("copy", _copy, repeatable=True)))

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
 
 from serai.controller import edits
 from serai.controller.commands import VmTarget
-from serai.controller.jobs import JobContext, StepDef, Workflow, target_lock, written
+from serai.controller.jobs.workflow import JobContext, Step, Workflow, target_lock, written
 from serai.controller.workflows.common import Office
 from serai.controller.workflows.edit import apply_live
 from serai.schema.commands.base import Command
@@ -23,56 +26,54 @@ from serai.schema.commands.vm import VM_PAUSE, VM_RESUME, SignalVm
 from serai.schema.commands.volume import VOLUME_GROW, VOLUME_MEASURE, GrowVolume, MeasureVolume
 from serai.schema.errors import ConflictError, SeraiError, UnavailableError
 from serai.schema.job import Job
+from serai.schema.resource import Frozen, Id
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import ExportKind, Pool, Volume
 
-STILL = "still"
-"""Key in the job's data: the VM was running, and stands still because of this job."""
-ASKED = "asked"
-"""Key in the job's data: the host was asked to grow the volume."""
+
+class GrowParams(Frozen):
+    """`vm`: the one that has the volume."""
+
+    volume: Id
+    vm: Id | None = None
+    size: int | None = None
 
 
-def workflows(office: Office) -> list[Workflow]:
-    """The one kind of this file."""
-
-    async def grow(ctx: JobContext) -> None:
-        await _grow(office, ctx)
-
-    async def take_back(ctx: JobContext) -> None:
-        await _take_back(office, ctx)
-
-    # Not to be cancelled: left half-way, the VM would stand still.
-    steps = (written("volume", take_back), StepDef("grow", grow, repeatable=True, cancellable=False))
-    return [Workflow("volume.edit", steps, _locks)]
+class GrowState(Frozen):
+    changes: dict[str, list[Any]] = Field(default_factory=dict)
+    still: bool | None = None
+    """The VM was running, and stands still because of this job; none: that was not looked at yet."""
+    asked: bool = False
+    """The host was asked to grow the volume."""
 
 
-def _locks(job: Job) -> Sequence[str]:
+Context = JobContext[GrowParams, GrowState]
+
+
+def _locks(job: Job, params: GrowParams) -> Sequence[str]:
     """The VM's too: it must not move, nor change, while a disk of it grows."""
-    vm = job.params.get("vm")
-    return (*target_lock(job), *(() if vm is None else (f"vm/{vm}",)))
+    return (*target_lock(job, params), *(() if params.vm is None else (f"vm/{params.vm}",)))
 
 
-async def _grow(office: Office, ctx: JobContext) -> None:
-    volume = await office.shelf.volume(ctx.params["id"])
-    vm_id = ctx.params.get("vm")
-    ctx.result = {"size": volume.spec.size}
-    if volume.spec.size > volume.status.size or volume.status.reason or STILL in ctx.data:
+async def _grow(office: Office, ctx: Context) -> None:
+    volume, vm_id = await office.shelf.volume(ctx.params.volume), ctx.params.vm
+    grown = {"size": volume.spec.size}
+    if volume.spec.size > volume.status.size or volume.status.reason or ctx.state.still is not None:
         pool = await office.shelf.pool(volume.spec.pool)
         if vm_id is None:
             await _grow_on_host(ctx, volume, pool)
         else:
             await _grow_under(office, ctx, vm_id, volume, pool)
         await office.shelf.set_volume_status(volume.id, size=volume.spec.size, reason="")
-    if vm_id is not None:
-        ctx.result = {**ctx.result, **await apply_live(office, ctx, vm_id)}
+    ctx.result = grown if vm_id is None else {**grown, **await apply_live(office, ctx, vm_id)}
 
 
-async def _grow_under(office: Office, ctx: JobContext, vm_id: str, volume: Volume, pool: Pool) -> None:
-    if STILL not in ctx.data:
+async def _grow_under(office: Office, ctx: Context, vm_id: str, volume: Volume, pool: Pool) -> None:
+    still = ctx.state.still
+    if still is None:
         running = (await office.shelf.vm(vm_id)).status.state is VmState.RUNNING
-        ctx.data[STILL] = running and pool.spec.export is ExportKind.ISCSI
-        await ctx.save()
-    still = bool(ctx.data[STILL])
+        still = running and pool.spec.export is ExportKind.ISCSI
+        await ctx.save(still=still)
     if still:
         await _signal(office, ctx, VM_PAUSE, vm_id)
     try:
@@ -82,22 +83,21 @@ async def _grow_under(office: Office, ctx: JobContext, vm_id: str, volume: Volum
             await _signal(office, ctx, VM_RESUME, vm_id)
 
 
-async def _grow_on_host(ctx: JobContext, volume: Volume, pool: Pool) -> None:
-    ctx.data[ASKED] = True
-    await ctx.save()
+async def _grow_on_host(ctx: Context, volume: Volume, pool: Pool) -> None:
+    await ctx.save(asked=True)
     body = GrowVolume(pool=pool.id, volume=volume.id, size=volume.spec.size)
     await ctx.send(VOLUME_GROW, pool.spec.host, body)
 
 
-async def _take_back(office: Office, ctx: JobContext) -> None:
-    if ctx.data.get(STILL):
+async def _take_back(office: Office, ctx: Context) -> None:
+    if ctx.params.vm is not None and ctx.state.still:
         # A VM that ended meanwhile refuses: it stands still no more.
         with contextlib.suppress(ConflictError):
-            await _signal(office, ctx, VM_RESUME, ctx.params["vm"])
-    volume = await office.shelf.volume(ctx.params["id"])
+            await _signal(office, ctx, VM_RESUME, ctx.params.vm)
+    volume = await office.shelf.volume(ctx.params.volume)
     remarks = []
     real: int | None = None
-    if ASKED in ctx.data:
+    if ctx.state.asked:
         try:
             real = await _size_on_host(office, ctx, volume)
         except UnavailableError:
@@ -105,16 +105,26 @@ async def _take_back(office: Office, ctx: JobContext) -> None:
         except SeraiError as error:
             remarks.append(f"whether it has grown is not known: {error.info.message}")
     async with ctx.store.transaction() as tx:
-        stays = await edits.take_back_volume(tx, volume.id, ctx.data, real)
+        stays = await edits.take_back_volume(tx, volume.id, ctx.state.changes, real)
     ctx.progress(None, "; ".join(["taken back", *(f"stays: {line}" for line in stays), *remarks]))
 
 
-async def _size_on_host(office: Office, ctx: JobContext, volume: Volume) -> int:
+async def _size_on_host(office: Office, ctx: Context, volume: Volume) -> int:
     pool = await office.shelf.pool(volume.spec.pool)
     body = MeasureVolume(pool=pool.id, volume=volume.id)
     return (await ctx.send(VOLUME_MEASURE, pool.spec.host, body)).size
 
 
-async def _signal(office: Office, ctx: JobContext, command: Command[SignalVm, VmReport], vm_id: str) -> None:
+async def _signal(office: Office, ctx: Context, command: Command[SignalVm, VmReport], vm_id: str) -> None:
     report = await ctx.send(command, VmTarget(vm_id), SignalVm(vm=vm_id))
     await office.shelf.take_report(report)
+
+
+EDIT_VOLUME = Workflow(
+    "volume.edit",
+    GrowParams,
+    GrowState,
+    # Not to be cancelled: left half-way, the VM would stand still.
+    (written("volume", _take_back), Step("grow", _grow, repeatable=True, cancellable=False)),
+    locks=_locks,
+)

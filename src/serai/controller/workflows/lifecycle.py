@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from serai.controller.commands import VmTarget
-from serai.controller.jobs import JobContext, StepDef, Workflow
+from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
 from serai.controller.reports import FULL
 from serai.controller.workflows.common import Office, addresses, image_of, make_volume, refuse, start_vm
 from serai.controller.workflows.shelf import ForPlacing
@@ -16,81 +17,45 @@ from serai.schema.commands.vm import VM_PAUSE, VM_RELEASE, VM_RESET, VM_RESUME, 
 from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import CapacityError, ConflictError, NotFoundError, SeraiError
 from serai.schema.image import ImageKind
-from serai.schema.job import Job
 from serai.schema.lease import Lease
+from serai.schema.resource import Frozen, Id
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import VolumeState
 
-STOPPED = "stopped"
-"""Key in a job's data: how the VM was stopped."""
+
+class VmParams(Frozen):
+    vm: Id
 
 
-def workflows(office: Office) -> list[Workflow]:
-    """All kinds of this file."""
+class StartParams(VmParams):
+    """`host` none: where it was before, or where placement puts it."""
 
-    def bound(action: Callable[[Office, JobContext], Awaitable[None]]) -> Callable[[JobContext], Awaitable[None]]:
-        async def step(ctx: JobContext) -> None:
-            await action(office, ctx)
-
-        return step
-
-    def one(kind: str, name: str, action: Callable[[Office, JobContext], Awaitable[None]]) -> Workflow:
-        return Workflow(kind, (StepDef(name, bound(action), repeatable=True),))
-
-    return [
-        Workflow(
-            "vm.create",
-            (
-                StepDef("place", bound(_place), undo=bound(_forget), repeatable=True),
-                StepDef("volumes", bound(_volumes), undo=bound(_drop_volumes), repeatable=True),
-                StepDef("start", bound(_start), undo=bound(_take_down), repeatable=True),
-            ),
-        ),
-        Workflow(
-            "vm.start",
-            (
-                StepDef("place", bound(_replace), repeatable=True),
-                StepDef("start", bound(_start), repeatable=True),
-            ),
-        ),
-        Workflow(
-            "vm.restart",
-            (
-                StepDef("stop", bound(_stop), repeatable=True, cancellable=False),
-                StepDef("place", bound(_replace), repeatable=True),
-                StepDef("start", bound(_start), repeatable=True),
-            ),
-        ),
-        # The guest has been asked, and cannot be asked back: a cancel waits for what becomes of it.
-        Workflow(
-            "vm.stop",
-            (StepDef("stop", bound(_stop), repeatable=True, cancellable=False),),
-            overtakes=_overtaken,
-            hurries=True,
-        ),
-        one("vm.pause", "pause", _signal(VM_PAUSE)),
-        one("vm.resume", "resume", _signal(VM_RESUME)),
-        one("vm.reset", "reset", _signal(VM_RESET)),
-        Workflow(
-            "vm.delete",
-            (
-                StepDef("stop", bound(_take_down), repeatable=True, cancellable=False, point_of_no_return=True),
-                StepDef("volumes", bound(_drop_volumes), repeatable=True, cancellable=False),
-                StepDef("forget", bound(_forget), repeatable=True, cancellable=False),
-            ),
-            overtakes=_overtaken,
-        ),
-    ]
+    host: str | None = None
 
 
-def _overtaken(job: Job) -> Sequence[str]:
+class ForceParams(VmParams):
+    force: bool = False
+
+
+class StopParams(ForceParams):
+    """`timeout`: seconds that the guest gets before it is stopped by force."""
+
+    timeout: float = 60.0
+
+
+class RestartState(Frozen):
+    stopped: str | None = None
+    """How it was stopped; none if it was down."""
+
+
+def _preempted(params: ForceParams) -> Sequence[str]:
     """Force waits neither for a move, which may never converge, nor for a guest that was asked to shut down."""
-    return ("vm.migrate", "vm.stop") if job.params.get("force") else ()
+    return ("vm.migrate", "vm.stop") if params.force else ()
 
 
-async def _place(office: Office, ctx: JobContext) -> None:
+async def _place(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
     """Pick the host, say why, and give it the lease."""
-    choice = await office.shelf.place(ctx.params["id"], _first_host)
+    choice = await office.shelf.place(ctx.params.vm, _first_host)
     ctx.progress(None, f"on {choice.host}: {choice.why}")
 
 
@@ -99,15 +64,23 @@ def _first_host(found: ForPlacing) -> Choice:
     return place(found.vm, found.hosts, found.ties, prefer=found.lease.host if found.lease is not None else None)
 
 
-async def _replace(office: Office, ctx: JobContext) -> None:
+async def _place_stopped(office: Office, ctx: JobContext[StartParams, NoState]) -> None:
+    await _replace(office, ctx, ctx.params.host)
+
+
+async def _place_again(office: Office, ctx: JobContext[VmParams, RestartState]) -> None:
+    await _replace(office, ctx, None)
+
+
+async def _replace(office: Office, ctx: JobContext[VmParams, Any], wanted: str | None) -> None:
     """A stopped VM starts where it was, or on the host that was asked for; elsewhere, once the old one has let go.
 
     The old one's answer to the release is the proof that nothing of the VM runs there, nor ever will.
     """
-    found = await office.shelf.for_placing(ctx.params["id"])
+    found = await office.shelf.for_placing(ctx.params.vm)
     vm = found.vm
     lease = found.lease or await office.shelf.lease(vm.id)
-    choice = choose_start(vm, found.hosts, ctx.params.get("host"), lease.host, found.ties)
+    choice = choose_start(vm, found.hosts, wanted, lease.host, found.ties)
     if choice.host != lease.host:
         body = ReleaseVm(vm=vm.id, epoch=lease.epoch, reason=f"starts on {choice.host}")
         await ctx.send(VM_RELEASE, lease.host, body)
@@ -117,9 +90,9 @@ async def _replace(office: Office, ctx: JobContext) -> None:
     ctx.progress(None, f"on {choice.host}: {choice.why}")
 
 
-async def _volumes(office: Office, ctx: JobContext) -> None:
+async def _make_volumes(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
     """Make the volumes that the VM brought with it; the first one starts with the image's content."""
-    vm = await office.shelf.vm(ctx.params["id"])
+    vm = await office.shelf.vm(ctx.params.vm)
     image = await image_of(office, vm)
     manifest = image.status.manifest if image is not None else None
     for index, disk in enumerate(vm.spec.disks):
@@ -134,39 +107,50 @@ async def _volumes(office: Office, ctx: JobContext) -> None:
         )
 
 
-async def _start(office: Office, ctx: JobContext) -> None:
-    vm = await office.shelf.vm(ctx.params["id"])
-    if ctx.kind == "vm.create" and not vm.spec.running:
-        await office.shelf.set_vm_status(vm.id, state=VmState.STOPPED, reason="created, not started")
-        ctx.result = {"host": vm.status.host, "state": VmState.STOPPED, "addresses": addresses(vm)}
+async def _start_new(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
+    vm = await office.shelf.vm(ctx.params.vm)
+    if vm.spec.running:
+        await start_vm(office, ctx, vm.id)
         return
-    await start_vm(office, ctx, vm.id)
-    if STOPPED in ctx.data:
-        ctx.result = {**(ctx.result or {}), "stopped": ctx.data[STOPPED]}
+    await office.shelf.set_vm_status(vm.id, state=VmState.STOPPED, reason="created, not started")
+    ctx.result = {"host": vm.status.host, "state": VmState.STOPPED, "addresses": addresses(vm)}
 
 
-async def _stop(office: Office, ctx: JobContext) -> None:
-    vm = await office.shelf.vm(ctx.params["id"])
+async def _start(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
+    await start_vm(office, ctx, ctx.params.vm)
+
+
+async def _stop_to_restart(office: Office, ctx: JobContext[StopParams, RestartState]) -> None:
+    await _stop(office, ctx)
+    ctx.remember(stopped=(ctx.result or {}).get("reason"))
+
+
+async def _start_again(office: Office, ctx: JobContext[VmParams, RestartState]) -> None:
+    await start_vm(office, ctx, ctx.params.vm)
+    if ctx.state.stopped is not None:
+        ctx.result = {**(ctx.result or {}), "stopped": ctx.state.stopped}
+
+
+async def _stop(office: Office, ctx: JobContext[StopParams, Any]) -> None:
+    vm = await office.shelf.vm(ctx.params.vm)
     if vm.status.state in (VmState.DEFINED, VmState.STOPPED):
         ctx.result = {"state": vm.status.state}
         return
-    timeout = float(ctx.params.get("timeout", 60.0))
-    if vm.status.state is VmState.UNKNOWN and ctx.params.get("force"):
+    if vm.status.state is VmState.UNKNOWN and ctx.params.force:
         await _end_unknown(office, ctx, vm)
         return
-    body = StopVm(vm=vm.id, force=bool(ctx.params.get("force", False)), timeout=timeout)
-    hurrying = asyncio.create_task(_force_when_hurried(ctx, vm.id))
+    body = StopVm(vm=vm.id, force=ctx.params.force, timeout=ctx.params.timeout)
+    expediting = asyncio.create_task(_force_when_expedited(ctx, vm.id))
     try:
-        report = await ctx.send(VM_STOP, VmTarget(vm.id), body, patience=timeout + 60.0)
+        report = await ctx.send(VM_STOP, VmTarget(vm.id), body, patience=ctx.params.timeout + 60.0)
     finally:
-        hurrying.cancel()
-        await asyncio.gather(hurrying, return_exceptions=True)
+        expediting.cancel()
+        await asyncio.gather(expediting, return_exceptions=True)
     await office.shelf.take_report(report)
     ctx.result = {"state": report.state, "reason": report.reason}
-    ctx.data[STOPPED] = report.reason
 
 
-async def _end_unknown(office: Office, ctx: JobContext, vm: Vm) -> None:
+async def _end_unknown(office: Office, ctx: AnyContext, vm: Vm) -> None:
     """By the release of its lease: that also ends a QEMU that does not answer, or that its host's journal lost."""
     lease = await _lease_at_rest(office, vm)
     reason = "stopped by force"
@@ -174,7 +158,6 @@ async def _end_unknown(office: Office, ctx: JobContext, vm: Vm) -> None:
     await ctx.send(VM_RELEASE, lease.host, body)
     await office.shelf.set_vm_status(vm.id, state=VmState.STOPPED, reason=reason, pid=None, guest_agent=False)
     ctx.result = {"state": VmState.STOPPED, "reason": reason}
-    ctx.data[STOPPED] = reason
 
 
 async def _lease_at_rest(office: Office, vm: Vm) -> Lease:
@@ -187,23 +170,23 @@ async def _lease_at_rest(office: Office, vm: Vm) -> Lease:
     return lease
 
 
-async def _force_when_hurried(ctx: JobContext, vm_id: str) -> None:
+async def _force_when_expedited(ctx: AnyContext, vm_id: str) -> None:
     """The first command is answered once the second has ended the VM."""
-    await ctx.hurried.wait()
+    await ctx.expedited.wait()
     ctx.progress(None, "by force: another job does not wait for the guest")
     await ctx.send(VM_STOP, VmTarget(vm_id), StopVm(vm=vm_id, force=True))
 
 
-def _signal(command: Command[SignalVm, VmReport]) -> Callable[[Office, JobContext], Awaitable[None]]:
-    async def step(office: Office, ctx: JobContext) -> None:
-        vm_id = ctx.params["id"]
+def _signal(kind: str, step: str, command: Command[SignalVm, VmReport]) -> Workflow[VmParams, NoState]:
+    async def run(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
+        vm_id = ctx.params.vm
         report = await ctx.send(command, VmTarget(vm_id), SignalVm(vm=vm_id))
         await office.shelf.take_report(report)
         ctx.result = {"state": report.state}
         if command is VM_RESUME and report.state is VmState.PAUSED:
             raise await _stopped_again(office, vm_id, report.reason)
 
-    return step
+    return Workflow(kind, VmParams, NoState, (Step(step, run, repeatable=True),))
 
 
 async def _stopped_again(office: Office, vm_id: str, reason: str) -> SeraiError:
@@ -228,9 +211,9 @@ async def _stopped_again(office: Office, vm_id: str, reason: str) -> SeraiError:
     )
 
 
-async def _take_down(office: Office, ctx: JobContext) -> None:
+async def _take_down(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
     """End the VM wherever its lease is, and fence it: nothing of it runs when this returns."""
-    vm_id = ctx.params["id"]
+    vm_id = ctx.params.vm
     vm = await office.shelf.vm(vm_id)
     try:
         lease = await _lease_at_rest(office, vm)
@@ -241,9 +224,9 @@ async def _take_down(office: Office, ctx: JobContext) -> None:
     await refuse(office, ctx, vm, lease.epoch)
 
 
-async def _drop_volumes(office: Office, ctx: JobContext) -> None:
+async def _drop_volumes(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
     """Delete the volumes that came with the VM; others, and those to keep, only lose it."""
-    vm = await office.shelf.vm(ctx.params["id"])
+    vm = await office.shelf.vm(ctx.params.vm)
     for disk in vm.spec.disks:
         try:
             volume = await office.shelf.volume(disk.volume or "")
@@ -258,7 +241,58 @@ async def _drop_volumes(office: Office, ctx: JobContext) -> None:
         await office.shelf.delete_volume(volume.id)
 
 
-async def _forget(office: Office, ctx: JobContext) -> None:
+async def _forget(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
     """The database forgets the VM, its lease and its addresses, and says so."""
-    await office.shelf.drop_vm(ctx.params["id"])
+    await office.shelf.drop_vm(ctx.params.vm)
     ctx.result = {"deleted": ctx.target}
+
+
+CREATE_VM = Workflow(
+    "vm.create",
+    VmParams,
+    NoState,
+    (
+        Step("place", _place, undo=_forget, repeatable=True),
+        Step("volumes", _make_volumes, undo=_drop_volumes, repeatable=True),
+        Step("start", _start_new, undo=_take_down, repeatable=True),
+    ),
+)
+START_VM = Workflow(
+    "vm.start",
+    StartParams,
+    NoState,
+    (Step("place", _place_stopped, repeatable=True), Step("start", _start, repeatable=True)),
+)
+RESTART_VM = Workflow(
+    "vm.restart",
+    StopParams,
+    RestartState,
+    (
+        Step("stop", _stop_to_restart, repeatable=True, cancellable=False),
+        Step("place", _place_again, repeatable=True),
+        Step("start", _start_again, repeatable=True),
+    ),
+)
+# The guest has been asked, and cannot be asked back: a cancel waits for what becomes of it.
+STOP_VM = Workflow(
+    "vm.stop",
+    StopParams,
+    NoState,
+    (Step("stop", _stop, repeatable=True, cancellable=False),),
+    preempts=_preempted,
+    expedites=True,
+)
+PAUSE_VM = _signal("vm.pause", "pause", VM_PAUSE)
+RESUME_VM = _signal("vm.resume", "resume", VM_RESUME)
+RESET_VM = _signal("vm.reset", "reset", VM_RESET)
+DELETE_VM = Workflow(
+    "vm.delete",
+    ForceParams,
+    NoState,
+    (
+        Step("stop", _take_down, repeatable=True, cancellable=False, point_of_no_return=True),
+        Step("volumes", _drop_volumes, repeatable=True, cancellable=False),
+        Step("forget", _forget, repeatable=True, cancellable=False),
+    ),
+    preempts=_preempted,
+)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
 
-from serai.controller.jobs import JobContext, StepDef, Workflow
+from pydantic import Field
+
+from serai.controller.jobs.workflow import JobContext, Step, Workflow
 from serai.controller.workflows.common import Office, facts_of, make_launch, refuse, with_boot
 from serai.controller.workflows.shelf import ForPlacing
 from serai.core import launch as plan
@@ -36,62 +37,66 @@ from serai.schema.commands.migration import (
 from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import CancelledByUserError, ConflictError, HostError, InterruptedByRestartError
 from serai.schema.lease import Claim
+from serai.schema.resource import Frozen, Id
 from serai.schema.vm import MigrationSummary, VmState
 
 DOWNTIME_LIMIT_MS = 20
 """QEMU switches when it expects less than this; shorter makes more rounds, longer a longer blackout."""
 
 
-def workflow(office: Office) -> Workflow:
-    """The steps, bound to what they work with."""
+class MigrateParams(Frozen):
+    """`to` none: placement chooses another host when the job's turn has come."""
 
-    async def offer(ctx: JobContext) -> None:
-        await _offer(office, ctx)
-
-    async def prepare(ctx: JobContext) -> None:
-        await _prepare(office, ctx)
-
-    async def move(ctx: JobContext) -> None:
-        await _move(office, ctx)
-
-    async def moved(ctx: JobContext) -> bool:
-        return await _moved(office, ctx)
-
-    async def abandon(ctx: JobContext) -> None:
-        await _abandon(office, ctx)
-
-    async def settle(ctx: JobContext) -> None:
-        await _settle(office, ctx)
-
-    return Workflow(
-        "vm.migrate",
-        (
-            StepDef("offer", offer, undo=abandon, repeatable=True),
-            StepDef("prepare", prepare),
-            StepDef("move", move, resume=moved, point_of_no_return=True),
-            StepDef("settle", settle, repeatable=True, cancellable=False),
-        ),
-    )
+    vm: Id
+    to: str | None = None
 
 
-async def _offer(office: Office, ctx: JobContext) -> None:
-    """Everything that can be known beforehand is known before anything is prepared. The job's id names the offer."""
-    decided: dict[str, Any] = {}
+class Offer(Frozen):
+    """What the lease's next epoch was offered for. The job's id names the offer."""
+
+    epoch: int
+    source: str
+    source_epoch: int
+    to: str
+    why: str = "as was offered"
+    capabilities: dict[str, bool] = Field(default_factory=dict)
+
+
+class MigrateState(Frozen):
+    offer: Offer | None = None
+    prepared: MigrationEndpoint | None = None
+    outcome: MigrationOutcome | None = None
+
+    @property
+    def offered(self) -> Offer:
+        """The offer, in the steps after it. Raises ValueError if there is none."""
+        if self.offer is None:
+            raise ValueError("nothing was offered")
+        return self.offer
+
+
+Context = JobContext[MigrateParams, MigrateState]
+
+
+async def _offer(office: Office, ctx: Context) -> None:
+    """Everything that can be known beforehand is known before anything is prepared."""
+    made: list[Offer] = []
 
     def decide(found: ForPlacing) -> str:
-        offered = found.lease is not None and found.lease.offer_id == ctx.id
-        # After a crash the step comes again: an offer that stands is not made to somebody else.
-        wanted = found.lease.offered_to if offered and found.lease is not None else ctx.params.get("to")
-        decided.update(_decide(found, wanted))
-        return str(decided["to"])
+        lease = found.lease
+        # After a crash the step comes again: an offer that stands is not made to another host.
+        wanted = lease.offered_to if lease is not None and lease.offer_id == ctx.id else ctx.params.to
+        made.append(_decide(found, wanted))
+        return made[0].to
 
-    lease = await office.shelf.offer(ctx.params["id"], ctx.id, decide)
-    ctx.data.update(decided, epoch=lease.highest, offer_id=ctx.id)
-    ctx.progress(None, f"to {decided['to']}: {decided['why']}")
+    lease = await office.shelf.offer(ctx.params.vm, ctx.id, decide)
+    offer = made[0].model_copy(update={"epoch": lease.highest})
+    ctx.remember(offer=offer)
+    ctx.progress(None, f"to {offer.to}: {offer.why}")
 
 
-def _decide(found: ForPlacing, wanted: str | None) -> dict[str, Any]:
-    """Where to, and what both ends are told. Raises what speaks against the move."""
+def _decide(found: ForPlacing, wanted: str | None) -> Offer:
+    """Where to, and what both ends are told; the epoch is that of the lease. Raises what speaks against the move."""
     vm, lease = found.vm, found.lease
     if lease is None or vm.status.state is not VmState.RUNNING:
         raise ConflictError(
@@ -105,69 +110,70 @@ def _decide(found: ForPlacing, wanted: str | None) -> dict[str, Any]:
     by_name = {host.name: host for host in found.hosts}
     source, destination = facts_of(by_name[lease.host]), facts_of(by_name[choice.host])
     plan.check_machine(vm.spec.machine_type or "", destination, source, runs_on=vm.status.accel)
-    return {
-        "source": lease.host,
-        "source_epoch": lease.epoch,
-        "to": choice.host,
-        "why": choice.why,
-        "capabilities": agreed_capabilities(source, destination),
-    }
+    return Offer(
+        epoch=lease.highest,
+        source=lease.host,
+        source_epoch=lease.epoch,
+        to=choice.host,
+        why=choice.why,
+        capabilities=agreed_capabilities(source, destination),
+    )
 
 
-async def _prepare(office: Office, ctx: JobContext) -> None:
-    to, epoch = ctx.data["to"], ctx.data["epoch"]
-    parts = await office.shelf.for_launch(ctx.params["id"], to)
+async def _prepare(office: Office, ctx: Context) -> None:
+    offer = ctx.state.offered
+    parts = await office.shelf.for_launch(ctx.params.vm, offer.to)
     vm = parts.vm
-    launch = await make_launch(office, ctx, parts, epoch)
+    launch = await make_launch(office, ctx, parts, offer.epoch)
     body = PrepareMigration(
         launch=launch,
-        epoch=epoch,
-        offer_id=ctx.data["offer_id"],
-        source=ctx.data["source"],
-        source_identity=qemu_identity(ctx.data["source"]),
-        capabilities=ctx.data["capabilities"],
+        epoch=offer.epoch,
+        offer_id=ctx.id,
+        source=offer.source,
+        source_identity=qemu_identity(offer.source),
+        capabilities=offer.capabilities,
         restart=vm.spec.restart,
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,
     )
-    prepared = await with_boot(office, ctx, parts, lambda: ctx.send(MIGRATION_PREPARE, to, body))
-    ctx.data["prepared"] = prepared.model_dump(mode="json")
+    prepared = await with_boot(office, ctx, parts, lambda: ctx.send(MIGRATION_PREPARE, offer.to, body))
+    ctx.remember(prepared=prepared)
 
 
-async def _move(office: Office, ctx: JobContext) -> None:
+async def _move(office: Office, ctx: Context) -> None:
     """Start the source, watch for a cancel, and take the outcome: committed, or the VM stayed."""
-    prepared = MigrationEndpoint.model_validate(ctx.data["prepared"])
-    vm = ctx.params["id"]
+    offer, prepared = ctx.state.offered, ctx.state.prepared
+    assert prepared is not None, "the step before this one remembers it"
     body = StartMigration(
-        vm=vm,
-        epoch=ctx.data["epoch"],
-        offer_id=ctx.data["offer_id"],
-        destination=ctx.data["to"],
+        vm=ctx.params.vm,
+        epoch=offer.epoch,
+        offer_id=ctx.id,
+        destination=offer.to,
         address=prepared.address,
         port=prepared.port,
         tls_hostname=prepared.tls_hostname,
-        capabilities=ctx.data["capabilities"],
+        capabilities=offer.capabilities,
         downtime_limit_ms=DOWNTIME_LIMIT_MS,
     )
     watcher = asyncio.create_task(_cancel_on_request(ctx))
     # The engine's own cancel would leave the outcome open: the source's word on it is always waited for.
     ctx.cancellable = False
     try:
-        outcome = await ctx.send(MIGRATION_START, ctx.data["source"], body)
+        outcome = await ctx.send(MIGRATION_START, offer.source, body)
     finally:
         watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watcher
     if not outcome.committed:
         kind = CancelledByUserError if ctx.cancelled.is_set() else HostError
-        raise kind(f"the VM stayed on {ctx.data['source']}: {outcome.reason}")
-    ctx.data["outcome"] = outcome.model_dump(mode="json")
+        raise kind(f"the VM stayed on {offer.source}: {outcome.reason}")
+    ctx.remember(outcome=outcome)
 
 
-async def _cancel_on_request(ctx: JobContext) -> None:
+async def _cancel_on_request(ctx: Context) -> None:
     await ctx.cancelled.wait()
-    body = CancelMigration(vm=ctx.params["id"], offer_id=ctx.data["offer_id"])
-    answer = await ctx.send(MIGRATION_CANCEL, ctx.data["source"], body)
+    body = CancelMigration(vm=ctx.params.vm, offer_id=ctx.id)
+    answer = await ctx.send(MIGRATION_CANCEL, ctx.state.offered.source, body)
     if answer.too_late:
         ctx.progress(None, "too late to cancel: the switch has begun")
         return
@@ -175,60 +181,59 @@ async def _cancel_on_request(ctx: JobContext) -> None:
     await _ask_to_abandon(ctx, body.reason)
 
 
-async def _moved(office: Office, ctx: JobContext) -> bool:
+async def _moved(office: Office, ctx: Context) -> bool:
     """After a crash of the controller in mid-move: the destination's journal says what became of it.
 
     Asking to abandon gets the verdict: either it is committed already, or it never will be.
     """
     verdict = await _ask_to_abandon(ctx, "the controller was restarted in mid-migration")
     if verdict.claim is not Claim.COMMITTED:
-        source, to = ctx.data["source"], ctx.data["to"]
+        offer = ctx.state.offered
         raise InterruptedByRestartError(
-            f"the controller was restarted in mid-migration: the VM stayed on {source}",
+            f"the controller was restarted in mid-migration: the VM stayed on {offer.source}",
             field="to",
-            value=to,
-            remedy=f"Move it again: serai vm migrate {ctx.target.partition('/')[2]} --to {to}",
+            value=offer.to,
+            remedy=f"Move it again: serai vm migrate {ctx.target.partition('/')[2]} --to {offer.to}",
         )
     return True
 
 
-async def _ask_to_abandon(ctx: JobContext, reason: str) -> Verdict:
-    body = AbandonMigration(vm=ctx.params["id"], epoch=ctx.data["epoch"], offer_id=ctx.data["offer_id"], reason=reason)
-    return await ctx.send(MIGRATION_ABANDON, ctx.data["to"], body)
+async def _ask_to_abandon(ctx: Context, reason: str) -> Verdict:
+    offer = ctx.state.offered
+    body = AbandonMigration(vm=ctx.params.vm, epoch=offer.epoch, offer_id=ctx.id, reason=reason)
+    return await ctx.send(MIGRATION_ABANDON, offer.to, body)
 
 
-async def _abandon(office: Office, ctx: JobContext) -> None:
+async def _abandon(office: Office, ctx: Context) -> None:
     """Undo of the offer: withdrawn only once the destination has turned it down for ever."""
-    vm_id = ctx.params["id"]
-    if "epoch" not in ctx.data:
+    vm_id = ctx.params.vm
+    if ctx.state.offer is None:
         # Refused, or the crash came between the offer's commit and the record of it: the lease itself knows.
         lease = await office.shelf.lease(vm_id)
         if lease.offer_id != ctx.id or lease.offered_to is None:
             return
-        ctx.data.update(
-            offer_id=ctx.id, epoch=lease.highest, to=lease.offered_to, source=lease.host, source_epoch=lease.epoch
-        )
+        ctx.remember(offer=Offer(epoch=lease.highest, source=lease.host, source_epoch=lease.epoch, to=lease.offered_to))
     verdict = await _ask_to_abandon(ctx, "the move was given up")
     if verdict.claim is Claim.COMMITTED:
         # It cannot be undone: it has happened. Say what is true.
         await _settle(office, ctx)
         return
-    await office.shelf.withdraw(vm_id, ctx.data["offer_id"])
+    await office.shelf.withdraw(vm_id, ctx.id)
     vm = await office.shelf.vm(vm_id)
-    await refuse(office, ctx, vm, ctx.data["epoch"])
+    await refuse(office, ctx, vm, ctx.state.offered.epoch)
     if vm.status.state is VmState.MIGRATING:
         await office.shelf.set_vm_status(vm_id, state=VmState.RUNNING, reason="stayed: the move was given up")
 
 
-async def _settle(office: Office, ctx: JobContext) -> None:
+async def _settle(office: Office, ctx: Context) -> None:
     """The VM is the destination's: database, fence of the old epoch, source cleared away."""
-    vm_id, to, source = ctx.params["id"], ctx.data["to"], ctx.data["source"]
-    await office.shelf.commit(vm_id, ctx.data["epoch"], to)
-    outcome = MigrationOutcome.model_validate(ctx.data.get("outcome") or {"committed": True})
+    vm_id, offer = ctx.params.vm, ctx.state.offered
+    await office.shelf.commit(vm_id, offer.epoch, offer.to)
+    outcome = ctx.state.outcome or MigrationOutcome(committed=True)
     summary = MigrationSummary(
         mode="precopy",
-        source=source,
-        destination=to,
+        source=offer.source,
+        destination=offer.to,
         total_s=outcome.total_s,
         downtime_ms=outcome.downtime_ms,
         rounds=outcome.rounds,
@@ -236,9 +241,22 @@ async def _settle(office: Office, ctx: JobContext) -> None:
         phases=outcome.phases,
         resumed=outcome.resumed,
     )
-    await office.shelf.arrived(vm_id, to, ctx.data["epoch"], summary, ctx.data.get("why", "as was offered"))
+    await office.shelf.arrived(vm_id, offer.to, offer.epoch, summary, offer.why)
     vm = await office.shelf.vm(vm_id)
-    await refuse(office, ctx, vm, ctx.data["source_epoch"])
-    body = ReleaseVm(vm=vm_id, epoch=ctx.data["source_epoch"], reason=f"moved to {to}")
-    await ctx.send(VM_RELEASE, source, body, patience=float("inf"))
-    ctx.result = {**summary.model_dump(mode="json"), "why": ctx.data.get("why", "")}
+    await refuse(office, ctx, vm, offer.source_epoch)
+    body = ReleaseVm(vm=vm_id, epoch=offer.source_epoch, reason=f"moved to {offer.to}")
+    await ctx.send(VM_RELEASE, offer.source, body, patience=float("inf"))
+    ctx.result = {**summary.model_dump(mode="json"), "why": offer.why}
+
+
+MIGRATE_VM = Workflow(
+    "vm.migrate",
+    MigrateParams,
+    MigrateState,
+    (
+        Step("offer", _offer, undo=_abandon, repeatable=True),
+        Step("prepare", _prepare),
+        Step("move", _move, resume=_moved, point_of_no_return=True),
+        Step("settle", _settle, repeatable=True, cancellable=False),
+    ),
+)

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from serai.controller import capacity, reports
-from serai.controller.jobs import JobContext
+from serai.controller.jobs.workflow import AnyContext
 from serai.controller.store.secrets import IMAGE_URL
 from serai.controller.store.store import Store, Transaction, View
 from serai.core.migration import PENDING
@@ -344,7 +344,7 @@ class Shelf:
             await write.secrets.drop(f"image/{image}")
             await write.emit("image.deleted", f"image/{name}", image)
 
-    async def wait_upload(self, ctx: JobContext, image: str, host: str) -> ImageManifest:
+    async def wait_upload(self, ctx: AnyContext, image: str, host: str) -> ImageManifest:
         """Wait until the content of an uploaded image has come in; the job can be cancelled meanwhile."""
         return await self._uploads.wait(ctx, image, host)
 
@@ -376,7 +376,7 @@ class Uploads:
         self._done: dict[str, asyncio.Future[ImageManifest]] = {}
         self._expected = asyncio.Condition()
 
-    async def wait(self, ctx: JobContext, image: str, host: str) -> ImageManifest:
+    async def wait(self, ctx: AnyContext, image: str, host: str) -> ImageManifest:
         """The job's side: expect the content, and return the manifest once it is in."""
         done: asyncio.Future[ImageManifest] = asyncio.get_running_loop().create_future()
         async with self._expected:

@@ -127,7 +127,7 @@ def test_a_route_that_is_not_wholly_known_is_refused(strange: dict[str, Any]) ->
 
 def test_what_is_missing_is_named_and_passing_time_is_not() -> None:
     ways = [Way(words="::/0 via fe80::1 expires 99 pref high"), Way(words="10.0.0.0/8 via 10.9.0.1")]
-    base = {"name": "eth0", "mac": "02:00:00:00:00:01", "mtu": 1500}
+    base: dict[str, Any] = {"name": "eth0", "mac": "02:00:00:00:00:01", "mtu": 1500}
     before = Uplink(addresses=[Held(address="10.9.0.2/24", options="valid_lft 60")], routes=ways, **base)
     later = [Way(words="::/0 via fe80::1 expires 42 pref high")]
     after = Uplink(addresses=[Held(address="10.9.0.2/24", options="valid_lft 3")], routes=later, **base)

@@ -79,7 +79,6 @@ def _beside_resources() -> None:
         sa.Column("highest", sa.Integer, nullable=False),
         sa.Column("offered_to", sa.String(63)),
         sa.Column("offer_id", sa.String(64)),
-        sa.Column("ended", sa.Integer, nullable=False, server_default="0"),
         sa.Column("updated", sa.String(40), nullable=False),
     )
 
@@ -105,7 +104,8 @@ def _jobs_and_events() -> None:
         sa.Column("created", sa.String(40), nullable=False),
         sa.Column("started", sa.String(40)),
         sa.Column("ended", sa.String(40)),
-        sa.Column("data", sa.Text, nullable=False),
+        sa.Column("memory", sa.Text, nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
         sqlite_autoincrement=True,
     )

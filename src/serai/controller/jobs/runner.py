@@ -1,4 +1,4 @@
-"""One job at work: forward through its steps, or back through their undos. The rules are in `jobs.py`.
+"""One job at work: forward through its steps, or back through their undos. The rules are in `workflow.py`.
 
 The end of one step and the beginning of the next are one write: nothing lies between them.
 
@@ -11,16 +11,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any
 
-from serai.controller import marks
-from serai.controller.account import RETRY_FIRST, Account
-from serai.controller.commands import CommandSender
-from serai.controller.jobs import StepDef, Workflow
-from serai.controller.locks import Locks, Request
-from serai.controller.store import JobRecord, Store, StoreUnavailableError
-from serai.lib.tasks import Tasks
+from serai.controller.jobs import transitions
+from serai.controller.jobs.locks import Locks
+from serai.controller.jobs.workflow import JobContext, Step, Workflow
+from serai.controller.jobs.writer import Writer
+from serai.controller.store import StoreUnavailableError
+from serai.lib.clock import Clock
 from serai.schema.errors import (
     CancelledByUserError,
     ConflictError,
@@ -32,45 +31,46 @@ from serai.schema.job import Job, JobState, StepState
 
 log = logging.getLogger(__name__)
 
+RETRY_FIRST = 0.5
+"""Seconds before the second attempt of an undo, or of a step behind the point of no return."""
 RETRY_MOST = 30.0
-"""Seconds between two attempts of an undo, or of a step behind the point of no return."""
+"""Seconds between two attempts later."""
 
 UNDONE_FROM = (StepState.DONE, StepState.RUNNING, StepState.FAILED)
 
 
-class Directory(Protocol):
-    """Where a run looks up the other jobs, to name them."""
-
-    def describe(self, job_id: str) -> str:
-        """`job 12ab… (vm.migrate of vm/web1)`."""
-        ...
-
-    async def give_way(self, job_id: str, kinds: Sequence[str]) -> bool:
-        """See `Engine.give_way`."""
-        ...
-
-
-class Run(Account):
-    """One job from its locks to its end."""
+class Runner:
+    """Takes one job from its locks to its end. `services` goes to its steps; `others` are all jobs at work, by id."""
 
     def __init__(
         self,
-        record: JobRecord,
-        workflow: Workflow,
+        workflow: Workflow[Any, Any],
+        record: Writer[Any],
+        ctx: JobContext[Any, Any],
+        services: Any,
         *,
-        store: Store,
-        hosts: CommandSender,
+        clock: Clock,
         locks: Locks,
-        directory: Directory,
-        tasks: Tasks,
+        others: Mapping[str, Runner],
     ) -> None:
-        super().__init__(record, workflow, store=store, hosts=hosts, tasks=tasks)
+        self._workflow = workflow
+        self._record = record
+        self._ctx = ctx
+        self._services = services
+        self._clock = clock
         self._locks = locks
-        self._directory = directory
+        self._others = others
         # Asked for before anything is awaited: the order of the queue is the order in which jobs were submitted.
-        self._wish: Request = locks.request(record.job.id, workflow.locks(record.job))
+        self._request = locks.request(record.job.id, workflow.locks(record.job, ctx.params))
+        if record.job.state is JobState.CANCELLING:
+            ctx.cancelled.set()
 
-    async def go(self) -> None:
+    @property
+    def job(self) -> Job:
+        """The job as it is now."""
+        return self._record.job
+
+    async def run(self) -> None:
         """Run it to its end."""
         try:
             if await self._wait_for_locks():
@@ -78,18 +78,18 @@ class Run(Account):
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                raise  # else it was something inside a step that was cancelled, not this run
+                raise  # else it was something inside a step that was cancelled, not this task
             log.error("job %s (%s of %s) met a fault", self.job.id, self.job.kind, self.job.target, exc_info=error)
             await self._bail_out(error)
         finally:
-            self._locks.release(self._wish)
+            self._locks.release(self._request)
 
     async def cancel(self) -> Job:
         """Ask it to stop. Raises ConflictError behind the point of no return, StoreUnavailableError.
 
-        It stops also if that could not be written, but nobody is told so who could not rely on it.
+        It stops also if that could not be written, but the caller, who could not rely on it, gets the error.
         """
-        unwritten = self.job.state is JobState.CANCELLING and self._durable_state is not JobState.CANCELLING
+        unwritten = self.job.state is JobState.CANCELLING and self._record.durable is not JobState.CANCELLING
         if unwritten or self.job.state in (JobState.QUEUED, JobState.RUNNING):
             if self._committed():
                 raise ConflictError(
@@ -98,15 +98,15 @@ class Run(Account):
                     value=self.job.id,
                     remedy="Wait for its end.",
                 )
-            self._set(state=JobState.CANCELLING)
-            self.ctx.cancelled.set()
-            await self._write_once()
+            self._record.update(state=JobState.CANCELLING)
+            self._ctx.cancelled.set()
+            await self._record.write_once()
         return self.job
 
-    async def give_way(self) -> bool:
-        """Stop, since another job does not want to wait for it; False if it is too late for that."""
-        if self.workflow.hurries:
-            self.ctx.hurried.set()
+    async def preempt(self) -> bool:
+        """Stop, since another job does not wait for this one; False if it is too late for that."""
+        if self._workflow.expedites:
+            self._ctx.expedited.set()
         elif self._committed():
             return False
         else:
@@ -116,40 +116,46 @@ class Run(Account):
     # --- the way ---
 
     async def _wait_for_locks(self) -> bool:
-        if self._wish.granted.is_set():
+        if self._request.granted.is_set():
             return True
-        granted = asyncio.ensure_future(self._wish.granted.wait())
-        cancelled = asyncio.ensure_future(self.ctx.cancelled.wait())
+        granted = asyncio.ensure_future(self._request.granted.wait())
+        cancelled = asyncio.ensure_future(self._ctx.cancelled.wait())
         fresh = self.job.started is None
         try:
             while not granted.done():
-                if fresh and self.ctx.cancelled.is_set():
+                if fresh and self._ctx.cancelled.is_set():
                     error = CancelledByUserError("cancelled before it began").info
-                    if not any(step.written for step in self.workflow.steps):
+                    if all(step.run is not None for step in self._workflow.steps):
                         self._skip_pending()
                         await self._end(JobState.CANCELLED, error)
                         return False
-                    # What was written with it is taken back when nobody else is at work there.
+                    # What was written with it is taken back once no other job is at work there.
                     fresh = False
-                    self._set(state=JobState.UNDOING, error=error)
-                    await self._write()
-                self.ctx.waits_for(await self._clear_the_way())
+                    self._record.update(state=JobState.UNDOING, error=error)
+                    await self._record.write()
+                self._ctx.waits_for(await self._clear_the_way())
                 waits = {granted, cancelled} if fresh else {granted}
                 await asyncio.wait(waits, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
         finally:
             granted.cancel()
             cancelled.cancel()
-        self.ctx.waiting = ""
+        self._record.update(waits_for="")
         return True
 
     async def _clear_the_way(self) -> str:
-        """Ask those that it overtakes to give way; returns whom it waits for, in words."""
-        kinds = self.workflow.overtakes(self.job)
-        asked = {job for job in self._locks.ahead(self._wish) if await self._directory.give_way(job, kinds)}
-        return "; ".join(
-            f"{name}: {self._directory.describe(job)}" + (", which was asked to stop" if job in asked else "")
-            for name, job in self._locks.blockers(self._wish).items()
-        )
+        """Ask the jobs that it preempts to stop; returns what it waits for, in words."""
+        kinds = self._workflow.preempts(self._ctx.params)
+        asked = set()
+        for job_id in self._locks.ahead(self._request):
+            other = self._others.get(job_id)
+            if other is not None and other.job.kind in kinds and await other.preempt():
+                asked.add(job_id)
+        told = []
+        for name, job_id in self._locks.blockers(self._request).items():
+            other = self._others.get(job_id)
+            what = "" if other is None else f" ({other.job.kind} of {other.job.target})"
+            told.append(f"{name}: job {job_id}{what}" + (", which was asked to stop" if job_id in asked else ""))
+        return "; ".join(told)
 
     async def _forward_or_back(self) -> None:
         if self.job.state is not JobState.UNDOING:
@@ -161,8 +167,7 @@ class Run(Account):
                 if self._committed():
                     raise
                 log.debug("job %s turns back", self.job.id, exc_info=error)
-                self._set(state=JobState.UNDOING, error=_explain(self.job, error))
-                self._keep_sound_data()
+                self._turn_back(_explain(self.job, error))
             else:
                 await self._end(JobState.DONE, None)
                 return
@@ -172,30 +177,25 @@ class Run(Account):
         await self._end(JobState.CANCELLED if cancelled else JobState.FAILED, error_info)
 
     async def _forward(self) -> None:
-        state = JobState.CANCELLING if self.ctx.cancelled.is_set() else JobState.RUNNING
-        self._set(state=state, started=self.job.started or self._store.clock.now())
-        for index, step in enumerate(self.workflow.steps):
+        state = JobState.CANCELLING if self._ctx.cancelled.is_set() else JobState.RUNNING
+        self._record.update(state=state, started=self.job.started or self._clock.now())
+        for index, step in enumerate(self._workflow.steps):
             found = self.job.steps[index].state
             if found is StepState.DONE:
                 continue
-            self.ctx.begin(
-                step.name,
-                cancellable=step.cancellable and not self._committed(),
-                undoing=False,
-                attempt=self._attempt,
-            )
+            self._ctx.begin(step.name, cancellable=step.cancellable and not self._committed(), undoing=False)
             begun = found is StepState.RUNNING
             if not begun:
-                self.ctx.check_cancel()
+                self._ctx.check_cancel()
                 self._step(index, StepState.RUNNING)
-                await self._write()
+                await self._record.write()
             await self._run_step(index, step, begun=begun)
             self._step(index, StepState.DONE)
 
-    async def _pick_up(self, step: StepDef) -> bool:
+    async def _pick_up(self, step: Step[Any, Any]) -> bool:
         """After a crash in mid-step: True if the step is done, False if it is to be run again; raises to undo."""
         if step.resume is not None and not step.repeatable:
-            if await step.resume(self.ctx):
+            if await step.resume(self._services, self._ctx):
                 return True
         elif step.repeatable:
             return False
@@ -206,21 +206,21 @@ class Run(Account):
             remedy="What the job had done was undone. Ask for it again.",
         )
 
-    async def _run_step(self, index: int, step: StepDef, *, begun: bool) -> None:
+    async def _run_step(self, index: int, step: Step[Any, Any], *, begun: bool) -> None:
+        assert step.run is not None, "what was written with the job is done"
         delay = RETRY_FIRST
         while True:
             try:
                 if not begun or not await self._pick_up(step):
-                    await step.run(self.ctx)
-                json.dumps(self.ctx.result)
-                self._kept = json.dumps(self.ctx.data)
+                    await step.run(self._services, self._ctx)
+                json.dumps(self._ctx.result)
             except asyncio.CancelledError:
                 raise
             except Exception as error:
                 if isinstance(error, StoreUnavailableError) and (step.repeatable or step.resume is not None):
                     begun = True
                     await self._as_after_a_crash(delay)
-                    self.ctx.begin(step.name, cancellable=self.ctx.cancellable, undoing=False, attempt=self._attempt)
+                    self._ctx.begin(step.name, cancellable=self._ctx.cancellable, undoing=False)
                     delay = min(delay * 2, RETRY_MOST)
                     continue
                 if not self._committed():
@@ -229,31 +229,34 @@ class Run(Account):
                 log.warning("job %s, step %s fails and is tried again: %s", self.job.id, step.name, error)
                 await self._pause(f"step {step.name!r} to succeed: {error}", delay)
                 delay = min(delay * 2, RETRY_MOST)
-                self.ctx.begin(step.name, cancellable=False, undoing=False, attempt=self._attempt)
+                self._ctx.begin(step.name, cancellable=False, undoing=False)
             else:
                 return
 
+    def _turn_back(self, error: ErrorInfo) -> None:
+        # The result goes: the step may have left one that cannot be written.
+        self._record.update(state=JobState.UNDOING, error=error, result=None)
+
     async def _back(self) -> None:
         self._skip_pending()
-        await self._write()
-        for index in reversed(range(len(self.workflow.steps))):
-            step = self.workflow.steps[index]
+        await self._record.write()
+        for index in reversed(range(len(self._workflow.steps))):
+            step = self._workflow.steps[index]
             state = self.job.steps[index].state
-            if step.undo is None or state not in UNDONE_FROM:
+            if step.undo is None or state not in UNDONE_FROM or self._committed():
                 continue
             await self._undo_step(step)
             if state is not StepState.FAILED:
                 self._step(index, StepState.UNDONE)
-            await self._write()
+            await self._record.write()
 
-    async def _undo_step(self, step: StepDef) -> None:
+    async def _undo_step(self, step: Step[Any, Any]) -> None:
         assert step.undo is not None
         delay = RETRY_FIRST
         while True:
-            self.ctx.begin(step.name, cancellable=False, undoing=True, attempt=self._attempt)
+            self._ctx.begin(step.name, cancellable=False, undoing=True)
             try:
-                await step.undo(self.ctx)
-                self._kept = json.dumps(self.ctx.data)
+                await step.undo(self._services, self._ctx)
             except asyncio.CancelledError:
                 raise
             except StoreUnavailableError:
@@ -268,26 +271,42 @@ class Run(Account):
 
     async def _pause(self, reason: str, delay: float) -> None:
         # A new attempt makes new command ids: under the old ones a host would only repeat its refusal.
-        self._attempt += 1
-        self.ctx.waits_for(reason)
-        await self._write()
-        await self._store.clock.sleep(delay)
+        self._record.attempt += 1
+        self._ctx.waits_for(reason)
+        await self._record.write()
+        await self._clock.sleep(delay)
 
     async def _as_after_a_crash(self, delay: float) -> None:
-        """Wait for the database; what the step has in mind since the last write is forgotten, and asked for anew."""
-        self.ctx.data = json.loads(self._durable)
-        await self._store.clock.sleep(delay)
-        await self._write(quiet=True)
+        """Wait for the database; what the step remembered since the last write is forgotten."""
+        self._record.forget()
+        await self._clock.sleep(delay)
+        await self._record.write(quiet=True)
 
     async def _bail_out(self, error: BaseException) -> None:
         """A fault of ours, or of the workflow outside its steps: undo what can be undone, and end as failed."""
         if self.job.state.ended:
             raise error  # it is the end that cannot be written as it is
-        if self._wish.granted.is_set() and not self._committed():
-            self._set(state=JobState.UNDOING, error=marks.fault(self.workflow.steps, self.job, error))
-            self._keep_sound_data()
+        if self._request.granted.is_set() and not self._committed():
+            self._turn_back(transitions.fault(self._workflow.steps, self.job, error))
             await self._back()
-        await self._end(JobState.FAILED, marks.fault(self.workflow.steps, self.job, error))
+        await self._end(JobState.FAILED, transitions.fault(self._workflow.steps, self.job, error))
+
+    # --- the record ---
+
+    def _committed(self) -> bool:
+        return transitions.committed(self._workflow.steps, self.job)
+
+    def _step(self, index: int, state: StepState, detail: str = "") -> None:
+        self._record.job = transitions.with_step(self.job, index, state, self._clock.now(), detail)
+
+    def _skip_pending(self) -> None:
+        self._record.job = transitions.without_pending(self.job, self._clock.now())
+
+    async def _end(self, state: JobState, error: ErrorInfo | None) -> None:
+        self._record.update(state=state, error=error, ended=self._clock.now(), waits_for="")
+        # A failed or cancelled job has no result; one that is done is at its end.
+        self._record.update(**({"progress": 1.0} if state is JobState.DONE else {"result": None}))
+        await self._record.write()
 
 
 def _explain(job: Job, error: Exception) -> ErrorInfo:

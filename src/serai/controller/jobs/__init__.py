@@ -1,0 +1,1 @@
+"""The job engine: what a workflow is, and what runs one durably."""
