@@ -11,7 +11,10 @@ from serai.schema.resource import Frozen, Id, Name
 
 
 class Lease(Frozen):
-    """`offered_to` is set while `highest` may go there: written durably before either end is told."""
+    """`offered_to` is set while `highest` may go there: written durably before either end is told.
+
+    `ended`: no epoch up to this one runs any more, by the word of an operator who fenced its host; 0 if none ended so.
+    """
 
     vm: Id
     epoch: int = Field(ge=1)
@@ -20,6 +23,7 @@ class Lease(Frozen):
     """The highest epoch ever offered or held: an epoch that was abandoned is never offered again."""
     offered_to: Name | None = None
     offer_id: str | None = None
+    ended: int = Field(default=0, ge=0)
     updated: datetime | None = None
 
 

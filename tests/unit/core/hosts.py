@@ -1,7 +1,7 @@
-"""A little world for moves: QEMUs, the stream between two of them, journals that last, and agents that may die.
+"""The hosts of the model: QEMUs, the stream between two of them, journals, and agents that may die.
 
-`Qemu` and `Stream` are physics, as QEMU's migration code has it; they know no table. `Host` is an agent that does what
-the tables of core.lifecycle, core.migration and core.lease say, and nothing else.
+`Qemu`, `Stream` and `Targets` are physics, as QEMU's migration code and iSCSI targets have it; they know no table.
+`Host` is an agent that does what the tables of core.lifecycle, core.migration and core.lease say, and nothing else.
 """
 
 from __future__ import annotations
@@ -39,6 +39,22 @@ class Stream:
 
     whole: bool = False
     cut: bool = False
+
+
+@dataclass
+class Targets:
+    """The VM's disks. Nobody writes to them under an epoch that they refuse, and an epoch is admitted for one host."""
+
+    refused: int = 0
+    admitted: dict[int, str] = field(default_factory=dict)
+
+    def admit(self, epoch: int, host: str) -> bool:
+        """False for an epoch that was granted to another host: whoever grants it again has an old database."""
+        return epoch > self.refused and self.admitted.setdefault(epoch, host) == host
+
+    def refuse(self, epoch: int) -> None:
+        """This epoch and all lower ones."""
+        self.refused = max(self.refused, epoch)
 
 
 @dataclass
@@ -109,9 +125,12 @@ class Qemu:
 
 @dataclass(frozen=True)
 class Move:
+    """One offer. `journal`: the destination's, which alone can decide it."""
+
     epoch: int
     source: str
     to: str
+    journal: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,13 +145,22 @@ class Record:
 
 
 class Host:
-    """`claims` (every one ever written) and `record` last; what the agent has in mind goes with it."""
+    """`claims` (every one ever written), `record` and `seen` last, as long as the journal does.
 
-    def __init__(self, name: str) -> None:
+    `journal` numbers the host's journals; `seen` is the highest position of the controller's database that it knows.
+    What the agent has in mind goes with the agent.
+    """
+
+    def __init__(self, name: str, targets: Targets) -> None:
         self.name = name
+        self.targets = targets
+        self.journal = 1
         self.claims: list[LeaseRecord] = []
         self.record: Record | None = None
+        self.seen: tuple[int, int] = (0, 0)
         self.qemu: Qemu | None = None
+        self.epoch = 0
+        """Of the QEMU that is there, whatever the journal knows."""
         self.port = False
         self.up = True
         self._forget()
@@ -161,7 +189,8 @@ class Host:
 
     @property
     def runs(self) -> bool:
-        return self.qemu is not None and self.qemu.vcpus
+        """Its vCPUs run, and its disks are open to it."""
+        return self.qemu is not None and self.qemu.vcpus and self.epoch > self.targets.refused
 
     # --- starts and ends ---
 
@@ -169,11 +198,12 @@ class Host:
         """From disk, under a claim of this journal."""
         state = self.record.state if self.record is not None else VmState.DEFINED
         self.record = Record(epoch, follow(follow(state, VmEvent.START, "web1"), VmEvent.RUNS, "web1"))
-        self.qemu, self.port = Qemu(vcpus=True), True
+        self.qemu, self.epoch, self.port = Qemu(vcpus=True), epoch, True
 
     def may_restart(self) -> bool:
         record = self.record
-        return record is not None and record.state is VmState.CRASHED and rules.may_run(self.claims) == record.epoch
+        runs = record is not None and record.state is VmState.CRASHED and rules.may_run(self.claims) == record.epoch
+        return runs and record is not None and record.epoch > self.targets.refused
 
     def kill_qemu(self) -> None:
         """kill -9: what it had not written yet never comes."""
@@ -209,7 +239,25 @@ class Host:
 
     # --- source ---
 
+    def may_leave(self, move: Move) -> bool:
+        """Whether the VM runs here, this offer is the next epoch, and it was not turned down here."""
+        record = self.record
+        if not self.up or self.qemu is None or record is None or record.state is not VmState.RUNNING:
+            return False
+        below = record.epoch == rules.may_run(self.claims) and record.epoch < move.epoch
+        return below and self.claim(move.epoch) is None
+
+    def never_sends(self, move: Move) -> bool:
+        """Promise, durably, that the last state of this offer is never sent; False if it may have been."""
+        record = self.record
+        if record is not None and record.outgoing == move:
+            return False
+        if self.claim(move.epoch) is None:
+            self.write(move.epoch, Claim.ABANDONED)
+        return self.claim(move.epoch) is Claim.ABANDONED
+
     def leave(self, move: Move, stream: Stream) -> None:
+        assert self.may_leave(move)
         assert self.qemu is not None
         self.tell(VmEvent.MIGRATE, "", outgoing=move)
         self.source = SourcePhase.SETUP
@@ -257,7 +305,7 @@ class Host:
         """Raises StaleError for an offer that was turned down before."""
         self.write(move.epoch, Claim.OFFERED)
         self.record = Record(move.epoch, follow(VmState.DEFINED, VmEvent.INCOMING, "web1"), incoming=move)
-        self.qemu, self.port = Qemu(stream=stream, receives=True), False
+        self.qemu, self.epoch, self.port = Qemu(stream=stream, receives=True), move.epoch, False
         self.destination = DestinationPhase.PREPARED
 
     def decide(self, event: DestinationEvent) -> None:
@@ -285,8 +333,15 @@ class Host:
             self.qemu.vcpus = self.port = True
         return True
 
-    def verdict(self, epoch: int, *, turn_down: bool) -> Claim:
-        """What this journal says of an offer; what it does not know it turns down, for ever."""
+    def verdict(self, epoch: int, journal: int, *, turn_down: bool) -> Claim:
+        """What this journal says of an offer; what it does not know it turns down, for ever.
+
+        One that was made to another journal of this host is not this one's to decide.
+        """
+        if journal != self.journal:
+            return Claim.OFFERED
+        if any(row.epoch > epoch and row.claim in rules.RUNS for row in self._last_claims()):
+            return Claim.COMMITTED  # decided long ago: who asks only now must not run
         if self.destination is not None and self.record is not None and self.record.epoch == epoch:
             if turn_down:
                 self.decide(DestinationEvent.TURN_DOWN)
@@ -296,7 +351,21 @@ class Host:
         self.write(epoch, Claim.ABANDONED)
         return Claim.ABANDONED
 
+    def _last_claims(self) -> list[LeaseRecord]:
+        return list({row.epoch: row for row in self.claims}.values())
+
     # --- the agent ---
+
+    def lose_journal(self) -> None:
+        """The machine was installed again, or its disk was replaced; its QEMU may even run on."""
+        self.kill_agent()
+        self.claims, self.record, self.seen = [], None, (0, 0)
+        self.journal += 1
+
+    def give_up_strays(self) -> None:
+        """End a QEMU that no record knows."""
+        if self.record is None:
+            self.clear()
 
     def kill_agent(self) -> None:
         self.up = False

@@ -86,6 +86,7 @@ leases = Table(
     Column("highest", Integer, nullable=False),
     Column("offered_to", String(63)),
     Column("offer_id", String(64)),
+    Column("ended", Integer, nullable=False, server_default="0"),
     Column("updated", String(40), nullable=False),
 )
 

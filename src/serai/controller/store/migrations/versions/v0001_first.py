@@ -79,6 +79,7 @@ def _beside_resources() -> None:
         sa.Column("highest", sa.Integer, nullable=False),
         sa.Column("offered_to", sa.String(63)),
         sa.Column("offer_id", sa.String(64)),
+        sa.Column("ended", sa.Integer, nullable=False, server_default="0"),
         sa.Column("updated", sa.String(40), nullable=False),
     )
 
