@@ -22,15 +22,19 @@ from serai.drivers.image.seed import write_seed
 from serai.drivers.image.store import ImageStore
 from serai.drivers.network.base import NetworkDriver
 from serai.host import registry
-from serai.host.agent import HostAgent
-from serai.host.consoles import Consoles
+from serai.host.agent import HostAgent, VmReports
 from serai.host.executor import Executor
-from serai.host.images import HostImages
 from serai.host.journal import Journal
-from serai.host.kit import Kit
-from serai.host.records import Records
-from serai.host.storage import HostStorage
-from serai.host.vms import Vms, machine_boot_id
+from serai.host.migration.manager import MigrationManager
+from serai.host.network.ports import VnicPorts
+from serai.host.storage.images import HostImages
+from serai.host.storage.pools import HostPools
+from serai.host.storage.volumes import HostVolumes
+from serai.host.store import HostStore
+from serai.host.vm.consoles import Consoles
+from serai.host.vm.resources import VmResources
+from serai.host.vm.runner import VmServices
+from serai.host.vm.supervisor import Supervisor, machine_boot_id
 from serai.lib import service
 from serai.lib.bus import Bus
 from serai.lib.clock import SystemClock
@@ -95,44 +99,45 @@ class HostParts:
             stack.push_async_callback(self._tasks.close)
             journal = Journal.open(paths.journal)
             stack.callback(journal.close)
-            records = Records(journal)
+            store = HostStore(journal)
             hypervisor = registry.hypervisor(paths, allow_unsandboxed=config.allow_unsandboxed)
             network = registry.network()
             await network.start()
             stack.push_async_callback(network.close)
-            store = ImageStore(paths.images)
-            store.open()
-            images = self._images(tls, store)
-            storage = self._storage(records, store)
-            await storage.start()
-            agent = self._agent(records, storage, network, await self._find_out(hypervisor))
-            kit = Kit(
-                host=config.name,
-                paths=paths,
-                clock=self._clock,
-                tasks=self._tasks,
-                records=records,
-                hypervisor=hypervisor,
-                network=network,
-                report=agent.publish_report,
-                ask_verdict=self._ask_verdict,
-                disk_path=storage.disk_path,
-                image_file=store.checked_file,
-                write_seed=write_seed,
-                migration_address=config.addresses["migration"],
-                tls_hostname=qemu_identity(config.name),
-            )
+            image_store = ImageStore(paths.images)
+            image_store.open()
+            images = self._images(tls, image_store)
+            pools = self._pools(store)
+            await pools.start()
+            facts = await self._find_out(hypervisor)
+            services = self._services(store, hypervisor, network, pools, image_store)
             taker = registry.uplink_taker(paths)
             await taker.start()
-            vms = Vms(kit)
+            vms = Supervisor(services)
+            moves = self._moves(services, vms)
+            portal = f"{config.addresses['storage']}:3260"
+            volumes = HostVolumes(pools, portal=portal, image_disk=image_store.checked_disk)
+            agent = HostAgent(
+                name=config.name,
+                bus=self._bus,
+                clock=self._clock,
+                tasks=self._tasks,
+                store=store,
+                facts=self._facts(facts),
+                vms=vms,
+                moves=moves,
+                pools=pools,
+                network=network,
+                executor=Executor(vms, moves, pools, volumes, images, taker),
+            )
             boot = machine_boot_id()
             rebooted = (journal.get("machine", "boot") or {}).get("id") not in (None, boot)
-            vms.take_over(rebooted=rebooted)
-            await agent.join(vms, Executor(vms, storage, images, taker))
+            vms.take_over(moves.take_up, rebooted=rebooted)
+            await agent.join()
             stack.push_async_callback(agent.leave)
             await stack.enter_async_context(self._streams(tls, images))
             # Before VMs are waited for: a target that died since is what they may be waiting for.
-            self._repeat("storage-check", storage.check, CHECK_PERIOD)
+            self._repeat("storage-check", pools.check, CHECK_PERIOD)
             await vms.taken_over()
             # Only now: an agent that dies before has not done yet what a reboot asks for.
             journal.append("machine", "boot", {"id": boot})
@@ -141,18 +146,31 @@ class HostParts:
             self._tasks.start(self._look_again(hypervisor, agent), "look-again")
             await asyncio.Event().wait()
 
-    def _agent(
-        self, records: Records, storage: HostStorage, network: NetworkDriver, facts: HypervisorFacts
-    ) -> HostAgent:
-        return HostAgent(
-            name=self._config.name,
-            bus=self._bus,
+    def _services(
+        self,
+        store: HostStore,
+        hypervisor: Hypervisor,
+        network: NetworkDriver,
+        pools: HostPools,
+        images: ImageStore,
+    ) -> VmServices:
+        ports = VnicPorts(self._config.name, network)
+        resources = VmResources(
+            paths=self.paths,
+            ports=ports,
+            disk_path=pools.disk_path,
+            image_file=images.checked_file,
+            write_seed=write_seed,
+        )
+        return VmServices(
+            host=self._config.name,
             clock=self._clock,
             tasks=self._tasks,
-            records=records,
-            facts=self._facts(facts),
-            storage=storage,
-            network=network,
+            store=store,
+            hypervisor=hypervisor,
+            ports=ports,
+            resources=resources,
+            report=VmReports(self._config.name, self._bus, self._tasks).publish,
         )
 
     def _make_folders(self) -> None:
@@ -163,19 +181,25 @@ class HostParts:
         migration = TlsFiles.in_folder(qemu_folder(self._config.pki))
         write_qemu_folder(migration, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
 
-    def _images(self, tls: TlsFiles, store: ImageStore) -> HostImages:
+    def _images(self, tls: TlsFiles, image_store: ImageStore) -> HostImages:
         builders = registry.image_builders(self._config.image_cache)
-        return HostImages(store=store, builders=builders, importer=registry.image_importer(), tls=tls)
+        return HostImages(store=image_store, builders=builders, importer=registry.image_importer(), tls=tls)
 
-    def _storage(self, records: Records, store: ImageStore) -> HostStorage:
-        address = self._config.addresses["storage"]
-        return HostStorage(
-            records=records,
+    def _moves(self, services: VmServices, vms: Supervisor) -> MigrationManager:
+        return MigrationManager(
+            services,
+            vms,
+            self._ask_verdict,
+            address=self._config.addresses["migration"],
+            tls_hostname=qemu_identity(self._config.name),
+        )
+
+    def _pools(self, store: HostStore) -> HostPools:
+        return HostPools(
+            store=store,
             paths=self.paths,
-            exporter=registry.exporter(self.paths, address),
-            portal=f"{address}:3260",
+            exporter=registry.exporter(self.paths, self._config.addresses["storage"]),
             open_driver=lambda pool: registry.POOL_DRIVERS[pool.driver](pool, self.paths),
-            image_disk=store.checked_disk,
         )
 
     def _streams(self, tls: TlsFiles, images: HostImages) -> StreamServer:
@@ -245,11 +269,9 @@ def _warn(abilities: Iterable[Ability]) -> None:
             log.warning("%s: %s. %s", ability.name, ability.detail, ability.remedy)
 
 
-async def _tidy(journal: Journal, vms: Vms) -> None:
+async def _tidy(journal: Journal, vms: Supervisor) -> None:
     """Compact the journal, while no VM of this host is on the move."""
-    if any(agent.record.incoming or agent.record.outgoing for agent in vms.agents.values()):
-        return
-    if journal.compact():
+    if not vms.moving and journal.compact():
         log.info("the journal was compacted")
 
 

@@ -18,9 +18,10 @@ from pydantic import ValidationError
 
 from serai.drivers.network.base import NetworkDriver
 from serai.host.executor import Executor
-from serai.host.records import Records
-from serai.host.storage import HostStorage
-from serai.host.vms import Vms
+from serai.host.migration.manager import MigrationManager
+from serai.host.storage.pools import HostPools
+from serai.host.store import HostStore
+from serai.host.vm.supervisor import Supervisor
 from serai.lib.bus import Bus, Message, Subscription
 from serai.lib.clock import Clock
 from serai.lib.tasks import Tasks
@@ -48,8 +49,27 @@ VERDICT_HOLD = 1.0
 its asker's own timeout, and a VM stands still for as long."""
 
 
+class VmReports:
+    """Publishes what the VM agents of one host report."""
+
+    def __init__(self, host: str, bus: Bus, tasks: Tasks) -> None:
+        self._host = host
+        self._bus = bus
+        self._tasks = tasks
+
+    def publish(self, report: VmReport) -> None:
+        """One VM's report, without waiting. If it is lost, the next full report says it again."""
+        self._tasks.start(self._publish(report))
+
+    async def _publish(self, report: VmReport) -> None:
+        try:
+            await self._bus.publish(Subjects.vm_report(self._host, report.vm), encode(report))
+        except UnavailableError as error:
+            log.debug("report of %s waits for the bus: %s", report.vm, error)
+
+
 class HostAgent:
-    """Joins the bus for one host. `vms` publishes through `publish_report`."""
+    """Joins the bus for one host."""
 
     def __init__(
         self,
@@ -58,30 +78,32 @@ class HostAgent:
         bus: Bus,
         clock: Clock,
         tasks: Tasks,
-        records: Records,
+        store: HostStore,
         facts: HostFacts,
-        storage: HostStorage,
+        vms: Supervisor,
+        moves: MigrationManager,
+        pools: HostPools,
         network: NetworkDriver,
+        executor: Executor,
     ) -> None:
         self._name = name
         self._bus = bus
         self._clock = clock
         self._tasks = tasks
-        self._records = records
+        self._store = store
         self._facts = facts
-        self._storage = storage
+        self._vms = vms
+        self._moves = moves
+        self._pools = pools
         self._network = network
+        self._executor = executor
         self._running: dict[str, asyncio.Task[Reply]] = {}
         self._subscriptions: list[Subscription] = []
-        self._vms: Vms | None = None
-        self._executor: Executor | None = None
         self._welcomed = False
         self._joined = clock.monotonic()
 
-    async def join(self, vms: Vms, executor: Executor) -> None:
+    async def join(self) -> None:
         """Take commands from now on, say hello, and report every few seconds and after each reconnect."""
-        self._vms = vms
-        self._executor = executor
         self._joined = self._clock.monotonic()
         self._subscriptions = [
             await self._bus.subscribe(Subjects.host_command(self._name), self._on_command),
@@ -103,18 +125,8 @@ class HostAgent:
 
     # --- reports ---
 
-    def publish_report(self, report: VmReport) -> None:
-        """One VM's report, without waiting; the next full report says it again."""
-        self._tasks.start(self._publish_vm(report))
-
-    async def _publish_vm(self, report: VmReport) -> None:
-        try:
-            await self._bus.publish(Subjects.vm_report(self._name, report.vm), encode(report))
-        except UnavailableError as error:
-            log.debug("report of %s waits for the bus: %s", report.vm, error)
-
     def _holds(self, vm: str) -> bool:
-        return self._vms is not None and self._vms.knows(vm) and self._records.may_run(vm) is not None
+        return self._vms.knows(vm) and self._store.may_run(vm) is not None
 
     async def _report_forever(self) -> None:
         while True:
@@ -128,7 +140,7 @@ class HostAgent:
     def _is_whole(self) -> bool:
         """A full report would tell of all VMs, or of those of which nothing can be said in reasonable time."""
         late = self._clock.monotonic() > self._joined + ADOPTION_PATIENCE
-        return self._vms is not None and (late or not self._vms.adopting)
+        return late or not self._vms.adopting
 
     async def _hello_and_report(self) -> None:
         try:
@@ -146,15 +158,13 @@ class HostAgent:
 
     async def report_all(self) -> None:
         """Everything that this host has, at once."""
-        if self._vms is None:
-            return
         report = HostReport(
             host=self._name,
             time=self._clock.now(),
             vms=self._vms.reports(),
             silent=self._vms.silent(),
-            leases=self._records.leases(),
-            pools=await self._storage.statuses(),
+            leases=self._store.leases(),
+            pools=await self._pools.statuses(),
             bridges=await self._bridges(),
         )
         await self._bus.publish(Subjects.host_report(self._name), encode(report))
@@ -178,8 +188,7 @@ class HostAgent:
     async def _on_vm_command(self, message: Message) -> bytes | None:
         """Carried out only while this host holds the VM's lease, whatever the controller knows of it."""
         vm = Subjects.vm_of(message.subject)
-        if self._vms is not None:
-            await self._vms.adopted(vm)
+        await self._vms.adopted(vm)
         if not self._holds(vm):
             # Not for good: a VM that has just left, or whose QEMU does not answer yet. The asker knows when to give up.
             raise UnavailableError(f"{self._name} does not hold the lease of VM {vm}", field="vm", value=vm)
@@ -187,7 +196,7 @@ class HostAgent:
 
     async def command(self, request: Request) -> Reply:
         """Carry out, join or repeat; see the module's text."""
-        known = self._records.answer(request.id)
+        known = self._store.answer(request.id)
         if known is not None:
             return known
         task = self._running.get(request.id)
@@ -214,16 +223,14 @@ class HostAgent:
             self._running.pop(request.id, None)
         if reply.error is None or reply.error.code != "unavailable":
             # "Unavailable" may be over by the next try; every other answer is final.
-            self._records.put_answer(request.id, reply)
+            self._store.put_answer(request.id, reply)
         return reply
 
     async def _execute(self, request: Request) -> dict[str, Any] | None:
-        if self._executor is None or self._vms is None:
-            raise UnavailableError("the host agent is still starting")
         noun, _, of = request.key.partition("/")
         if noun == "vm":
             await self._vms.adopted(of)
-        newest = self._records.generation(request.key)
+        newest = self._store.generation(request.key)
         if request.generation and request.generation < newest:
             raise StaleError(
                 f"{request.key} is at generation {newest} here already", field="generation", value=request.generation
@@ -235,7 +242,7 @@ class HostAgent:
 
         result = await self._executor.run(request, progress)
         if request.generation > newest:
-            self._records.put_generation(request.key, request.generation)
+            self._store.put_generation(request.key, request.generation)
         return result
 
     async def _publish_progress(self, progress: CommandProgress) -> None:
@@ -245,11 +252,9 @@ class HostAgent:
             log.debug("progress of %s is lost: %s", progress.request, error)
 
     async def _on_verdict(self, message: Message) -> bytes | None:
-        if self._vms is None:
-            raise UnavailableError("the host agent is still starting")
         ask = VerdictAsk.model_validate_json(message.payload)
         if not await self._vms.adopted(ask.vm, timeout=VERDICT_HOLD):
             # The journal alone would do to turn it down; but its state may be here.
             return encode(Verdict(claim=Claim.OFFERED))
         source = Subjects.asker_of(message.subject)
-        return encode(await self._vms.moves.verdict(ask, source, hold=VERDICT_HOLD))
+        return encode(await self._moves.verdict(ask, source, hold=VERDICT_HOLD))

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from serai.core.lifecycle import VmEvent
 from serai.drivers.network.base import Uplinks
-from serai.host.images import HostImages
-from serai.host.storage import HostStorage
-from serai.host.vms import Vms
+from serai.host.migration.manager import MigrationManager
+from serai.host.storage.images import HostImages
+from serai.host.storage.pools import HostPools
+from serai.host.storage.volumes import HostVolumes
+from serai.host.vm.supervisor import Supervisor
 from serai.schema.commands import image, migration, pool, uplink, vm, volume
 from serai.schema.commands.base import BodyT, Command, ReplyT
 from serai.schema.commands.envelope import Request
@@ -52,10 +54,18 @@ def on(
 class Executor:
     """Carries out one command at a time per call; the agent keeps repeats and order."""
 
-    def __init__(self, vms: Vms, storage: HostStorage, images: HostImages, uplinks: Uplinks) -> None:
+    def __init__(
+        self,
+        vms: Supervisor,
+        moves: MigrationManager,
+        pools: HostPools,
+        volumes: HostVolumes,
+        images: HostImages,
+        uplinks: Uplinks,
+    ) -> None:
         self._vms = vms
+        self._moves = moves
         self._images = images
-        moves = vms.moves
         self.table = dict(
             [
                 on(vm.VM_START, self._start),
@@ -64,19 +74,19 @@ class Executor:
                 on(vm.VM_PAUSE, lambda body, _: vms.agent(body.vm).signal(VmEvent.PAUSE)),
                 on(vm.VM_RESUME, lambda body, _: vms.agent(body.vm).signal(VmEvent.RESUME)),
                 on(vm.VM_RESET, lambda body, _: vms.agent(body.vm).signal(VmEvent.RESET)),
-                on(vm.VM_CONFIGURE, lambda body, _: vms.configure(body)),
+                on(vm.VM_CONFIGURE, lambda body, _: vms.agent(body.launch.vm).configure(body)),
                 on(migration.MIGRATION_PREPARE, self._prepare),
                 on(migration.MIGRATION_START, self._migrate),
                 on(migration.MIGRATION_CANCEL, self._cancel),
                 on(migration.MIGRATION_ABANDON, lambda body, _: moves.abandon(body)),
-                on(pool.POOL_OPEN, lambda body, _: storage.open_pool(body)),
-                on(pool.POOL_CLOSE, lambda body, _: storage.close_pool(body)),
-                on(volume.VOLUME_CREATE, storage.make),
-                on(volume.VOLUME_DELETE, lambda body, _: storage.drop(body)),
-                on(volume.VOLUME_GROW, lambda body, _: storage.grow(body)),
-                on(volume.VOLUME_MEASURE, lambda body, _: storage.look(body)),
-                on(volume.VOLUME_ADMIT, lambda body, _: storage.admit(body)),
-                on(volume.VOLUME_REFUSE, lambda body, _: storage.refuse(body)),
+                on(pool.POOL_OPEN, lambda body, _: pools.open(body)),
+                on(pool.POOL_CLOSE, lambda body, _: pools.close(body)),
+                on(volume.VOLUME_CREATE, volumes.make),
+                on(volume.VOLUME_DELETE, lambda body, _: volumes.drop(body)),
+                on(volume.VOLUME_GROW, lambda body, _: volumes.grow(body)),
+                on(volume.VOLUME_MEASURE, lambda body, _: volumes.look(body)),
+                on(volume.VOLUME_ADMIT, lambda body, _: volumes.admit(body)),
+                on(volume.VOLUME_REFUSE, lambda body, _: volumes.refuse(body)),
                 on(image.IMAGE_CREATE, images.make),
                 on(image.IMAGE_FETCH, images.fetch),
                 on(image.IMAGE_DELETE, lambda body, _: images.drop(body)),
@@ -101,10 +111,10 @@ class Executor:
 
     async def _prepare(self, body: migration.PrepareMigration, _: ReportProgress) -> migration.MigrationEndpoint:
         await self._images.check_boot(body.launch)
-        return await self._vms.moves.prepare(body)
+        return await self._moves.prepare(body)
 
     async def _migrate(self, body: migration.StartMigration, progress: ReportProgress) -> migration.MigrationOutcome:
-        return await self._vms.moves.migrate(body, lambda waits_for: progress("commit", None, waits_for))
+        return await self._moves.migrate(body, lambda waits_for: progress("commit", None, waits_for))
 
     async def _cancel(self, body: migration.CancelMigration, _: ReportProgress) -> migration.CancelResult:
-        return self._vms.moves.cancel(body)
+        return self._moves.cancel(body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.host.conftest import Host
+from tests.unit.host.ground import Host
 
 from serai.schema.commands import BY_NAME
 

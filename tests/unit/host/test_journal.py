@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 
 from serai.host.journal import Journal
-from serai.host.records import Records
-from serai.schema.commands.envelope import Reply
-from serai.schema.errors import HostError, StaleError
-from serai.schema.lease import Claim, LeaseRecord
-
-VM = "0123456789ab"
+from serai.schema.errors import HostError
 
 
 def test_it_remembers_the_newest_and_forgets(tmp_path: Path) -> None:
@@ -78,33 +73,6 @@ def test_without_space_nothing_is_claimed(tmp_path: Path) -> None:
     again = Journal.open(tmp_path / "journal")
     assert again.all("vm") == kept
     again.close()
-
-
-def test_a_claim_takes_only_steps_of_the_table(tmp_path: Path) -> None:
-    journal = Journal.open(tmp_path / "journal")
-    records = Records(journal)
-    records.put_claim(LeaseRecord(vm=VM, epoch=2, claim=Claim.OFFERED))
-    records.put_claim(LeaseRecord(vm=VM, epoch=2, claim=Claim.ABANDONED, reason="turned down"))
-    with pytest.raises(StaleError):
-        records.put_claim(LeaseRecord(vm=VM, epoch=2, claim=Claim.COMMITTED))
-    assert records.may_run(VM) is None
-    journal.close()
-    again = Journal.open(tmp_path / "journal")
-    assert Records(again).claim(VM, 2) is Claim.ABANDONED
-    again.close()
-
-
-def test_answers_are_kept_for_repeats(tmp_path: Path) -> None:
-    journal = Journal.open(tmp_path / "journal")
-    records = Records(journal)
-    records.put_answer("c" * 12, Reply(state="done", result={"n": 1}))
-    records.put_generation("vm/a", 3)
-    records.put_generation("vm/a", 2)
-    journal.close()
-    again = Records(reopened := Journal.open(tmp_path / "journal"))
-    assert again.answer("c" * 12) == Reply(state="done", result={"n": 1})
-    assert again.generation("vm/a") == 3
-    reopened.close()
 
 
 def test_it_is_compacted_when_most_of_it_is_of_the_past(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from serai.core import lease as rules
 from serai.host.journal import Journal
 from serai.schema.attach import Launch
 from serai.schema.commands.envelope import Reply
 from serai.schema.commands.pool import OpenPool
+from serai.schema.commands.vm import LaunchBody
 from serai.schema.encoding import to_dict
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.resource import Frozen, Name
@@ -63,8 +65,18 @@ class VmRecord(Frozen):
     incoming: Incoming | None = None
     outgoing: Outgoing | None = None
 
+    @property
+    def moving(self) -> bool:
+        """A move from or to this host is not decided yet."""
+        return self.incoming is not None or self.outgoing is not None
 
-class Records:
+
+def terms(body: LaunchBody) -> dict[str, Any]:
+    """What a command says of how its VM runs, as fields of the VM's record."""
+    return {name: getattr(body, name) for name in ("launch", "restart", "autostart", "autostart_order")}
+
+
+class HostStore:
     """Reads and writes typed records. Every write is durable when it returns."""
 
     def __init__(self, journal: Journal) -> None:

@@ -17,7 +17,7 @@ from serai.drivers.image.base import write_manifest
 from serai.drivers.image.cache import ensure_image
 from serai.drivers.image.fake import FakeBuilder
 from serai.drivers.image.store import ImageStore
-from serai.host.images import HostImages
+from serai.host.storage.images import HostImages
 from serai.lib.ids import new_id
 from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.lib.stream import StreamServer

@@ -1,7 +1,7 @@
-"""A host's images: built, imported, taken from another host over the data channel, and served to others.
+"""A host's images: built, imported, fetched from another host over the data channel, and served to others.
 
-A copy is checked before each use, serving it included. One that is damaged is dropped, and the command is refused with
-NotFoundError, field `image` and the id as its value: by that the controller knows to bring another copy.
+A copy is checked before each use, serving it included. A damaged one is dropped and the command refused with
+NotFoundError, its field `image` and its value the id; the controller then brings another copy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Report = Callable[[str, float | None], None]
 
 
 class HostImages:
-    """`builders` is the visible table of recipes; what they built once they have, for the whole machine."""
+    """`builders` maps recipes to builders, which cache what they built for the whole machine."""
 
     def __init__(
         self, *, store: Store, builders: Mapping[str, Build], importer: ImageImporter, tls: TlsFiles | None
@@ -38,19 +38,19 @@ class HostImages:
         self._images = Makings("image")
 
     async def check_boot(self, launch: Launch) -> None:
-        """What the VM boots from is here and sound. Raises NotFoundError (see the module's text)."""
+        """Check the image that the VM boots from. Raises NotFoundError (see the module's docstring)."""
         if launch.boot is not None:
             await self.store.check(launch.boot.image)
 
     async def _here(self, image: str) -> ImageManifest | None:
-        """The manifest, if there is a sound copy."""
+        """The manifest, if this host has an intact copy."""
         try:
             return await self.store.check(image)
         except NotFoundError:
             return None
 
     async def make(self, body: CreateImage, report: Report) -> ImageManifest:
-        """Build or download; a sound image that is here already stays."""
+        """Build or download. An intact copy that is here already stays."""
 
         async def work() -> ImageManifest:
             return await self._here(body.image) or await self._make(body, report)
@@ -77,13 +77,13 @@ class HostImages:
                 value=recipe,
                 remedy=f"Choose one of {', '.join(sorted(self._builders))}.",
             )
-        # Another host of the same machine may be building it: then this one waits and takes that.
+        # If another host agent of this machine is building it, this waits for the result and copies it.
         cached = await build(report)
         for row in [MANIFEST, *(file.name for file in read_manifest(cached).files)]:
             await asyncio.to_thread(shutil.copyfile, cached / row, folder / row)
 
     async def fetch(self, body: FetchImage, report: Report) -> None:
-        """Take a copy from another host; a sound one of that manifest that is here already stays."""
+        """Fetch a copy from another host. An intact one of the same manifest that is here already stays."""
 
         async def work() -> None:
             here = await self._here(body.image)
@@ -111,19 +111,19 @@ class HostImages:
             (folder / MANIFEST).write_text(body.manifest.model_dump_json(), encoding="utf-8")
 
     async def drop(self, body: DeleteImage) -> None:
-        """Delete this host's copy, or end its making."""
+        """Delete this host's copy; cancel its creation if that is under way."""
         async with self._images.dropping(body.image):
             self.store.delete(body.image)
 
     # --- the data channel's handlers ---
 
     async def serve_read(self, ticket: Ticket, reader: Reader, writer: Writer) -> None:
-        """Send the image's files, in order of name, to the ticket's holder."""
+        """Send the image's files, ordered by name, to the ticket's holder."""
         manifest = await self.store.check(ticket.resource)
         for file in sorted(manifest.files, key=lambda row: row.name):
             sent = await send_file(reader, writer, self.store.file(ticket.resource, file.name))
             if sent.sha256 != file.sha256:
-                # The receiver has refused it. The seal did not show it: the disk itself lies.
+                # The receiver has refused it. Size and times looked right: the disk returned other bytes.
                 self.store.distrust(ticket.resource, f"{file.name} does not have its checksum")
                 return
 

@@ -1,7 +1,7 @@
 """The source of a live migration: follows core.migration's table on QMP events, one queue, one consumer.
 
-`OutgoingMove.run` starts the move or, after an agent's restart, takes it up where QEMU stands. It returns when the
-outcome is certain. In between, once all state was sent, it asks the destination's journal for as long as it takes.
+A move is carried to its certain outcome. Once all state was sent, only the destination's journal has it, and is asked
+for as long as it takes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from datetime import timedelta
 
 from pydantic import ValidationError
 
+from serai.core.lifecycle import End
 from serai.core.migration import Act, SourceEvent, SourcePhase, resume_at, source_step
 from serai.drivers.hypervisor.base import Machine, MachineEvent, MigrationSetup, RunState
-from serai.host.kit import Kit
-from serai.host.records import Outgoing
-from serai.schema.commands.migration import MigrationOutcome, StartMigration, VerdictAsk
+from serai.host.store import Outgoing
+from serai.host.vm.agent import VmAgent
+from serai.host.vm.runner import VmServices
+from serai.schema.commands.migration import MigrationOutcome, StartMigration, Verdict, VerdictAsk
 from serai.schema.errors import ConflictError, SeraiError
 from serai.schema.lease import Claim
 
@@ -41,32 +43,36 @@ PHASE_NAMES = {
 }
 
 
-class OutgoingMove:
-    """One move away from this host. `on_sent` makes durable that only the destination's journal may decide now."""
+AskVerdict = Callable[[str, VerdictAsk], Awaitable[Verdict]]
 
-    def __init__(self, kit: Kit, vm: str, taps: list[str], move: Outgoing, on_sent: Callable[[], None]) -> None:
-        self._kit = kit
-        self._vm = vm
-        self._taps = taps
+
+class MigrationSource:
+    """One move away from this host.
+
+    `ask_verdict(host, question)` asks another host's journal over the bus, and raises UnavailableError without an
+    answer. `tell` is told in words what the outcome waits for, as long as it does.
+    """
+
+    def __init__(self, services: VmServices, agent: VmAgent, move: Outgoing, ask_verdict: AskVerdict) -> None:
+        self._clock = services.clock
+        self._tasks = services.tasks
+        self._ports = services.ports
+        self._ask_verdict = ask_verdict
+        self.agent = agent
         self.move = move
-        self._on_sent = on_sent
+        self.tell: Callable[[str], None] = lambda _: None
         self._events: asyncio.Queue[tuple[SourceEvent, float]] = asyncio.Queue()
         self._phase = SourcePhase.SETUP
         self._entered: dict[SourcePhase, float] = {}
         self._reason = ""
-        self._ended_reason: str | None = None
+        self._ended = False
+        """QEMU is gone."""
         self._failure = ""
         """How QEMU's migration ended, unless well: in words, with the phase in which it did."""
         self._asking: asyncio.Task[None] | None = None
         self._machine: Machine | None = None
         self._whole = False
         """This object saw the move from its start: what it timed is the move's."""
-        self.tell: Callable[[str], None] = lambda _: None
-        """Told in words what the outcome waits for, again and again until it is certain."""
-
-    @property
-    def phase(self) -> SourcePhase:
-        return self._phase
 
     def cancel(self, reason: str) -> bool:
         """Ask for the end of the move. False when it is too late: the switch has begun."""
@@ -76,24 +82,24 @@ class OutgoingMove:
             return True
         return False
 
-    def qemu_ended(self, reason: str) -> None:
+    def qemu_ended(self, end: End) -> None:
         """QEMU of the source is gone; what that means depends on the phase."""
-        self._reason = self._reason or reason
-        self._ended_reason = reason
+        self._reason = self._reason or end.reason
+        self._ended = True
         self._push(SourceEvent.QEMU_ENDED)
 
     async def run(self, machine: Machine, start: StartMigration | None) -> MigrationOutcome:
-        """Carry the move to its certain end. `start` none: take up what an earlier agent began."""
+        """Carry the move to its certain outcome. `start` none: take up what an earlier agent began."""
         self._machine = machine
         self._whole = start is not None
-        self._enter(SourcePhase.SETUP, self._kit.clock.monotonic())
+        self._enter(SourcePhase.SETUP, self._clock.monotonic())
         forget = machine.subscribe(self._on_event)
         try:
             if start is not None:
                 await self._begin(machine, start)
             else:
                 await self._take_up(machine)
-            looking = self._kit.tasks.start(self._look(machine))
+            looking = self._tasks.start(self._look(machine))
             try:
                 while not self._phase.ended:
                     event, at = await self._events.get()
@@ -109,8 +115,8 @@ class OutgoingMove:
         return await self._summary()
 
     async def run_without_qemu(self) -> MigrationOutcome:
-        """QEMU is gone and nobody saw it go: the destination's journal alone says whether the VM lives there."""
-        at = self._kit.clock.monotonic()
+        """QEMU ended while no agent watched it: only the destination's journal says whether the VM runs there."""
+        at = self._clock.monotonic()
         self._enter(SourcePhase.SETUP, at)
         self._enter(SourcePhase.SENT, at)
         self._reason = "the source's QEMU ended in mid-migration"
@@ -133,9 +139,9 @@ class OutgoingMove:
             self._push(SourceEvent.QEMU_FAILED)
 
     async def _look(self, machine: Machine) -> None:
-        """What QEMU says is taken like an event of it; one that was seen already changes nothing."""
+        """Ask QEMU for its status and treat it like an event; one that was seen already changes nothing."""
         while True:
-            await self._kit.clock.sleep(LOOK_PERIOD)
+            await self._clock.sleep(LOOK_PERIOD)
             if self._phase is SourcePhase.SENT:
                 continue
             try:
@@ -143,7 +149,7 @@ class OutgoingMove:
                 if status == "pre-switchover" and self._phase is SourcePhase.SWITCH:
                     await machine.migrate_continue()
             except SeraiError as error:
-                log.info("vm %s: QEMU does not say how its migration stands: %s", self._vm, error)
+                log.info("vm %s: QEMU does not say how its migration stands: %s", self.agent.vm, error)
                 continue
             known = STATUS_EVENT.get(status)
             if known is not None:
@@ -156,18 +162,18 @@ class OutgoingMove:
                 status = (await machine.migration_stats()).status
                 return status, await machine.run_state() is RunState.RUNNING
             except SeraiError as error:
-                if self._ended_reason is not None:
+                if self._ended:
                     return "none", False
-                log.warning("vm %s: QEMU does not say how its migration stands: %s", self._vm, error)
-                await self._kit.clock.sleep(VERDICT_RETRY)
+                log.warning("vm %s: QEMU does not say how its migration stands: %s", self.agent.vm, error)
+                await self._clock.sleep(VERDICT_RETRY)
 
     async def _take_up(self, machine: Machine) -> None:
         status, running = await self._stands_at(machine)
-        if self._ended_reason is not None:
-            # It ended before it could say whether all was sent: as if it had been.
+        if self._ended:
+            # It ended before it could say whether all was sent. Only assuming that it was is safe.
             self._phase = SourcePhase.SWITCH
             return
-        log.info("vm %s: an interrupted move to %s stands at %s", self._vm, self.move.destination, status)
+        log.info("vm %s: an interrupted move to %s stands at %s", self.agent.vm, self.move.destination, status)
         self._phase, event = resume_at(status, running=running)
         if event in (SourceEvent.CANCEL, SourceEvent.QEMU_CANCELLING, SourceEvent.QEMU_FAILED):
             self._reason = self._reason or "the source's agent was restarted in mid-migration"
@@ -180,7 +186,7 @@ class OutgoingMove:
                 self._events.put_nowait((known, event.at))
 
     def _push(self, event: SourceEvent, ago: float = 0.0) -> None:
-        self._events.put_nowait((event, self._kit.clock.monotonic() - ago))
+        self._events.put_nowait((event, self._clock.monotonic() - ago))
 
     def _enter(self, phase: SourcePhase, at: float) -> None:
         self._phase = phase
@@ -190,7 +196,7 @@ class OutgoingMove:
         try:
             phase, acts = source_step(self._phase, event)
         except ConflictError:
-            log.info("vm %s: %s does not count in phase %s", self._vm, event, self._phase)
+            log.info("vm %s: %s does not count in phase %s", self.agent.vm, event, self._phase)
             return
         if phase.ended and event in ENDINGS:
             self._failure = f"QEMU's migration {ENDINGS[event]} in its phase {PHASE_NAMES[self._phase]}"
@@ -199,8 +205,8 @@ class OutgoingMove:
             try:
                 await self._do(act)
             except SeraiError as error:
-                # QEMU ended, or was quicker: what it says next, by event or when asked again, decides.
-                log.warning("vm %s: %s: %s", self._vm, act, error)
+                # QEMU has ended, or was quicker; or a tap went with it. Its next event, or its next answer, decides.
+                log.warning("vm %s: %s: %s", self.agent.vm, act, error)
 
     async def _do(self, act: Act) -> None:
         machine = self._machine
@@ -210,34 +216,27 @@ class OutgoingMove:
             case Act.CONTINUE:
                 await machine.migrate_continue()
             case Act.CLOSE_PORT:
-                await asyncio.gather(*(self._each(tap, self._kit.network.close_port) for tap in self._taps))
+                await self._ports.close(self.agent.record.launch.vnics)
             case Act.OPEN_PORT:
-                await asyncio.gather(*(self._each(tap, self._kit.network.open_port) for tap in self._taps))
+                await self._ports.open(self.agent.record.launch.vnics)
             case Act.CANCEL:
                 await machine.migrate_cancel()
             case Act.CONT:
                 await machine.cont()
                 await machine.announce()
             case Act.ASK_VERDICT:
-                self._on_sent()
-                self._asking = asyncio.create_task(self._ask(), name=f"verdict-{self._vm}")
-
-    async def _each(self, tap: str, action: Callable[[str], Awaitable[None]]) -> None:
-        try:
-            await action(tap)
-        except SeraiError as error:
-            # The tap goes with QEMU; a crash that took both is reported by the crash itself.
-            log.warning("vm %s: port %s: %s", self._vm, tap, error)
+                self.agent.sent(self.move)
+                self._asking = asyncio.create_task(self._ask(), name=f"verdict-{self.agent.vm}")
 
     async def _ask(self) -> None:
         question = self._question()
         while True:
             try:
-                verdict = await self._kit.ask_verdict(self.move.destination, question)
+                verdict = await self._ask_verdict(self.move.destination, question)
             except (SeraiError, ValidationError) as error:
-                # Whatever is wrong over there: only a verdict ends the waiting.
+                # Whatever is wrong at the destination, only a verdict ends the waiting.
                 self._waits(str(error))
-                await self._kit.clock.sleep(VERDICT_RETRY)
+                await self._clock.sleep(VERDICT_RETRY)
                 continue
             if verdict.claim is Claim.COMMITTED:
                 # The move took until the VM ran, not until the destination found the time to say so.
@@ -251,29 +250,29 @@ class OutgoingMove:
 
     def _waits(self, why: str) -> None:
         waits_for = f"{self.move.destination}'s journal: {why}"
-        log.warning("vm %s stays paused, waiting for %s", self._vm, waits_for)
+        log.warning("vm %s stays paused, waiting for %s", self.agent.vm, waits_for)
         self.tell(waits_for)
 
     async def _why(self, error: str) -> str:
-        """What is known of a migration that failed here: the phase, QEMU's own words, and the destination's."""
+        """Why the migration failed, as far as it is known: the phase, QEMU's own words, and the destination's."""
         here = f"{self._failure or 'the migration ended'}: {error or 'QEMU here gives no reason'}"
         try:
-            verdict = await self._kit.ask_verdict(self.move.destination, self._question())
+            verdict = await self._ask_verdict(self.move.destination, self._question())
         except (SeraiError, ValidationError) as silent:
-            log.info("vm %s: %s does not say what it knows: %s", self._vm, self.move.destination, silent)
+            log.info("vm %s: %s does not say what it knows: %s", self.agent.vm, self.move.destination, silent)
             return f"{here}; {self.move.destination} could not be asked what it knows of it"
         return f"{here}; on {self.move.destination}: {verdict.reason or 'no reason is known either'}"
 
     def _question(self) -> VerdictAsk:
-        return VerdictAsk(vm=self._vm, epoch=self.move.epoch, offer_id=self.move.offer_id)
+        return VerdictAsk(vm=self.agent.vm, epoch=self.move.epoch, offer_id=self.move.offer_id)
 
     async def _summary(self) -> MigrationOutcome:
         committed = self._phase is SourcePhase.DONE
-        ended = self._kit.clock.monotonic()
+        ended = self._clock.monotonic()
         try:
             stats = await self._machine.migration_stats() if self._machine is not None else None
         except SeraiError as error:
-            log.info("vm %s: QEMU's statistics of the move are gone: %s", self._vm, error)
+            log.info("vm %s: QEMU's statistics of the move are gone: %s", self.agent.vm, error)
             stats = None
         if not committed and not self._reason:
             self._reason = await self._why(stats.error if stats is not None else "")
@@ -283,10 +282,10 @@ class OutgoingMove:
             until = marks[index + 1][1] if index + 1 < len(marks) else self._entered.get(self._phase, ended)
             phases[PHASE_NAMES[phase]] = round(max(0.0, until - at), 6)
         done = self._entered.get(SourcePhase.DONE)
-        ago = timedelta(seconds=self._kit.clock.monotonic() - done) if done is not None else None
+        ago = timedelta(seconds=self._clock.monotonic() - done) if done is not None else None
         return MigrationOutcome(
             committed=committed,
-            resumed=None if ago is None else self._kit.clock.now() - ago,
+            resumed=None if ago is None else self._clock.now() - ago,
             reason="" if committed else self._reason,
             total_s=round(self._entered.get(self._phase, ended) - self._entered[SourcePhase.SETUP], 6)
             if self._whole

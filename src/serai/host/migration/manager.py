@@ -1,0 +1,325 @@
+"""A host's part in live migrations: which VMs are leaving, which are arriving, and what becomes of them.
+
+The journal leads: `outgoing` and `incoming` of a VM's record, and the lease claims, are enough to take up any move
+after the agent was killed at any moment. VMs are the supervisor's; the manager asks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from serai.core.lifecycle import VmEvent, follow
+from serai.core.migration import DestinationPhase
+from serai.drivers.hypervisor.base import MigrationSetup
+from serai.host.migration.destination import MigrationDestination
+from serai.host.migration.source import AskVerdict, MigrationSource
+from serai.host.store import Incoming, Outgoing, VmRecord, terms
+from serai.host.vm.agent import VmAgent
+from serai.host.vm.runner import VmServices
+from serai.host.vm.supervisor import Supervisor
+from serai.schema.commands.migration import (
+    AbandonMigration,
+    CancelMigration,
+    CancelResult,
+    MigrationEndpoint,
+    MigrationOutcome,
+    PrepareMigration,
+    StartMigration,
+    Verdict,
+    VerdictAsk,
+)
+from serai.schema.errors import (
+    ConflictError,
+    InterruptedByRestartError,
+    SeraiError,
+    StaleError,
+    UnauthorizedError,
+    UnavailableError,
+)
+from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.vm import VmState
+
+log = logging.getLogger(__name__)
+
+Run = Coroutine[Any, Any, MigrationOutcome]
+
+MIGRATION_PORTS = (49152, 49215)
+OUTCOMES_KEPT = 64
+
+
+class MigrationManager:
+    """All moves from and to one host.
+
+    `address` is where its QEMUs listen for a move; `tls_hostname` their identity, which the other end checks.
+    """
+
+    def __init__(
+        self,
+        services: VmServices,
+        supervisor: Supervisor,
+        ask_verdict: AskVerdict,
+        *,
+        address: str,
+        tls_hostname: str,
+    ) -> None:
+        self._services = services
+        self._host = services.host
+        self._store = services.store
+        self._supervisor = supervisor
+        self._ask_verdict = ask_verdict
+        self._address = address
+        self._tls_hostname = tls_hostname
+        self._sources: dict[str, MigrationSource] = {}
+        self._destinations: dict[str, MigrationDestination] = {}
+        self._outcomes: dict[str, asyncio.Future[MigrationOutcome]] = {}
+        """By offer, of moves away; the oldest are dropped."""
+
+    # --- destination ---
+
+    async def prepare(self, body: PrepareMigration) -> MigrationEndpoint:
+        """Tap closed, disks, QEMU `-incoming defer -S`, journal `offered`; undone as a whole if a part fails."""
+        vm = body.launch.vm
+        present = self._supervisor.find(vm)
+        await self._turn_down_half_made(body)
+        self._check_open(body)
+        if present is None and self._store.vm(vm) is not None:
+            raise UnavailableError(f"the QEMU of VM {body.launch.name} on {self._host} does not answer")
+        held = self._store.may_run(vm) is not None
+        incoming = None if present is None or held else present.record.incoming
+        running = present is not None and present.has_qemu
+        if incoming is not None and incoming.offer_id == body.offer_id and incoming.port and running:
+            return self._prepared(incoming.port)
+        if incoming is not None or held or running:
+            raise ConflictError(
+                f"VM {body.launch.name} is on {self._host} already",
+                field="to",
+                value=self._host,
+                remedy="Name another host.",
+            )
+        self._store.put_claim(
+            LeaseRecord(vm=vm, epoch=body.epoch, claim=Claim.OFFERED, offer_id=body.offer_id, peer=body.source)
+        )
+        move = Incoming(offer_id=body.offer_id, epoch=body.epoch, source=body.source)
+        state = follow(VmState.DEFINED, VmEvent.INCOMING, body.launch.name)
+        since = self._services.clock.now().isoformat()
+        agent = self._supervisor.add(VmRecord(**terms(body), epoch=body.epoch, state=state, since=since, incoming=move))
+        destination = self._destination(agent, move)
+        setup = MigrationSetup(
+            capabilities=body.capabilities, downtime_limit_ms=0, bandwidth_bytes=0, tls_hostname=body.source_identity
+        )
+        try:
+            machine = await agent.receive(destination.qemu_ended)
+            self._destinations[vm] = destination
+            destination.watch(machine)
+            port = await machine.prepare_incoming(setup, self._address, MIGRATION_PORTS)
+            agent.listening(move, port)
+        except BaseException as error:
+            await self._turn_down(destination, f"could not be prepared: {error}")
+            raise
+        return self._prepared(port)
+
+    def _prepared(self, port: int) -> MigrationEndpoint:
+        return MigrationEndpoint(address=self._address, port=port, tls_hostname=self._tls_hostname)
+
+    def _check_open(self, body: PrepareMigration) -> None:
+        """An offer that was turned down here is not prepared any more. Raises InterruptedByRestartError."""
+        for row in self._store.leases(body.launch.vm):
+            if row.epoch == body.epoch and row.claim is Claim.ABANDONED:
+                raise InterruptedByRestartError(
+                    f"the move was turned down: {row.reason}",
+                    field="to",
+                    value=self._host,
+                    remedy=f"Move it again: serai vm migrate {body.launch.name} --to {self._host}.",
+                )
+
+    async def _turn_down_half_made(self, body: PrepareMigration) -> None:
+        """An earlier agent died while it prepared this offer, and nobody knows how far its QEMU is."""
+        record, agent = self._store.vm(body.launch.vm), self._supervisor.find(body.launch.vm)
+        if record is None or (move := record.incoming) is None or move.offer_id != body.offer_id or move.port:
+            return
+        if agent is not None:
+            destination = self._destinations.get(agent.vm)
+            if destination is None or destination.move.offer_id != move.offer_id:  # one of an earlier visit
+                destination = self._destination(agent, move)
+            await self._turn_down(destination, self._restarted())
+        else:  # its QEMU is still to be adopted, and is ended then
+            ask = VerdictAsk(vm=record.launch.vm, epoch=move.epoch, offer_id=move.offer_id)
+            self._decide(ask, self._restarted())
+
+    def _restarted(self) -> str:
+        return f"{self._host}'s agent was restarted while it prepared the move"
+
+    def _destination(self, agent: VmAgent, move: Incoming) -> MigrationDestination:
+        return MigrationDestination(self._services, agent, move, self._decided)
+
+    def _decided(self, destination: MigrationDestination) -> None:
+        """Committed and running, or abandoned and to be cleared away."""
+        if destination.phase is DestinationPhase.COMMITTED:
+            destination.agent.arrive(destination.move.source)
+        else:
+            self._services.tasks.start(self._clear(destination.agent, destination.reason))
+
+    async def _turn_down(self, destination: MigrationDestination, reason: str) -> None:
+        self._destinations[destination.agent.vm] = destination
+        destination.turn_down(reason)
+        await self._clear(destination.agent, reason)
+
+    async def _clear(self, agent: VmAgent, reason: str) -> None:
+        await agent.vacate()
+        destination = self._destinations.get(agent.vm)
+        if destination is not None and destination.phase is not DestinationPhase.PREPARED:
+            del self._destinations[agent.vm]
+        if self._supervisor.find(agent.vm) is agent:
+            log.info("vm %s: the offer was turned down: %s", agent.vm, reason)
+        await self._supervisor.remove(agent)
+
+    async def abandon(self, body: AbandonMigration) -> Verdict:
+        """Turn the offer down for ever, unless committed. An offer never heard of is turned down too, durably."""
+        verdict = self._decide(VerdictAsk(vm=body.vm, epoch=body.epoch, offer_id=body.offer_id), body.reason)
+        agent = self._supervisor.find(body.vm)
+        if verdict.claim is Claim.ABANDONED and agent is not None and agent.record.incoming is not None:
+            await self._clear(agent, body.reason)
+        return verdict
+
+    def _decide(self, ask: VerdictAsk, reason: str) -> Verdict:
+        destination = self._destination_of(ask)
+        return self._by_journal(ask, reason) if destination is None else destination.turn_down(reason)
+
+    def _destination_of(self, ask: VerdictAsk) -> MigrationDestination | None:
+        found = self._destinations.get(ask.vm)
+        return found if found is not None and found.move.offer_id == ask.offer_id else None
+
+    def _by_journal(self, ask: VerdictAsk, reason: str) -> Verdict:
+        """What the journal says of an offer; one that it does not say committed is turned down, durably."""
+        rows = {row.epoch: row for row in self._store.leases(ask.vm)}
+        claim = rows[ask.epoch].claim if ask.epoch in rows else None
+        newest = max(rows, default=0)
+        if claim in (Claim.COMMITTED, Claim.HELD, Claim.RELEASED) or (claim is None and newest > ask.epoch):
+            # Released means that it was committed here and has moved on since. An epoch that is not known where a
+            # later one is was decided so long ago that its claim is pruned; a source that asks only now must not run.
+            return Verdict(claim=Claim.COMMITTED)
+        if claim is Claim.ABANDONED:
+            reason = rows[ask.epoch].reason or reason
+        else:
+            self._store.put_claim(
+                LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id, reason=reason)
+            )
+        return Verdict(claim=Claim.ABANDONED, reason=reason)
+
+    async def verdict(self, ask: VerdictAsk, source: str, hold: float) -> Verdict:
+        """Committed or abandoned? Waits up to `hold` seconds for a move that is still being decided.
+
+        Raises UnauthorizedError if the offer is known and `source`, who asks, is not its source.
+        """
+        for row in self._store.leases(ask.vm):
+            if row.epoch == ask.epoch and row.offer_id == ask.offer_id and row.peer not in (None, source):
+                raise UnauthorizedError(f"{source} is not the source of this move", field="source", value=source)
+        destination = self._destination_of(ask)
+        if destination is not None:
+            return await destination.verdict(hold)
+        return self._by_journal(ask, "the destination knows nothing of this offer")
+
+    # --- source ---
+
+    async def migrate(self, body: StartMigration, tell: Callable[[str], None]) -> MigrationOutcome:
+        """Move a VM away; returns when the outcome is certain. Repeats of one offer share one outcome.
+
+        `tell`: told what the move waits for, as long as it does (see `MigrationSource`).
+        """
+        outcome = self._outcomes.get(body.offer_id)
+        source = self._sources.get(body.vm)
+        if outcome is None:
+            outcome = await self._leave(body, tell)
+        elif source is not None and source.move.offer_id == body.offer_id:
+            source.tell = tell
+        return await asyncio.shield(outcome)
+
+    async def _leave(self, body: StartMigration, tell: Callable[[str], None]) -> asyncio.Future[MigrationOutcome]:
+        agent = self._supervisor.find(body.vm)
+        if agent is None:
+            raise ConflictError(f"the VM is not on {self._host}", field="vm", value=body.vm)
+        if agent.record.epoch >= body.epoch or self._store.may_run(body.vm) != agent.record.epoch:
+            raise StaleError(f"the VM is here under epoch {agent.record.epoch}: epoch {body.epoch} is not the next")
+        move = Outgoing(offer_id=body.offer_id, epoch=body.epoch, destination=body.destination)
+        source = MigrationSource(self._services, agent, move, self._ask_verdict)
+        source.tell = tell
+        machine = await agent.begin_leaving(move, source.qemu_ended)
+        return self._carry_out(source, source.run(machine, body))
+
+    def _carry_out(self, source: MigrationSource, run: Run) -> asyncio.Future[MigrationOutcome]:
+        outcome: asyncio.Future[MigrationOutcome] = asyncio.get_running_loop().create_future()
+        self._sources[source.agent.vm] = source
+        self._outcomes[source.move.offer_id] = outcome
+        while len(self._outcomes) > OUTCOMES_KEPT:
+            del self._outcomes[next(iter(self._outcomes))]
+        self._services.tasks.start(self._carry(source, outcome, run))
+        return outcome
+
+    async def _carry(
+        self,
+        source: MigrationSource,
+        outcome: asyncio.Future[MigrationOutcome],
+        run: Run,
+    ) -> None:
+        try:
+            result = await run
+            if result.committed:
+                await self._left(source.agent)
+            else:
+                await source.agent.stay(result.reason)
+        except BaseException as error:
+            if not outcome.done():
+                outcome.set_exception(error if isinstance(error, Exception) else SeraiError("the agent was stopped"))
+                outcome.exception()  # whoever asks again gets it; nobody may be asking now
+            raise
+        finally:
+            self._sources.pop(source.agent.vm, None)
+        if not outcome.done():
+            outcome.set_result(result)
+
+    async def _left(self, agent: VmAgent) -> None:
+        """The destination holds the VM: end QEMU here and give the old epoch up, for good."""
+        epoch = agent.record.epoch
+        await agent.vacate()
+        if self._store.claim(agent.vm, epoch) is not Claim.RELEASED:
+            self._store.put_claim(LeaseRecord(vm=agent.vm, epoch=epoch, claim=Claim.RELEASED, reason="moved away"))
+        await self._supervisor.remove(agent)
+
+    def cancel(self, body: CancelMigration) -> CancelResult:
+        """Ask a move to end before its switch. One that is over, or unknown here, is too late to cancel."""
+        source = self._sources.get(body.vm)
+        mine = source is not None and source.move.offer_id == body.offer_id
+        return CancelResult(too_late=source is None or not mine or not source.cancel(body.reason))
+
+    # --- after a restart of the agent ---
+
+    async def take_up(self, agent: VmAgent) -> None:
+        """Continue what an earlier agent had begun with this VM."""
+        record = agent.record
+        if record.outgoing is not None:
+            self._take_up_outgoing(agent, record.outgoing)
+        elif record.incoming is not None:
+            await self._take_up_incoming(agent, record.incoming)
+
+    def _take_up_outgoing(self, agent: VmAgent, move: Outgoing) -> None:
+        source = MigrationSource(self._services, agent, move, self._ask_verdict)
+        machine = agent.resume_move(source.qemu_ended)
+        # Without QEMU, whether all had been sent is unknown here: the destination's journal decides.
+        self._carry_out(source, source.run_without_qemu() if machine is None else source.run(machine, None))
+
+    async def _take_up_incoming(self, agent: VmAgent, move: Incoming) -> None:
+        claim = self._store.claim(agent.vm, move.epoch)
+        if claim is Claim.COMMITTED:
+            agent.arrive(move.source)  # whoever asks is answered from the journal
+            return
+        destination = self._destinations[agent.vm] = self._destination(agent, move)
+        machine = agent.resume_move(destination.qemu_ended)
+        if machine is None or claim is not Claim.OFFERED or not move.port:  # no port: no source was told of it
+            ended = "the destination's QEMU ended while its agent was away"
+            await self._turn_down(destination, ended if move.port else self._restarted())
+            return
+        destination.watch(machine)
+        self._services.tasks.start(destination.look(machine))

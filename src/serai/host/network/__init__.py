@@ -1,0 +1,1 @@
+"""The ports of a host's VMs on its bridges."""

@@ -1,0 +1,1 @@
+"""A host's pools, volumes and images."""

@@ -1,0 +1,1 @@
+"""The VMs of a host: one agent for each, and the supervisor that owns them."""
