@@ -2,7 +2,7 @@
 
 A report is believed by the lease: one of an older epoch, or from a host that does not hold the lease, says nothing of
 the VM. One of the epoch on offer, from the host that it was offered to, with vCPUs that may run, proves that the
-destination has committed: nothing else starts them (host/incoming). It commits the lease here too.
+destination has committed: nothing else starts them (host/migration). It commits the lease here too.
 
 A full report that does not list a VM whose lease the host holds is believed as well: the VM is shown `unknown`, or
 `stopped` where the host's own journal says that it gave the lease up. Never "running" on nobody's word.

@@ -2,7 +2,7 @@
 
 Steps: offer the lease, prepare the destination, move, settle. What speaks against the move is looked for in the
 transaction that offers; the offer is durable before either end hears of it; the commit is the destination's own
-(`host/incoming.py`). Until then every failure ends with the VM on the source: undoing asks the destination to abandon,
+(`host/migration`). Until then every failure ends with the VM on the source: undoing asks the destination to abandon,
 and only its word withdraws the offer. After it, `settle` goes on until the database says what is true. A controller
 that dies in between does either, by what the journals say.
 """
