@@ -96,9 +96,10 @@ class HostParts:
         tls = TlsFiles.in_folder(config.pki)
         self._make_folders()
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self._tasks.close)
             journal = Journal.open(paths.journal)
             stack.callback(journal.close)
+            stack.push_async_callback(self._tasks.close)
+            self._tasks.start(journal.run(), "journal")
             store = HostStore(journal)
             hypervisor = registry.hypervisor(paths, allow_unsandboxed=config.allow_unsandboxed)
             network = registry.network()

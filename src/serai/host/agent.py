@@ -1,8 +1,8 @@
 """The host agent: commands in, status out.
 
-A command is carried out once per id: its answer is journaled, a repeat gets the same answer, and a repeat while it runs
-joins it. One that takes longer than `HOLD` is answered `running`; the asker asks again. A generation older than the
-newest that was carried out for the same key is refused.
+A command is carried out once per id: its answer is journaled before it is sent, a repeat gets the same answer, and a
+repeat while it runs joins it. One that takes longer than `HOLD` is answered `running`; the asker asks again. A
+generation older than the newest that was carried out for the same key is refused.
 
 It joins the bus before it has adopted the VMs that it finds. What is asked of one of them waits until that one was
 tried; a full report, which would be taken to say that it is not here, until all were.
@@ -196,15 +196,18 @@ class HostAgent:
 
     async def command(self, request: Request) -> Reply:
         """Carry out, join or repeat; see the module's text."""
-        known = self._store.answer(request.id)
-        if known is not None:
-            return known
-        task = self._running.get(request.id)
-        if task is None:
-            task = self._tasks.start(self._carry_out(request), f"command-{request.id}")
-            self._running[request.id] = task
-        done, _ = await asyncio.wait({task}, timeout=HOLD)
-        return task.result() if done else Reply(state="running")
+        reply = self._store.answer(request.id)
+        if reply is None:
+            task = self._running.get(request.id)
+            if task is None:
+                task = self._tasks.start(self._carry_out(request), f"command-{request.id}")
+                self._running[request.id] = task
+            done, _ = await asyncio.wait({task}, timeout=HOLD)
+            if not done:
+                return Reply(state="running")
+            reply = task.result()
+        await self._store.durable()  # a reply that was sent must not be forgotten after a power cut
+        return reply
 
     async def _carry_out(self, request: Request) -> Reply:
         began = self._clock.monotonic()

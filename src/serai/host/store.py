@@ -77,11 +77,15 @@ def terms(body: LaunchBody) -> dict[str, Any]:
 
 
 class HostStore:
-    """Reads and writes typed records. Every write is durable when it returns."""
+    """Reads and writes typed records; see host/journal.py for which are durable when."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._commands: deque[str] = deque(journal.all("command"))
+
+    async def durable(self) -> None:
+        """Return once all that was put so far is on the disk. Raises HostError."""
+        await self._journal.durable()
 
     # --- VMs ---
 
@@ -93,7 +97,9 @@ class HostStore:
         return {key: VmRecord.model_validate(data) for key, data in self._journal.all("vm").items()}
 
     def put_vm(self, record: VmRecord) -> None:
-        self._journal.append("vm", record.launch.vm, to_dict(record))
+        """Durable when it returns for a VM that is leaving: no reboot may start it here again as if it were not."""
+        write = self._journal.append if record.outgoing is None else self._journal.commit
+        write("vm", record.launch.vm, to_dict(record))
 
     def forget_vm(self, vm: str) -> None:
         self._journal.append("vm", vm, None)
@@ -109,9 +115,9 @@ class HostStore:
         return None if data is None else LeaseRecord.model_validate(data).claim
 
     def put_claim(self, record: LeaseRecord) -> None:
-        """The one place where a claim changes. Raises StaleError for a step that core.lease forbids."""
+        """The one place where a claim changes; durable when it returns. Raises StaleError if core.lease forbids it."""
         rules.step(self.claim(record.vm, record.epoch), record.claim)
-        self._journal.append("lease", f"{record.vm}/{record.epoch}", to_dict(record))
+        self._journal.commit("lease", f"{record.vm}/{record.epoch}", to_dict(record))
 
     def may_run(self, vm: str) -> int | None:
         return rules.may_run(self.leases(vm))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,14 +112,37 @@ class HeldNetwork(FakeNetwork):
 
 
 class CrashingJournal(Journal):
-    """Calls `on_append` after each record is durable."""
+    """Calls `on_write` after each record. Its batches are synced at once, and no thread decides when a test goes on."""
 
-    on_append: Callable[[], None] | None = None
+    on_write: Callable[[], None] | None = None
+    disk: asyncio.Event
+    """Set while the disk takes batches."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.disk = asyncio.Event()
+        self.disk.set()
+
+    @property
+    def synced(self) -> int:
+        """Bytes that a power cut leaves."""
+        return self._synced
 
     def append(self, kind: str, key: str, data: dict[str, Any] | None) -> None:
         super().append(kind, key, data)
-        if self.on_append is not None:
-            self.on_append()
+        self._written()
+
+    def commit(self, kind: str, key: str, data: dict[str, Any] | None) -> None:
+        super().commit(kind, key, data)
+        self._written()
+
+    def _written(self) -> None:
+        if self.on_write is not None:
+            self.on_write()
+
+    async def _in_thread(self, function: Callable[[], None]) -> None:
+        await self.disk.wait()
+        function()
 
 
 class Host:
@@ -152,6 +176,7 @@ class Host:
         self.journal = CrashingJournal.open(self.paths.journal)
         self.store = HostStore(self.journal)
         self.tasks = Tasks(self.name)
+        self.tasks.start(self.journal.run(), "journal")
         images = ImageStore(self.paths.images)
         pools = HostPools(
             store=self.store,
@@ -217,7 +242,7 @@ class Host:
         if not self.up:
             return
         self.up = False
-        self.journal.on_append = None
+        self.journal.on_write = None
         self.journal.close()
         for process in self.processes():
             if process.machine is not None:
@@ -239,6 +264,14 @@ class Host:
         await self.kill()
         await self.start(rebooted=rebooted)
 
+    def lose_power(self) -> None:
+        """The machine is off: its QEMUs are gone, and what its journal had not synced."""
+        synced = self.journal.synced
+        self.freeze()
+        os.truncate(self.paths.journal, synced)
+        for process in self.processes():
+            process.end(by_signal=9)
+
     def hold_adoption(self, vm: str) -> asyncio.Event:
         """From now on the VM's QEMU is adopted only once the event is set, as if it was stopped until then."""
         answers, adopt = asyncio.Event(), self.hypervisor.adopt
@@ -258,18 +291,20 @@ class Host:
             process.end(by_signal=9)
         await self.start(rebooted=True)
 
-    def die_after(self, appends: int) -> None:
-        """Kill the agent right after that many more journal lines."""
-        left = appends
+    def die_after(self, writes: int, *, power: bool = False) -> None:
+        """Kill the agent right after that many more journal lines, or with `power` cut the power of the machine."""
+        left = writes
 
         def count() -> None:
             nonlocal left
             left -= 1
             if left <= 0:
+                if power:
+                    self.lose_power()
                 self.freeze()
                 raise asyncio.CancelledError
 
-        self.journal.on_append = count
+        self.journal.on_write = count
 
     # --- what is here ---
 

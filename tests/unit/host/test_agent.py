@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 
 import pytest
 from tests.unit.host.ground import FACTS, OTHER, VM, Ground, Host, vm_start
@@ -11,7 +13,7 @@ from serai.host.agent import ADOPTION_PATIENCE
 from serai.host.storage.pools import HostPools
 from serai.lib.ids import new_id
 from serai.schema.commands.vm import VM_PAUSE, VM_START, VM_STOP, SignalVm, StopVm
-from serai.schema.errors import NotFoundError, StaleError
+from serai.schema.errors import HostError, NotFoundError, StaleError
 from serai.schema.lease import Claim
 from serai.schema.vm import VmState
 from serai.schema.volume import PoolStatus
@@ -28,6 +30,43 @@ async def test_a_repeated_id_is_answered_alike_and_carried_out_once(ground: Grou
     assert not h1.processes()
     assert first.result is not None
     assert first.result["pid"] == pid
+
+
+async def test_a_reply_waits_for_its_answer_to_be_on_the_disk(ground: Ground, h1: Host) -> None:
+    """Whose power is cut before that carries the command out again; who is asked meanwhile works."""
+    command = new_id()
+    h1.journal.disk.clear()
+    asking = [asyncio.create_task(ground.send("h1", VM_START, vm_start(), id=command)) for _ in range(2)]
+    await ground.until(lambda: h1.state() is VmState.RUNNING)
+    asking.append(asyncio.create_task(ground.send("h1", VM_START, vm_start(), id=command)))
+    asking.append(asyncio.create_task(ground.send("h1", VM_PAUSE, SignalVm(vm=VM))))
+    await ground.until(lambda: h1.state() is VmState.PAUSED)
+    assert not any(task.done() for task in asking)
+    h1.lose_power()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await h1.restart(rebooted=True)
+    assert h1.store.answer(command) is None
+    reply = await ground.send("h1", VM_START, vm_start(), id=command)
+    assert reply.state == "done"
+    assert h1.running
+    assert h1.store.answer(command) == reply
+
+
+async def test_a_disk_that_takes_no_answer_is_an_error_of_the_command(
+    ground: Ground, h1: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = new_id()
+
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fails)
+        patch.setattr(os, "fsync", fails)  # nor can it be rewritten
+        with pytest.raises(HostError, match=r"the host's journal .*Input/output error"):
+            await ground.send("h1", VM_STOP, StopVm(vm=VM), id=command)
+    reply = await ground.send("h1", VM_STOP, StopVm(vm=VM), id=command)
+    assert (reply.state, reply.error and reply.error.code) == ("failed", "not_found")
 
 
 async def test_an_older_generation_is_refused(ground: Ground, h1: Host) -> None:

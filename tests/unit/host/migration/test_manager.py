@@ -137,6 +137,48 @@ async def test_an_agent_is_killed_at_any_line_of_its_journal(trip: Trip, line: i
     assert (trip.destination if trip.committed else trip.source).running
 
 
+@pytest.mark.parametrize("line", range(1, 10))
+@pytest.mark.parametrize("end", ["source", "destination"])
+async def test_a_machine_loses_power_at_any_line_of_its_journal(trip: Trip, line: int, end: str) -> None:
+    """With the lines that were not on its disk yet."""
+    host: Host = getattr(trip, end)
+    host.die_after(line, power=True)
+    trip.begin()
+    assert trip.task is not None
+    await trip.ground.until(lambda: not host.up or (trip.task is not None and trip.task.done()))
+    if not host.up:
+        await host.restart(rebooted=True)
+    await trip.over()
+    trip.check()
+
+
+async def test_a_source_that_loses_power_after_the_commit_does_not_run_the_vm_again(trip: Trip) -> None:
+    """Though none of its batches has come to its disk since the move began."""
+    trip.source.journal.disk.clear()
+    trip.begin()
+    await trip.ground.until(lambda: trip.destination.running)
+    trip.source.lose_power()
+    await trip.source.restart(rebooted=True)
+    await trip.over()
+    trip.check()
+    assert trip.committed
+    assert trip.destination.running
+
+
+async def test_a_destination_that_loses_power_after_the_commit_has_the_vm_still(trip: Trip) -> None:
+    """Though none of its batches has come to its disk since it was prepared."""
+    await held(trip, "completed", RestartPolicy.ON_FAILURE)
+    trip.destination.journal.disk.clear()
+    trip.ground.world.release("completed")
+    await trip.ground.until(lambda: trip.source.state() is None)
+    trip.destination.lose_power()
+    await trip.destination.restart(rebooted=True)
+    await trip.over()
+    trip.check()
+    assert trip.committed
+    await trip.ground.until(lambda: trip.destination.running)
+
+
 @pytest.mark.parametrize("adopted", [True, False], ids=["adopted", "still silent"])
 async def test_an_agent_that_is_killed_as_it_prepares_says_so(
     ground: Ground, monkeypatch: pytest.MonkeyPatch, adopted: bool
