@@ -24,6 +24,7 @@ from serai.drivers.network.base import NetworkDriver
 from serai.host import registry
 from serai.host.agent import HostAgent, VmReports
 from serai.host.executor import Executor
+from serai.host.identity import HostIdentity
 from serai.host.journal import Journal
 from serai.host.migration.manager import MigrationManager
 from serai.host.network.ports import VnicPorts
@@ -111,7 +112,8 @@ class HostParts:
             pools = self._pools(store)
             await pools.start()
             facts = await self._find_out(hypervisor)
-            services = self._services(store, hypervisor, network, pools, image_store)
+            identity = HostIdentity(config.name, store, self._facts(facts))
+            services = self._services(identity, store, hypervisor, network, pools, image_store)
             taker = registry.uplink_taker(paths)
             await taker.start()
             vms = Supervisor(services)
@@ -119,17 +121,16 @@ class HostParts:
             portal = f"{config.addresses['storage']}:3260"
             volumes = HostVolumes(pools, portal=portal, image_disk=image_store.checked_disk)
             agent = HostAgent(
-                name=config.name,
+                identity=identity,
                 bus=self._bus,
                 clock=self._clock,
                 tasks=self._tasks,
                 store=store,
-                facts=self._facts(facts),
                 vms=vms,
                 moves=moves,
                 pools=pools,
                 network=network,
-                executor=Executor(vms, moves, pools, volumes, images, taker),
+                executor=Executor(identity, vms, moves, pools, volumes, images, taker),
             )
             boot = machine_boot_id()
             rebooted = (journal.get("machine", "boot") or {}).get("id") not in (None, boot)
@@ -149,6 +150,7 @@ class HostParts:
 
     def _services(
         self,
+        identity: HostIdentity,
         store: HostStore,
         hypervisor: Hypervisor,
         network: NetworkDriver,
@@ -164,7 +166,7 @@ class HostParts:
             write_seed=write_seed,
         )
         return VmServices(
-            host=self._config.name,
+            identity=identity,
             clock=self._clock,
             tasks=self._tasks,
             store=store,

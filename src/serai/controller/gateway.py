@@ -40,7 +40,7 @@ from serai.schema.errors import (
     from_info,
 )
 from serai.schema.host import HostState
-from serai.schema.reports import Hello, HostReport, Welcome
+from serai.schema.reports import ConfirmedClaim, HostReport, Introduction, ReportReceipt, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.ticket import RedeemTicket
 from serai.schema.vm import VmReport
@@ -56,7 +56,7 @@ SILENCE = 15.0
 """Seconds without a report after which a host counts as offline: three of its periods."""
 LOOK = 1.0
 RECEIVED = b"{}"
-"""The answer to a report, for who asks for one."""
+"""The answer to a VM's report, for who asks for one."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -208,7 +208,7 @@ class Hosts:
             options.on_progress(progress)
 
     async def _on_hello(self, message: Message) -> bytes:
-        hello = _parse(Hello, message)
+        hello = _parse(Introduction, message)
         if message.subject != Subjects.hello(hello.host):
             raise InvalidError("a hello on another host's subject", field="host", value=hello.host)
         async with self._store.transaction() as tx:
@@ -246,7 +246,9 @@ class Hosts:
             self._hearing[report.host] -= 1
             if known:
                 self._note(report.host)
-        return RECEIVED
+        read = report.leases if known else []
+        confirmed = [ConfirmedClaim(vm=row.vm, epoch=row.epoch, claim=row.claim) for row in read]
+        return encode(ReportReceipt(confirmed=confirmed))
 
     async def _take_host_report(self, report: HostReport) -> bool:
         """Write what it says that is new; False if the host is not known here."""

@@ -85,12 +85,12 @@ async def apply(tx: Transaction, report: VmReport) -> Vm | None:
     vm, lease = await tx.vms.seek(report.vm), await tx.leases.get(report.vm)
     if vm is None or lease is None or not believed(lease, report):
         return None
-    if (report.epoch, report.sequence) <= await tx.vms.reported(vm.id):
+    if (report.epoch, report.starts, report.sequence) <= await tx.vms.reported(vm.id):
         return None
     if report.epoch != lease.epoch:
         await commit(tx, vm, report.epoch, report.host)
     after = await tx.vms.set_status(vm.id, merged(vm, report))
-    await tx.vms.note_report(vm.id, report.epoch, report.sequence)
+    await tx.vms.note_report(vm.id, report.epoch, report.starts, report.sequence)
     if (vm.status.state, vm.status.host, vm.status.reason) != (report.state, report.host, report.reason):
         text = f"{vm.name} is {report.state} on {report.host}" + (f": {report.reason}" if report.reason else "")
         await tx.emit(

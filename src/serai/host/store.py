@@ -7,13 +7,16 @@ from typing import Any
 
 from serai.core import lease as rules
 from serai.host.journal import Journal
+from serai.lib.ids import new_id
 from serai.schema.attach import Launch
 from serai.schema.commands.envelope import Reply
 from serai.schema.commands.pool import OpenPool
 from serai.schema.commands.vm import LaunchBody
+from serai.schema.document import VmDocument
 from serai.schema.encoding import to_dict
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.resource import Frozen, Name
+from serai.schema.reports import Incarnation
+from serai.schema.resource import Frozen, Id, Name
 from serai.schema.vm import RestartPolicy, VmState
 
 CLAIMS_KEPT = 8
@@ -41,6 +44,8 @@ class Outgoing(Frozen):
     offer_id: str
     epoch: int
     destination: Name
+    journal: Id
+    """The destination's when the offer was made."""
     sent: bool = False
     """All state was sent: only the destination's journal may let this VM go on here."""
 
@@ -87,6 +92,15 @@ class HostStore:
         """Return once all that was put so far is on the disk. Raises HostError."""
         await self._journal.durable()
 
+    # --- this agent ---
+
+    def begin(self) -> Incarnation:
+        """A new agent starts from this journal, which is told first; one that is new gets its id."""
+        found = self._journal.get("agent", "incarnation") or {"journal": new_id(), "starts": 0}
+        incarnation = Incarnation(journal=found["journal"], starts=found["starts"] + 1)
+        self._journal.commit("agent", "incarnation", to_dict(incarnation))
+        return incarnation
+
     # --- VMs ---
 
     def vm(self, vm: str) -> VmRecord | None:
@@ -103,6 +117,17 @@ class HostStore:
 
     def forget_vm(self, vm: str) -> None:
         self._journal.append("vm", vm, None)
+        if self._journal.get("document", vm) is not None:
+            self._journal.append("document", vm, None)
+
+    def document(self, vm: str) -> VmDocument | None:
+        data = self._journal.get("document", vm)
+        return None if data is None else VmDocument.model_validate(data)
+
+    def put_document(self, document: VmDocument | None) -> None:
+        """Keep what is new; none: the one that is known stays."""
+        if document is not None and (data := to_dict(document)) != self._journal.get("document", document.vm.id):
+            self._journal.append("document", document.vm.id, data)
 
     # --- leases ---
 

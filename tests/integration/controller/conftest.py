@@ -39,7 +39,7 @@ from serai.schema.host import Ability, HostFacts, HostState
 from serai.schema.image import ImageKind, ImageManifest
 from serai.schema.job import Job, JobState
 from serai.schema.lease import Claim
-from serai.schema.reports import Hello, HostReport
+from serai.schema.reports import HostReport, Incarnation, Introduction
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import PoolStatus
@@ -55,10 +55,13 @@ FACTS = HostFacts(
     addresses={"management": "10.0.0.1", "storage": "10.0.0.1", "migration": "10.0.0.1"},
     abilities=[Ability(name="kvm", found=False, detail="there is no /dev/kvm")],
 )
+INCARNATION = Incarnation(journal="1" * 12, starts=1)
 PLAIN: dict[AnyCommand, BaseModel] = {
     POOL_OPEN: PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30),
     VOLUME_ADMIT: VolumeExport(portal="10.0.0.1:3260", target="t", lun=1),
-    MIGRATION_PREPARE: MigrationEndpoint(address="10.0.0.2", port=49152, tls_hostname="qemu.h2"),
+    MIGRATION_PREPARE: MigrationEndpoint(
+        address="10.0.0.2", port=49152, tls_hostname="qemu.h2", journal=INCARNATION.journal
+    ),
     MIGRATION_START: MigrationOutcome(committed=True, total_s=1.0),
     MIGRATION_ABANDON: Verdict(claim=Claim.ABANDONED),
     VM_CONFIGURE: ConfigureResult(applied=["all"], pending=[]),
@@ -113,7 +116,7 @@ class Agents:
         """
         while True:
             for host in self._joined - self.silent:
-                report = HostReport(host=host, time=LONG_AGO)
+                report = HostReport(host=host, incarnation=INCARNATION, time=LONG_AGO)
                 with contextlib.suppress(UnavailableError):
                     await self.bus.publish(Subjects.host_report(host), encode(report))
             await asyncio.sleep(1)
@@ -124,7 +127,9 @@ class Agents:
 
         await self.bus.subscribe(Subjects.host_command(host), answer)
         await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
-        await self.bus.request(Subjects.hello(host), encode(Hello(host=host, facts=FACTS)), timeout=5)
+        await self.bus.request(
+            Subjects.hello(host), encode(Introduction(host=host, incarnation=INCARNATION, facts=FACTS)), timeout=5
+        )
         self._joined.add(host)
 
     def hold(self, command: AnyCommand) -> Held:

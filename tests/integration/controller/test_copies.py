@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tests.integration.controller.conftest import FACTS
+from tests.integration.controller.conftest import FACTS, INCARNATION
 
 from serai.app.controller import ControllerConfig, running, standard_extras
 from serai.client.context import Context
@@ -33,7 +33,7 @@ from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import InvalidError, NotFoundError, SeraiError
 from serai.schema.image import Image, ImageFile, ImageKind, ImageManifest, ImageState
 from serai.schema.job import Job, JobState
-from serai.schema.reports import Hello
+from serai.schema.reports import Introduction
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import PoolStatus
@@ -79,7 +79,9 @@ class Fleet:
 
             await self.bus.subscribe(Subjects.host_command(host), answer)
             await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
-            await self.bus.request(Subjects.hello(host), encode(Hello(host=host, facts=FACTS)), timeout=5)
+            await self.bus.request(
+                Subjects.hello(host), encode(Introduction(host=host, incarnation=INCARNATION, facts=FACTS)), timeout=5
+            )
 
     async def _answer(self, host: str, command: AnyCommand, body: dict[str, Any]) -> BaseModel | None:
         if command is IMAGE_CREATE:
@@ -107,7 +109,9 @@ class Fleet:
             now, vm = SystemClock().now(), body["launch"]["vm"]
             return VmReport(vm=vm, host=host, epoch=body["epoch"], state=VmState.RUNNING, since=now, sequence=1)
         if command is MIGRATION_PREPARE:
-            return MigrationEndpoint(address="10.0.0.2", port=49152, tls_hostname="qemu.h2")
+            return MigrationEndpoint(
+                address="10.0.0.2", port=49152, tls_hostname="qemu.h2", journal=INCARNATION.journal
+            )
         if command is MIGRATION_START:
             return MigrationOutcome(committed=True, total_s=1.0)
         return None

@@ -29,10 +29,11 @@ from serai.schema.errors import ConflictError, InvalidError, NotFoundError, Unau
 from serai.schema.host import HostFacts
 from serai.schema.image import Image, ImageCreate, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState
 from serai.schema.job import JobState
-from serai.schema.reports import Hello
+from serai.schema.reports import Incarnation, Introduction
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm
 
+INCARNATION = Incarnation(journal="1" * 12, starts=1)
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
 
 
@@ -102,7 +103,11 @@ class World:
         bus = MemBus()
         try:
             async with running(self.config, bus, self.extras) as controller:
-                await bus.request(Subjects.hello("h1"), encode(Hello(host="h1", facts=FACTS)), timeout=5)
+                await bus.request(
+                    Subjects.hello("h1"),
+                    encode(Introduction(host="h1", incarnation=INCARNATION, facts=FACTS)),
+                    timeout=5,
+                )
                 yield controller
         finally:
             await bus.close()

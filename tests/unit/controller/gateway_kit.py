@@ -19,13 +19,14 @@ from serai.schema.commands.pool import POOL_OPEN, OpenPool
 from serai.schema.commands.vm import VM_PAUSE, SignalVm
 from serai.schema.encoding import encode
 from serai.schema.host import HostFacts
-from serai.schema.reports import Hello, HostReport, Welcome
+from serai.schema.reports import HostReport, Incarnation, Introduction, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm, VmReport, VmSpec, VmState, VmStatus
 from serai.schema.volume import ExportKind, PoolDriverName, PoolStatus
 
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
 OPEN = OpenPool(pool=new_id(), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
+INCARNATION = Incarnation(journal="1" * 12, starts=1)
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -35,7 +36,9 @@ class Kit:
         self.requests: list[Request] = []
 
     async def host(self, name: str) -> None:
-        answer = await self.bus.request(Subjects.hello(name), encode(Hello(host=name, facts=FACTS)), timeout=5)
+        answer = await self.bus.request(
+            Subjects.hello(name), encode(Introduction(host=name, incarnation=INCARNATION, facts=FACTS)), timeout=5
+        )
         Welcome.model_validate_json(answer)
 
     async def answers(self, subject: str, *replies: Reply) -> None:
@@ -71,7 +74,7 @@ class Kit:
             return (await view.vms.get(vm)).status
 
     async def full_report(self, host: str, **fields: Any) -> None:
-        said = HostReport(host=host, time=self.clock.now(), **fields)
+        said = HostReport(host=host, incarnation=INCARNATION, time=self.clock.now(), **fields)
         await self.bus.request(Subjects.host_report(host), encode(said), timeout=5)
 
     async def advance(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from tests.unit.controller.gateway_kit import FACTS, OPEN, THEN, Kit
+from tests.unit.controller.gateway_kit import FACTS, INCARNATION, OPEN, THEN, Kit
 
 from serai.controller.commands import VmTarget
 from serai.lib.bus import Message
@@ -26,7 +26,7 @@ from serai.schema.errors import (
 )
 from serai.schema.host import HostState
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.reports import Hello
+from serai.schema.reports import Introduction
 from serai.schema.subjects import Subjects
 from serai.schema.ticket import Purpose, RedeemTicket, Ticket
 from serai.schema.vm import VmReport, VmState
@@ -391,7 +391,10 @@ async def test_a_hello_or_report_on_another_hosts_subject_is_refused(kit: Kit) -
     forged = encode(kit.said(vm, state="crashed", sequence=9))
     for subject, words in (
         (Subjects.vm_report("h2", vm), forged),
-        (Subjects.hello("h2"), encode(Hello(host="h1", facts=FACTS.model_copy(update={"cpus": 1})))),
+        (
+            Subjects.hello("h2"),
+            encode(Introduction(host="h1", incarnation=INCARNATION, facts=FACTS.model_copy(update={"cpus": 1}))),
+        ),
     ):
         with pytest.raises(InvalidError, match="another host's"):
             await kit.bus.request(subject, words, timeout=5)

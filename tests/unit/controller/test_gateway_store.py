@@ -20,10 +20,11 @@ from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
 from serai.schema.encoding import encode
 from serai.schema.host import HostFacts, HostState
-from serai.schema.reports import Hello, HostReport
+from serai.schema.reports import HostReport, Incarnation, Introduction
 from serai.schema.subjects import Subjects
 from serai.schema.volume import ExportKind, Pool, PoolSpec, PoolStatus
 
+INCARNATION = Incarnation(journal="1" * 12, starts=1)
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
 
 
@@ -35,7 +36,9 @@ class Kit:
         self.pool = new_id()
 
     async def begin(self) -> None:
-        await self.bus.request(Subjects.hello("h1"), encode(Hello(host="h1", facts=FACTS)), timeout=5)
+        await self.bus.request(
+            Subjects.hello("h1"), encode(Introduction(host="h1", incarnation=INCARNATION, facts=FACTS)), timeout=5
+        )
         async with self.store.transaction() as tx:
             spec = PoolSpec(host="h1", export=ExportKind.NONE)
             pool = Pool(name="p", id=self.pool, generation=1, created=tx.now, spec=spec, status=PoolStatus())
@@ -44,7 +47,7 @@ class Kit:
     async def report(self) -> None:
         """One that says something new, which is to be written."""
         pools = {self.pool: PoolStatus(state="ready")}
-        said = HostReport(host="h1", time=self.clock.now(), pools=pools)
+        said = HostReport(host="h1", incarnation=INCARNATION, time=self.clock.now(), pools=pools)
         await self.bus.request(Subjects.host_report("h1"), encode(said), timeout=60)
 
     async def state(self) -> HostState:

@@ -75,6 +75,7 @@ class Trip:
             epoch=self.epoch,
             offer_id=self.offer,
             destination=self.destination.name,
+            journal=prepared.journal,
             address=prepared.address,
             port=prepared.port,
             tls_hostname=prepared.tls_hostname,

@@ -55,6 +55,7 @@ vms = _resource(
     Column("memory", BigInteger, nullable=False),
     Column("running", Boolean, nullable=False),
     Column("report_epoch", Integer, nullable=False, server_default="0"),
+    Column("report_starts", Integer, nullable=False, server_default="0"),
     Column("report_sequence", BigInteger, nullable=False, server_default="0"),
 )
 

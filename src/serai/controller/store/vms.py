@@ -79,13 +79,14 @@ class Vms(Resources[Vm]):
         query = select(self.table.c.name).where(self.table.c.image == image).order_by(self.table.c.name)
         return list((await self.connection.execute(query)).scalars())
 
-    async def reported(self, vm_id: str) -> tuple[int, int]:
-        """(epoch, sequence) of the newest report that was written."""
-        query = select(self.table.c.report_epoch, self.table.c.report_sequence).where(self.table.c.id == vm_id)
+    async def reported(self, vm_id: str) -> tuple[int, int, int]:
+        """(epoch, starts, sequence) of the newest report that was written."""
+        table = self.table.c
+        query = select(table.report_epoch, table.report_starts, table.report_sequence).where(table.id == vm_id)
         row = (await self.connection.execute(query)).first()
-        return (0, 0) if row is None else (row[0], row[1])
+        return (0, 0, 0) if row is None else (row[0], row[1], row[2])
 
-    async def note_report(self, vm_id: str, epoch: int, sequence: int) -> None:
+    async def note_report(self, vm_id: str, epoch: int, starts: int, sequence: int) -> None:
         """Remember which report was written last."""
-        values = {"report_epoch": epoch, "report_sequence": sequence}
+        values = {"report_epoch": epoch, "report_starts": starts, "report_sequence": sequence}
         await self.connection.execute(update(self.table).where(self.table.c.id == vm_id).values(**values))

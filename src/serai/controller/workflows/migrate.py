@@ -149,6 +149,7 @@ async def _move(office: Office, ctx: Context) -> None:
         epoch=offer.epoch,
         offer_id=ctx.id,
         destination=offer.to,
+        journal=prepared.journal,
         address=prepared.address,
         port=prepared.port,
         tls_hostname=prepared.tls_hostname,
@@ -199,8 +200,9 @@ async def _moved(office: Office, ctx: Context) -> bool:
 
 
 async def _ask_to_abandon(ctx: Context, reason: str) -> Verdict:
-    offer = ctx.state.offered
-    body = AbandonMigration(vm=ctx.params.vm, epoch=offer.epoch, offer_id=ctx.id, reason=reason)
+    offer, prepared = ctx.state.offered, ctx.state.prepared
+    journal = None if prepared is None else prepared.journal
+    body = AbandonMigration(vm=ctx.params.vm, epoch=offer.epoch, offer_id=ctx.id, journal=journal, reason=reason)
     return await ctx.send(MIGRATION_ABANDON, offer.to, body)
 
 

@@ -29,7 +29,7 @@ class VmAgent:
 
     def __init__(self, services: VmServices, record: VmRecord, machine: Machine | None = None) -> None:
         self._services = services
-        self._state = RecordedState(services.host, services.store, services.clock, services.report, record)
+        self._state = RecordedState(services.identity, services.store, services.clock, services.report, record)
         self._lock = asyncio.Lock()
         self._runner = VmRunner(services, self._state, self._restart, self._lock.locked)
         self._qemu = self._runner.qemu
@@ -117,6 +117,7 @@ class VmAgent:
         """Bring the VM to `body.launch` as far as it goes live; keep the launch for the next start."""
         async with self._lock:
             before, after = self.record.launch, body.launch
+            self._services.store.put_document(body.document)
             answer, launch = ConfigureResult(), after
             if self._qemu.machine is not None:
                 answer = await reconfigure(self._qemu.machine, self._services.resources, before, after)
@@ -200,9 +201,21 @@ class VmAgent:
         async with self._lock:
             machine = self._live_machine()
             check_runs_as_wanted(self.record)
+            claim = self._services.store.claim(self.vm, move.epoch)
+            if claim is not None:
+                raise StaleError(f"epoch {move.epoch} of VM {self._state.name} is {claim} here: it is not on offer")
             self._state.follow(VmEvent.MIGRATE, f"moving to {move.destination}", outgoing=move)
             self._runner.on_move_end = on_end
             return machine
+
+    async def never_sends(self, record: LeaseRecord) -> bool:
+        """Promise that this offer's last state is not sent. False while it is under way: it may have been."""
+        async with self._lock:
+            move = self.record.outgoing
+            if move is not None and move.epoch == record.epoch:
+                return False
+            self._services.store.put_claim(record)
+            return True
 
     def sent(self, move: Outgoing) -> None:
         """All state was sent: from here on only the destination's journal may let the VM go on here."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from serai.core.lifecycle import RESTART_DELAYS, SETTLED, End, VmEvent, after_end, follow
 from serai.drivers.hypervisor.base import Hypervisor, Machine, MachineEvent, RunState
+from serai.host.identity import HostIdentity
 from serai.host.network.ports import VnicPorts
 from serai.host.store import HostStore
 from serai.host.vm.process import QemuProcess
@@ -44,7 +45,7 @@ OnEnd = Callable[[End], None]
 class VmServices:
     """What a VM agent uses of its host. `report` publishes without waiting."""
 
-    host: str
+    identity: HostIdentity
     clock: Clock
     tasks: Tasks
     store: HostStore

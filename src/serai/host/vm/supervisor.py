@@ -16,6 +16,7 @@ from serai.host.store import VmRecord, terms
 from serai.host.vm.agent import VmAgent
 from serai.host.vm.runner import VmServices
 from serai.schema.commands.vm import ReleaseVm, StartVm, StopVm
+from serai.schema.document import VmDocument
 from serai.schema.errors import NotFoundError, SeraiError, StaleError, UnavailableError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.vm import VmReport, VmState
@@ -53,7 +54,7 @@ class Supervisor:
         self._check_silent(vm)
         found = self._agents.get(vm)
         if found is None:
-            raise NotFoundError(f"the VM is not on {self._services.host}", field="vm", value=vm)
+            raise NotFoundError(f"the VM is not on {self._services.identity.name}", field="vm", value=vm)
         return found
 
     def find(self, vm: str) -> VmAgent | None:
@@ -72,6 +73,13 @@ class Supervisor:
             del self._agents[agent.vm]
             await agent.forget()
             self._store.prune_leases(agent.vm)
+
+    def document(self, vm: str) -> VmDocument:
+        """What the controller keeps here of a VM. Raises NotFoundError."""
+        found = self._store.document(vm)
+        if found is None:
+            raise NotFoundError(f"{self._services.identity.name} has no document of the VM", field="vm", value=vm)
+        return found
 
     def reports(self) -> list[VmReport]:
         """A report on each VM that is not silent."""
@@ -171,7 +179,7 @@ class Supervisor:
     def _check_silent(self, vm: str) -> None:
         if vm in self._silent:
             raise UnavailableError(
-                f"the VM's QEMU on {self._services.host} does not answer",
+                f"the VM's QEMU on {self._services.identity.name} does not answer",
                 field="vm",
                 value=vm,
                 remedy="Wait: it is asked again and again, its storage may be away. Or end it: serai vm stop --force.",
@@ -234,6 +242,7 @@ class Supervisor:
         agent = self._agents.get(vm)
         if agent is None:
             agent = self.add(VmRecord(**terms(body), epoch=body.epoch, state=VmState.DEFINED))
+        self._store.put_document(body.document)
         return await agent.start(body)
 
     async def release(self, body: ReleaseVm) -> None:

@@ -30,6 +30,7 @@ RESOURCES: dict[str, tuple[sa.Column[Any], ...]] = {
         sa.Column("memory", sa.BigInteger, nullable=False),
         sa.Column("running", sa.Boolean, nullable=False),
         sa.Column("report_epoch", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("report_starts", sa.Integer, nullable=False, server_default="0"),
         sa.Column("report_sequence", sa.BigInteger, nullable=False, server_default="0"),
     ),
 }
