@@ -14,6 +14,7 @@ from serai.schema.commands.pool import OpenPool
 from serai.schema.commands.vm import LaunchBody
 from serai.schema.document import VmDocument
 from serai.schema.encoding import to_dict
+from serai.schema.errors import StaleError
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.reports import Incarnation
 from serai.schema.resource import Frozen, Id, Name
@@ -143,6 +144,21 @@ class HostStore:
         """The one place where a claim changes; durable when it returns. Raises StaleError if core.lease forbids it."""
         rules.step(self.claim(record.vm, record.epoch), record.claim)
         self._journal.commit("lease", f"{record.vm}/{record.epoch}", to_dict(record))
+
+    def give_up(self, vm: str, epoch: int, reason: str) -> None:
+        """`epoch` and all lower ones are over here: what may run is released, what is offered turned down."""
+        for row in self.leases(vm):
+            if row.epoch <= epoch and row.claim in rules.BINDS:
+                over = Claim.RELEASED if row.claim in rules.RUNS else Claim.ABANDONED
+                self.put_claim(row.model_copy(update={"claim": over, "reason": reason}))
+        if self.claim(vm, epoch) is None:
+            self.put_claim(LeaseRecord(vm=vm, epoch=epoch, claim=Claim.RELEASED, reason=reason))
+
+    def check_not_over(self, launch: Launch, epoch: int) -> None:
+        """Raise StaleError for an epoch that was given up here, or that a later one follows."""
+        rows = [row for row in self.leases(launch.vm) if row.claim is not Claim.ABANDONED]
+        if any(row.epoch > epoch or (row.epoch == epoch and row.claim is Claim.RELEASED) for row in rows):
+            raise StaleError(f"epoch {epoch} of VM {launch.name} is over here", field="epoch", value=epoch)
 
     def may_run(self, vm: str) -> int | None:
         return rules.may_run(self.leases(vm))

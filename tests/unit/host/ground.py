@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from serai.drivers.hypervisor.base import RunState
+from serai.drivers.hypervisor.base import Placing, RunState
 from serai.drivers.hypervisor.fake import FakeMachine, FakeProcess, FakeWorld
 from serai.drivers.hypervisor.fake_hypervisor import FakeHypervisor
 from serai.drivers.image import importer
@@ -274,6 +274,18 @@ class Host:
         os.truncate(self.paths.journal, synced)
         for process in self.processes():
             process.end(by_signal=9)
+
+    def hold_start(self) -> asyncio.Event:
+        """From now on a QEMU that was started is handed to its agent only once the event is set."""
+        answers, start = asyncio.Event(), self.hypervisor.start
+
+        async def later(launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> FakeMachine:
+            machine = await start(launch, placing, incoming=incoming, paused=paused)
+            await answers.wait()
+            return machine
+
+        self.hypervisor.start = later  # type: ignore[method-assign] # a QEMU that takes its time
+        return answers
 
     def hold_adoption(self, vm: str) -> asyncio.Event:
         """From now on the VM's QEMU is adopted only once the event is set, as if it was stopped until then."""

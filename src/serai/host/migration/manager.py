@@ -243,7 +243,7 @@ class MigrationManager:
         try:
             result = await run
             if result.committed:
-                await self._left(source.agent, source.move.offer_id)
+                await self._left(source.agent)
             else:
                 await source.agent.stay(result.reason)
         except BaseException as error:
@@ -256,14 +256,11 @@ class MigrationManager:
         if not outcome.done():
             outcome.set_result(result)
 
-    async def _left(self, agent: VmAgent, offer_id: str) -> None:
+    async def _left(self, agent: VmAgent) -> None:
         """The destination holds the VM: end QEMU here and give the old epoch up, for good."""
         epoch = agent.record.epoch
         await agent.vacate()
-        if self._store.claim(agent.vm, epoch) is not Claim.RELEASED:
-            self._store.put_claim(
-                LeaseRecord(vm=agent.vm, epoch=epoch, claim=Claim.RELEASED, offer_id=offer_id, reason="moved away")
-            )
+        self._store.give_up(agent.vm, epoch, "moved away")
         await self._supervisor.remove(agent)
 
     def cancel(self, body: CancelMigration) -> CancelResult:
@@ -292,9 +289,6 @@ class MigrationManager:
         promise = LeaseRecord(
             vm=body.vm, epoch=body.epoch, claim=Claim.ABANDONED, offer_id=body.offer_id, reason=body.reason
         )
-        if self._store.vm(body.vm) is None:
-            self._store.put_claim(promise)
-            return True
         return await self._supervisor.agent(body.vm).never_sends(promise)
 
     # --- after a restart of the agent ---

@@ -36,26 +36,26 @@ class OfferBook:
     def decide(self, ask: VerdictAsk, reason: str) -> Verdict:
         """The verdict by the journal; an offer that it does not say committed is turned down, durably."""
         rows = {row.epoch: row for row in self._store.leases(ask.vm)}
-        claim = rows[ask.epoch].claim if ask.epoch in rows else None
-        newest = max(rows, default=0)
-        if claim in (Claim.COMMITTED, Claim.HELD, Claim.RELEASED) or (claim is None and newest > ask.epoch):
-            # Released means that it was committed here and has moved on since. An epoch that is not known where a
-            # later one is was decided so long ago that its claim is pruned; a source that asks only now must not run.
-            return Verdict(claim=Claim.COMMITTED)
-        if claim is Claim.ABANDONED:
-            reason = rows[ask.epoch].reason or reason
-        else:
-            self._store.put_claim(
-                LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id, reason=reason)
-            )
+        known = rows.get(ask.epoch)
+        later = [row for row in rows.values() if row.epoch > ask.epoch]
+        if any(row.claim in rules.RUNS for row in later):
+            return Verdict(claim=Claim.COMMITTED)  # decided long ago: a source that asks only now must not run
+        if known is None and later:
+            return Verdict(claim=Claim.COMMITTED)  # so long ago that its claim is pruned
+        if known is not None and (known.claim in rules.RUNS or (known.claim is Claim.RELEASED and known.offer_id)):
+            return Verdict(claim=Claim.COMMITTED)  # released: it was committed here, and has moved on since
+        if known is not None and known.claim is not Claim.OFFERED:
+            # Turned down, or given up before this host had heard of the offer.
+            return Verdict(claim=Claim.ABANDONED, reason=known.reason or reason)
+        self._store.put_claim(
+            LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id, reason=reason)
+        )
         return Verdict(claim=Claim.ABANDONED, reason=reason)
 
     def promised(self, body: WithdrawMigration) -> bool | None:
-        """Whether the source has promised that the last state is never sent; none: it still may."""
-        for row in self._store.leases(body.vm):
-            if row.epoch == body.epoch and row.claim is Claim.ABANDONED:
-                return True
-            # A VM that was given up with an offer may have gone with it.
-            if (row.epoch >= body.epoch and row.claim in rules.RUNS) or row.offer_id == body.offer_id:
-                return False
-        return None
+        """Whether the source has promised that the last state is never sent; none: it has not, and may."""
+        if self._store.claim(body.vm, body.epoch) is Claim.ABANDONED:
+            return True
+        runs = self._store.may_run(body.vm)
+        # A VM that was given up may have gone with this offer.
+        return None if runs is not None and runs < body.epoch else False

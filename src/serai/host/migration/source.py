@@ -21,7 +21,7 @@ from serai.host.store import Outgoing
 from serai.host.vm.agent import VmAgent
 from serai.host.vm.runner import VmServices
 from serai.schema.commands.migration import MigrationOutcome, StartMigration, Verdict, VerdictAsk
-from serai.schema.errors import ConflictError, SeraiError
+from serai.schema.errors import ConflictError, SeraiError, StaleError
 from serai.schema.lease import Claim
 
 log = logging.getLogger(__name__)
@@ -231,6 +231,8 @@ class MigrationSource:
             case Act.CANCEL:
                 await machine.migrate_cancel()
             case Act.CONT:
+                if not self.agent.may_run:
+                    raise StaleError("the epoch was given up here meanwhile")
                 await machine.cont()
                 await machine.announce()
             case Act.ASK_VERDICT:

@@ -17,8 +17,8 @@ from serai.host.vm.agent import VmAgent
 from serai.host.vm.runner import VmServices
 from serai.schema.commands.vm import ReleaseVm, StartVm, StopVm
 from serai.schema.document import VmDocument
-from serai.schema.errors import NotFoundError, SeraiError, StaleError, UnavailableError
-from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.errors import NotFoundError, SeraiError, UnavailableError
+from serai.schema.lease import Claim
 from serai.schema.vm import VmReport, VmState
 
 log = logging.getLogger(__name__)
@@ -166,6 +166,10 @@ class Supervisor:
         agent = self._agents[vm] = VmAgent(self._services, record, machine)
         try:
             await agent.settle(rebooted=rebooted, take_up=self._take_up)
+            given_up = self._store.claim(vm, record.epoch) is Claim.RELEASED
+            # An earlier agent died while it gave the VM up.
+            if given_up and not record.moving and await agent.release(record.epoch, "given up"):
+                await self.remove(agent)
         except SeraiError as error:
             log.error("vm %s could not be taken over as it should: %s", record.launch.name, error)
 
@@ -234,40 +238,26 @@ class Supervisor:
         """Start under `body.epoch`, also a VM that is new on this host. Raises StaleError for an epoch that is over."""
         vm = body.launch.vm
         self._check_silent(vm)
-        rows = [row for row in self._store.leases(vm) if row.claim is not Claim.ABANDONED]
-        if any(row.epoch > body.epoch or (row.epoch == body.epoch and row.claim is Claim.RELEASED) for row in rows):
-            raise StaleError(
-                f"epoch {body.epoch} of VM {body.launch.name} is over here", field="epoch", value=body.epoch
-            )
+        self._store.check_not_over(body.launch, body.epoch)
         agent = self._agents.get(vm)
         if agent is None:
             agent = self.add(VmRecord(**terms(body), epoch=body.epoch, state=VmState.DEFINED))
-        self._store.put_document(body.document)
         return await agent.start(body)
 
     async def release(self, body: ReleaseVm) -> None:
         """Give up `epoch` and all lower ones: end QEMU, also one of no record or that does not answer; forget the VM.
 
-        Idempotent.
+        The journal says so first: nothing starts or resumes the VM from then on. Idempotent.
         """
+        if body.vm not in self._agents:
+            self._store.give_up(body.vm, body.epoch, body.reason)
         record = self._store.vm(body.vm)
         if body.vm in self._silent and record is not None and record.epoch <= body.epoch:
             await self._end_silent(body.vm)
         self._check_silent(body.vm)
         agent = self._agents.get(body.vm)
-        if agent is not None and agent.record.epoch <= body.epoch:
-            await agent.release()
-            await self.remove(agent)
-        elif agent is None and not self._given_up(body):
+        if agent is None:
             await self._end_strays(body.vm)
-        for row in self._store.leases(body.vm):
-            if row.epoch <= body.epoch and row.claim in (Claim.HELD, Claim.COMMITTED):
-                self._store.put_claim(row.model_copy(update={"claim": Claim.RELEASED, "reason": body.reason}))
-        if self._store.claim(body.vm, body.epoch) is None:
-            self._store.put_claim(LeaseRecord(vm=body.vm, epoch=body.epoch, claim=Claim.RELEASED, reason=body.reason))
+        elif await agent.release(body.epoch, body.reason):
+            await self.remove(agent)
         self._store.prune_leases(body.vm)
-
-    def _given_up(self, body: ReleaseVm) -> bool:
-        """Whether the VM was given up before, as after each move away: its QEMU ended before the journal said so."""
-        rows = self._store.leases(body.vm)
-        return any(row.epoch >= body.epoch and row.claim is Claim.RELEASED for row in rows)
