@@ -51,3 +51,5 @@ class LeaseRecord(Frozen):
     offer_id: str | None = None
     peer: Name | None = None
     reason: str = ""
+    port: int | None = None
+    """Where this host listened for the move."""

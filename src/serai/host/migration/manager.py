@@ -16,6 +16,7 @@ from serai.core.migration import DestinationPhase
 from serai.drivers.hypervisor.base import MigrationSetup
 from serai.host.migration.destination import MigrationDestination
 from serai.host.migration.offers import OfferBook
+from serai.host.migration.ports import MigrationPorts
 from serai.host.migration.source import AskVerdict, MigrationSource
 from serai.host.store import Incoming, Outgoing, VmRecord, terms
 from serai.host.vm.agent import VmAgent
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 
 Run = Coroutine[Any, Any, MigrationOutcome]
 
-MIGRATION_PORTS = (49152, 49215)
 OUTCOMES_KEPT = 64
 
 
@@ -70,6 +70,7 @@ class MigrationManager:
         self._host = services.identity.name
         self._journal = services.identity.incarnation.journal
         self._store = services.store
+        self._ports = MigrationPorts()
         self._offers = OfferBook(self._host, services.store)
         self._supervisor = supervisor
         self._ask_verdict = ask_verdict
@@ -102,10 +103,9 @@ class MigrationManager:
                 value=self._host,
                 remedy="Name another host.",
             )
+        offered = LeaseRecord(vm=vm, epoch=body.epoch, claim=Claim.OFFERED, offer_id=body.offer_id, peer=body.source)
+        self._store.put_claim(offered)
         self._store.put_document(body.document)
-        self._store.put_claim(
-            LeaseRecord(vm=vm, epoch=body.epoch, claim=Claim.OFFERED, offer_id=body.offer_id, peer=body.source)
-        )
         move = Incoming(offer_id=body.offer_id, epoch=body.epoch, source=body.source)
         state = follow(VmState.DEFINED, VmEvent.INCOMING, body.launch.name)
         since = self._services.clock.now().isoformat()
@@ -114,11 +114,15 @@ class MigrationManager:
         setup = MigrationSetup(
             capabilities=body.capabilities, downtime_limit_ms=0, bandwidth_bytes=0, tls_hostname=body.source_identity
         )
+        self._destinations[vm] = destination
         try:
             machine = await agent.receive(destination.qemu_ended)
-            self._destinations[vm] = destination
+            self._offers.check_open(body)
             destination.watch(machine)
-            port = await machine.prepare_incoming(setup, self._address, MIGRATION_PORTS)
+            used = self._offers.ports(vm)
+            port = await self._ports.listen(machine, setup, self._address, used)
+            self._offers.check_open(body)
+            self._store.put_claim(offered.model_copy(update={"port": port}))
             agent.listening(move, port)
         except BaseException as error:
             await self._turn_down(destination, f"could not be prepared: {error}")

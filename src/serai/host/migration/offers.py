@@ -33,6 +33,10 @@ class OfferBook:
             if row.epoch == ask.epoch and row.offer_id == ask.offer_id and row.peer not in (None, source):
                 raise UnauthorizedError(f"{source} is not the source of this move", field="source", value=source)
 
+    def ports(self, vm: str) -> set[int]:
+        """Where this host has listened for moves of the VM: an old offer's source may still call there."""
+        return {row.port for row in self._store.leases(vm) if row.port is not None}
+
     def decide(self, ask: VerdictAsk, reason: str) -> Verdict:
         """The verdict by the journal; an offer that it does not say committed is turned down, durably."""
         rows = {row.epoch: row for row in self._store.leases(ask.vm)}
@@ -47,9 +51,8 @@ class OfferBook:
         if known is not None and known.claim is not Claim.OFFERED:
             # Turned down, or given up before this host had heard of the offer.
             return Verdict(claim=Claim.ABANDONED, reason=known.reason or reason)
-        self._store.put_claim(
-            LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id, reason=reason)
-        )
+        row = known or LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id)
+        self._store.put_claim(row.model_copy(update={"claim": Claim.ABANDONED, "reason": reason}))
         return Verdict(claim=Claim.ABANDONED, reason=reason)
 
     def promised(self, body: WithdrawMigration) -> bool | None:

@@ -253,8 +253,9 @@ class VmAgent:
 
     async def receive(self, on_end: OnEnd) -> Machine:
         """Start a QEMU that waits for the VM's state, its ports closed."""
-        self._runner.on_move_end = on_end
-        return await self._runner.start_qemu(incoming=True)
+        async with self._lock:
+            self._runner.on_move_end = on_end
+            return await self._runner.start_qemu(incoming=True)
 
     def listening(self, move: Incoming, port: int) -> None:
         """The QEMU that waits for the state listens on this port."""
@@ -275,6 +276,7 @@ class VmAgent:
             self._runner.ended(self._qemu.last_end or End(VmEvent.CRASHED, UNWATCHED, failure=True))
 
     async def vacate(self) -> None:
-        """End QEMU: the VM lives on another host. That is no end of the VM."""
+        """End QEMU, also one that is being started: the VM lives on another host. That is no end of the VM."""
         self._runner.on_move_end = lambda _end: None
-        await self._qemu.quit(timeout=2.0)
+        async with self._lock:
+            await self._qemu.quit(timeout=2.0)
