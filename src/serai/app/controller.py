@@ -25,10 +25,13 @@ from serai.controller import housekeeping
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api, OpenConsole, ReceiveUpload
-from serai.controller.gateway import Hosts
+from serai.controller.hosts.gateway import Gateway
+from serai.controller.hosts.presence import Presence
+from serai.controller.hosts.relay import Relay
+from serai.controller.hosts.reports import Reports
+from serai.controller.hosts.tickets import serve_tickets
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import Workflow
-from serai.controller.relay import Relay
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
 from serai.controller.workflows.common import Office
@@ -77,7 +80,6 @@ class Controller:
     config: ControllerConfig
     store: Store
     bus: Bus
-    hosts: Hosts
     engine: Engine
     url: str | None = None
     """Where the API is on TCP, once it listens."""
@@ -93,7 +95,7 @@ class Extras:
     receive_upload: ReceiveUpload | None = None
 
 
-MakeExtras = Callable[[Store, Hosts, Bus], Awaitable[Extras]]
+MakeExtras = Callable[[Store, Bus], Awaitable[Extras]]
 
 
 class _Server(uvicorn.Server):
@@ -112,19 +114,23 @@ async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -
         stack.enter_context(_alone(config.state))
         store = await Store.open(config.state / DATABASE)
         stack.push_async_callback(store.close)
-        hosts = Hosts(bus, store)
-        extras = await make_extras(store, hosts, bus)
-        engine = Engine(store, hosts, extras.workflows, extras.services)
+        gateway, presence = Gateway(bus, store), Presence(store)
+        reports = Reports(bus, store, gateway, presence)
+        extras = await make_extras(store, bus)
+        engine = Engine(store, gateway, extras.workflows, extras.services)
         auth = await prepare(store, config.token_file)
-        api = Api(store, engine, extras.open_console, extras.receive_upload, hosts.heard)
-        await hosts.start()
-        stack.push_async_callback(hosts.stop)
+        api = Api(store, engine, extras.open_console, extras.receive_upload, presence.heard)
+        for part in (presence, gateway, reports):
+            await part.start()
+            stack.push_async_callback(part.stop)
+        tickets = await serve_tickets(bus, store)
+        stack.push_async_callback(tickets.unsubscribe)
         await engine.start()
         stack.push_async_callback(engine.stop)
         tasks = await stack.enter_async_context(Tasks("controller"))
         tidying = Reconciler("tidy", functools.partial(housekeeping.tidy, store), period=housekeeping.PERIOD)
         tasks.start(tidying.run(), "tidy")
-        controller = Controller(config, store, bus, hosts, engine)
+        controller = Controller(config, store, bus, engine)
         await stack.enter_async_context(_serving(create_app(api, auth), api, controller))
         yield controller
 
@@ -236,7 +242,7 @@ def _tcp_socket(listen: str) -> socket.socket:
 def standard_extras(tls: TlsFiles | None) -> MakeExtras:
     """Workflows, consoles and uploads; `tls` is the controller's own identity on the data channel."""
 
-    async def make(store: Store, hosts: Hosts, bus: Bus) -> Extras:
+    async def make(store: Store, bus: Bus) -> Extras:
         return await _extras(store, tls)
 
     return make

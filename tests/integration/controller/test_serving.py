@@ -18,7 +18,6 @@ from serai.client.console import console
 from serai.client.context import Context
 from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.http import Client
-from serai.controller.gateway import Hosts
 from serai.controller.jobs.workflow import AnyContext, Step
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
@@ -75,7 +74,7 @@ class World:
         self.reached = asyncio.Event()
         self.context = Context(socket=self.config.socket, token_file=self.config.token_file)
 
-    async def extras(self, store: Store, hosts: Hosts, bus: Bus) -> Extras:
+    async def extras(self, store: Store, bus: Bus) -> Extras:
         async def step(_: object, ctx: AnyContext) -> None:
             self.reached.set()
             await self.go_on.wait()

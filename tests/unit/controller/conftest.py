@@ -11,12 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.unit.controller.gateway_kit import THEN, Kit
+from tests.unit.controller.hosts.kit import THEN, Kit, listening
 
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api
-from serai.controller.gateway import Hosts
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import AnyContext, Step
 from serai.controller.store import Store
@@ -232,9 +231,7 @@ async def kit(tmp_path: Path, empty_database: Path) -> AsyncIterator[Kit]:
     shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db", clock)
     bus = MemBus()
-    hosts = Hosts(bus, store, clock)
-    await hosts.start()
-    yield Kit(store, bus, hosts, clock)
-    await hosts.stop()
+    async with listening(bus, store, clock) as (gateway, presence):
+        yield Kit(store, bus, gateway, presence, clock)
     await bus.close()
     await store.close()

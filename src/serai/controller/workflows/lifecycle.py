@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from serai.controller.commands import VmTarget
+from serai.controller.hosts.observed import FULL
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
-from serai.controller.reports import FULL
 from serai.controller.workflows.common import Office, addresses, image_of, make_volume, refuse, start_vm
 from serai.controller.workflows.shelf import ForPlacing
 from serai.core.placement import Choice, choose_start, place

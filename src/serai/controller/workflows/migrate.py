@@ -201,8 +201,13 @@ async def _moved(office: Office, ctx: Context) -> bool:
 
 async def _ask_to_abandon(ctx: Context, reason: str) -> Verdict:
     offer, prepared = ctx.state.offered, ctx.state.prepared
-    journal = None if prepared is None else prepared.journal
-    body = AbandonMigration(vm=ctx.params.vm, epoch=offer.epoch, offer_id=ctx.id, journal=journal, reason=reason)
+    body = AbandonMigration(
+        vm=ctx.params.vm,
+        epoch=offer.epoch,
+        offer_id=ctx.id,
+        journal=None if prepared is None else prepared.journal,
+        reason=reason,
+    )
     return await ctx.send(MIGRATION_ABANDON, offer.to, body)
 
 

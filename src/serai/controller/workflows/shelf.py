@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from serai.controller import capacity, reports
+from serai.controller import capacity
+from serai.controller.hosts import observed
 from serai.controller.jobs.workflow import AnyContext
 from serai.controller.store.secrets import IMAGE_URL
 from serai.controller.store.store import Store, Transaction, View
@@ -180,20 +181,20 @@ class Shelf:
     async def starting(self, vm: str, host: str) -> None:
         """A VM begins to start; but a repeated step may find it running, and its repeated answer is no news."""
         async with self._store.transaction() as write:
-            if (await write.vms.get(vm)).status.state not in reports.BEGUN:
+            if (await write.vms.get(vm)).status.state not in observed.BEGUN:
                 await _set_status(write, vm, host=host, state=VmState.STARTING, reason="")
 
     async def started(self, report: VmReport) -> None:
         """A VM runs as its spec says: nothing is pending, and it has let go of the disks that it has no more."""
         async with self._store.transaction() as write:
-            await reports.apply(write, report)
+            await observed.apply(write, report)
             await _set_conditions(write, report.vm, PENDING, [])
             await _release_removed_disks(write, report.vm)
 
     async def take_report(self, report: VmReport) -> None:
         """What a host answered, written before the job says done; unless what is known is newer, as in a repeat."""
         async with self._store.transaction() as write:
-            await reports.apply(write, report)
+            await observed.apply(write, report)
 
     async def arrived(self, vm: str, host: str, epoch: int, summary: MigrationSummary, why: str) -> None:
         """The VM is on another host now, and `why` it is that one."""
@@ -275,7 +276,7 @@ class Shelf:
         async with self._store.transaction() as write:
             found = await write.hosts.get(host)
             if found.status.bridges is not None and bridge not in found.status.bridges:
-                await reports.write_bridges(write, found, sorted([*found.status.bridges, bridge]))
+                await observed.write_bridges(write, found, sorted([*found.status.bridges, bridge]))
 
     async def set_pool_status(self, pool: str, status: PoolStatus) -> None:
         async with self._store.transaction() as write:

@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.unit.controller.gateway_kit import turn
+from tests.unit.controller.hosts.kit import listening, turn
 
-from serai.controller.gateway import Hosts
 from serai.controller.store import Store, database
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
@@ -65,12 +64,10 @@ async def kit(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
     shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db", clock)
     bus = MemBus()
-    hosts = Hosts(bus, store, clock)
-    await hosts.start()
-    made = Kit(store, bus, clock)
-    await made.begin()
-    yield made
-    await hosts.stop()
+    async with listening(bus, store, clock):
+        made = Kit(store, bus, clock)
+        await made.begin()
+        yield made
     await bus.close()
     await store.close()
 

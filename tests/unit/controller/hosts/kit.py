@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from serai.controller.commands import SendOptions, VmTarget
-from serai.controller.gateway import Hosts
+from serai.controller.hosts.gateway import Gateway
+from serai.controller.hosts.presence import Presence
+from serai.controller.hosts.reports import Reports
+from serai.controller.hosts.tickets import serve_tickets
 from serai.controller.store import Store
 from serai.lib.bus import Message
 from serai.lib.clock import ManualClock
@@ -30,9 +34,23 @@ INCARNATION = Incarnation(journal="1" * 12, starts=1)
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+@contextlib.asynccontextmanager
+async def listening(bus: MemBus, store: Store, clock: ManualClock) -> AsyncIterator[tuple[Gateway, Presence]]:
+    """What the controller has on the bus."""
+    gateway, presence = Gateway(bus, store, clock), Presence(store, clock)
+    reports = Reports(bus, store, gateway, presence, clock)
+    tickets = await serve_tickets(bus, store)
+    for part in (presence, gateway, reports):
+        await part.start()
+    yield gateway, presence
+    for part in (reports, gateway, presence):
+        await part.stop()
+    await tickets.unsubscribe()
+
+
 class Kit:
-    def __init__(self, store: Store, bus: MemBus, hosts: Hosts, clock: ManualClock) -> None:
-        self.store, self.bus, self.hosts, self.clock = store, bus, hosts, clock
+    def __init__(self, store: Store, bus: MemBus, gateway: Gateway, presence: Presence, clock: ManualClock) -> None:
+        self.store, self.bus, self.gateway, self.presence, self.clock = store, bus, gateway, presence, clock
         self.requests: list[Request] = []
 
     async def host(self, name: str) -> None:
@@ -82,10 +100,10 @@ class Kit:
 
     async def signal(self, target: VmTarget, **options: Any) -> VmReport:
         body = SignalVm(vm=target.vm)
-        return await self.hosts.send(VM_PAUSE, target, body, SendOptions(id=new_id(), **options))
+        return await self.gateway.send(VM_PAUSE, target, body, SendOptions(id=new_id(), **options))
 
     async def send(self, **options: Any) -> PoolStatus:
-        return await self.hosts.send(POOL_OPEN, "h1", OPEN, SendOptions(id=new_id(), **options))
+        return await self.gateway.send(POOL_OPEN, "h1", OPEN, SendOptions(id=new_id(), **options))
 
 
 async def turn(clock: ManualClock, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
