@@ -25,13 +25,11 @@ from serai.controller import housekeeping
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api, OpenConsole, ReceiveUpload
-from serai.controller.hosts.gateway import Gateway
-from serai.controller.hosts.presence import Presence
+from serai.controller.hosts.listening import listening
 from serai.controller.hosts.relay import Relay
-from serai.controller.hosts.reports import Reports
-from serai.controller.hosts.tickets import serve_tickets
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import Workflow
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
 from serai.controller.workflows.common import Office
@@ -95,7 +93,7 @@ class Extras:
     receive_upload: ReceiveUpload | None = None
 
 
-MakeExtras = Callable[[Store, Bus], Awaitable[Extras]]
+MakeExtras = Callable[[Store, Rights], Awaitable[Extras]]
 
 
 class _Server(uvicorn.Server):
@@ -114,17 +112,12 @@ async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -
         stack.enter_context(_alone(config.state))
         store = await Store.open(config.state / DATABASE)
         stack.push_async_callback(store.close)
-        gateway, presence = Gateway(bus, store), Presence(store)
-        reports = Reports(bus, store, gateway, presence)
-        extras = await make_extras(store, bus)
-        engine = Engine(store, gateway, extras.workflows, extras.services)
+        rights = Rights()
+        hosts = await stack.enter_async_context(listening(bus, store, rights))
+        extras = await make_extras(store, rights)
+        engine = Engine(store, hosts.gateway, extras.workflows, extras.services)
         auth = await prepare(store, config.token_file)
-        api = Api(store, engine, extras.open_console, extras.receive_upload, presence.heard)
-        for part in (presence, gateway, reports):
-            await part.start()
-            stack.push_async_callback(part.stop)
-        tickets = await serve_tickets(bus, store)
-        stack.push_async_callback(tickets.unsubscribe)
+        api = Api(store, engine, rights, extras.open_console, extras.receive_upload, hosts.presence.heard)
         await engine.start()
         stack.push_async_callback(engine.stop)
         tasks = await stack.enter_async_context(Tasks("controller"))
@@ -242,13 +235,13 @@ def _tcp_socket(listen: str) -> socket.socket:
 def standard_extras(tls: TlsFiles | None) -> MakeExtras:
     """Workflows, consoles and uploads; `tls` is the controller's own identity on the data channel."""
 
-    async def make(store: Store, bus: Bus) -> Extras:
-        return await _extras(store, tls)
+    async def make(store: Store, rights: Rights) -> Extras:
+        return await _extras(store, rights, tls)
 
     return make
 
 
-async def _extras(store: Store, tls: TlsFiles | None) -> Extras:
+async def _extras(store: Store, rights: Rights, tls: TlsFiles | None) -> Extras:
     # CHAP passwords are derived from the installation's own secret, made once and kept in the store.
     async with store.transaction() as tx:
         secret = await tx.secrets.get(*SECRET)
@@ -256,9 +249,9 @@ async def _extras(store: Store, tls: TlsFiles | None) -> Extras:
             secret = new_secret()
             await tx.secrets.put(*SECRET, secret)
     uploads = Uploads()
-    shelf = Shelf(store, uploads)
+    shelf = Shelf(store, uploads, rights)
     relay = Relay(shelf, uploads, tls)
-    return Extras(WORKFLOWS, Office(shelf, secret.encode()), relay.open_console, relay.receive_upload)
+    return Extras(WORKFLOWS, Office(shelf, rights, secret.encode()), relay.open_console, relay.receive_upload)
 
 
 async def serve(config: ControllerConfig, frame: service.Service) -> None:

@@ -61,6 +61,8 @@ class HostFacts(Frozen):
 class HostState(StrEnum):
     ONLINE = "online"
     OFFLINE = "offline"
+    FENCED = "fenced"
+    """Off, by an operator's word: it gets no VM and is not believed until it has given up what it held."""
 
 
 class HostSpec(Frozen):
@@ -71,8 +73,17 @@ class HostSpec(Frozen):
     """Bytes that placement leaves to the machine itself (the agent, tgtd, page cache)."""
 
 
+class Fence(Frozen):
+    """Who said that the host is off, when, and why."""
+
+    since: datetime
+    by: str
+    reason: str = ""
+
+
 class HostStatus(Frozen):
     state: HostState = HostState.OFFLINE
+    fence: Fence | None = None
     seen: datetime | None = None
     """When it spoke last."""
     facts: HostFacts | None = None

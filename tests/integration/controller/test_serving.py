@@ -19,9 +19,9 @@ from serai.client.context import Context
 from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.http import Client
 from serai.controller.jobs.workflow import AnyContext, Step
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
-from serai.lib.bus import Bus
 from serai.lib.membus import MemBus
 from serai.schema.encoding import encode
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
@@ -74,7 +74,7 @@ class World:
         self.reached = asyncio.Event()
         self.context = Context(socket=self.config.socket, token_file=self.config.token_file)
 
-    async def extras(self, store: Store, bus: Bus) -> Extras:
+    async def extras(self, store: Store, rights: Rights) -> Extras:
         async def step(_: object, ctx: AnyContext) -> None:
             self.reached.set()
             await self.go_on.wait()

@@ -263,10 +263,10 @@ async def test_a_host_that_is_gone(world: World) -> None:
     await world.becomes("web1", VmState.STOPPED, "h1")
     async with world.store.transaction() as tx:
         vm = await tx.vms.find("web1")
-        await tx.leases.create(vm.id, "h3")
+        await world.rights.first(tx, vm.id, "h3")
     assert "VMs web1" in (await world.refused("DELETE", path))["message"]
     async with world.store.transaction() as tx:
-        await tx.leases.drop(vm.id)
+        await world.rights.forget(tx, vm.id)
         await tx.images.update_status((await tx.images.find("debian")).id, hosts=["h1", "h3"])
     await world.ok("DELETE", path, status=204)
     assert (await world.refused("GET", path))["field"] == "host"

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import ParamsT, Workflow
 from serai.controller.jobs.writer import StateT
+from serai.controller.services.rights import Rights
 from serai.controller.store import RawPage, Store, Transaction
 from serai.schema.errors import InvalidError, SeraiError
 from serai.schema.image import Image
@@ -72,6 +73,7 @@ class Api:
 
     store: Store
     engine: Engine
+    rights: Rights
     open_console: OpenConsole | None = None
     receive_upload: ReceiveUpload | None = None
     heard: Callable[[str], datetime | None] = _never

@@ -101,6 +101,7 @@ async def create(api: Api, call: Call) -> Response:
         await write_disks(tx, vm.name, disks)
         await _check_fits(tx, vm, spec)
         await tx.vms.insert(vm)
+        api.rights.created(tx, vm.id)
         await tx.networks.hold(vm.id, vnics.addresses)
         await tx.emit("vm.created", f"vm/{vm.name}", vm.id, f"asked for by {call.principal}")
         return accepted(await call.submit(api, tx, CREATE_VM, vm, VmParams(vm=vm.id)))
@@ -254,6 +255,7 @@ async def clone(api: Api, call: Call) -> Response:
         for volume in made:
             await tx.volumes.insert(volume)
         await tx.vms.insert(copy)
+        api.rights.created(tx, copy.id)
         await tx.networks.hold(copy.id, vnics.addresses)
         await tx.emit("vm.created", f"vm/{copy.name}", copy.id, f"cloned from {vm.name}")
         params = CloneParams(vm=vm.id, name=copy.name, clone=copy.id)

@@ -5,6 +5,10 @@ gives up after `patience` seconds of silence, counted from the last answer; sile
 carried out. A host's hello may mean that its agent was restarted and forgot what it was asked: the request is repeated
 at once.
 
+A request names the agent that is meant, by the incarnation of the host that is known, and where the database stands.
+Nothing is sent before the host has introduced itself to this run of the controller: its journal would forget that it
+knew a later state of the database. Nothing is sent to a fenced host.
+
 A command for a VM goes to the host that holds the VM's lease, and to no other: the lease is read before each attempt,
 and once it is another's the command is given up. (The host looks at its own journal besides.)
 """
@@ -17,13 +21,16 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from serai.controller.commands import SendOptions, Target, VmTarget
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.lib.bus import Bus, Message, Subscription
 from serai.lib.clock import Clock, SystemClock
 from serai.schema.commands.base import BodyT, Command, ReplyT
 from serai.schema.commands.envelope import HOLD, CommandProgress, Reply, Request
+from serai.schema.commands.host import HOST_INTRODUCE
 from serai.schema.encoding import encode, parse, to_dict
 from serai.schema.errors import ConflictError, ErrorInfo, SeraiError, UnavailableError, from_info
+from serai.schema.host import HostState
 from serai.schema.subjects import Subjects
 
 ASK = HOLD + 5.0
@@ -36,9 +43,10 @@ PAUSE_MOST = 1.0
 class Gateway:
     """Sends commands to all hosts over the bus."""
 
-    def __init__(self, bus: Bus, store: Store, clock: Clock | None = None) -> None:
+    def __init__(self, bus: Bus, store: Store, rights: Rights, clock: Clock | None = None) -> None:
         self._bus = bus
         self._store = store
+        self._rights = rights
         self._clock = clock or SystemClock()
         self._sent: dict[str, tuple[str, SendOptions]] = {}
         """By request: the host that was asked, whose progress alone counts, and who listens."""
@@ -89,7 +97,7 @@ class Gateway:
             options.waits("")
 
     async def _ask(self, request: Request, target: Target, patience: float, options: SendOptions) -> Reply:
-        command, payload = request.command, encode(request)
+        command = request.command
         pause, answered = PAUSE_FIRST, self._clock.monotonic()
         silent_told = False
         while True:
@@ -100,8 +108,9 @@ class Gateway:
                 host, target = await self._holder(target, command)
                 subject, who = Subjects.vm_command(host, target.vm), f"the agent of VM {target.vm} on {host}"
             self._sent[request.id] = (host, options)
+            payload = encode(await self._addressed(host, request))
             try:
-                answer = await self._request(host, subject, payload)
+                answer = await self._request(host, subject, payload, introduced=command != HOST_INTRODUCE.name)
             except UnavailableError as error:
                 silent = self._clock.monotonic() - answered
                 if silent >= patience:
@@ -127,8 +136,23 @@ class Gateway:
                 silent_told = False
             pause, answered = PAUSE_FIRST, self._clock.monotonic()
 
-    async def _request(self, host: str, subject: str, payload: bytes) -> bytes | None:
+    async def _addressed(self, host: str, request: Request) -> Request:
+        """The request as it is sent now. Raises UnavailableError for a fenced host."""
+        if request.command == HOST_INTRODUCE.name:
+            return request
+        async with self._store.read() as view:
+            known = await view.hosts.seek(host)
+            if known is not None and known.status.state is HostState.FENCED:
+                raise UnavailableError(
+                    f"host {host} is fenced", field="host", value=host, remedy="Start its agent: serai host show."
+                )
+            to, position = await view.lineage.incarnation(host), await view.lineage.position()
+        return request.model_copy(update={"to": to, "position": position})
+
+    async def _request(self, host: str, subject: str, payload: bytes, *, introduced: bool) -> bytes | None:
         """The answer; None if the host said hello before it came: then it is to be asked again."""
+        if introduced and not self._rights.has_reported(host):
+            raise UnavailableError(f"host {host} has not reported since the controller was started")
         hello = self._hellos.setdefault(host, asyncio.Event())
         asking = asyncio.ensure_future(self._bus.request(subject, payload, timeout=ASK))
         greeted = asyncio.ensure_future(hello.wait())

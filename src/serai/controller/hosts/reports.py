@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 
 from serai.controller.hosts import observed
-from serai.controller.hosts.gateway import Gateway
+from serai.controller.hosts.introductions import Introductions
 from serai.controller.hosts.presence import Presence
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.lib.bus import Bus, Message, Subscription
-from serai.lib.clock import Clock, SystemClock
-from serai.lib.ids import new_id
 from serai.schema.encoding import encode, parse
 from serai.schema.errors import InvalidError
-from serai.schema.host import HostState
-from serai.schema.reports import ConfirmedClaim, HostReport, Introduction, ReportReceipt, Welcome
+from serai.schema.host import Host, HostState
+from serai.schema.reports import ConfirmedClaim, HostReport, Introduction, ReportReceipt
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport
 
@@ -28,13 +27,13 @@ class Reports:
     """What all hosts say unasked."""
 
     def __init__(
-        self, bus: Bus, store: Store, gateway: Gateway, presence: Presence, clock: Clock | None = None
+        self, bus: Bus, store: Store, presence: Presence, rights: Rights, introductions: Introductions
     ) -> None:
         self._bus = bus
         self._store = store
-        self._gateway = gateway
         self._presence = presence
-        self._clock = clock or SystemClock()
+        self._rights = rights
+        self._introductions = introductions
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
@@ -56,22 +55,25 @@ class Reports:
         hello = parse(Introduction, message.payload, message.subject)
         if message.subject != Subjects.hello(hello.host):
             raise InvalidError("a hello on another host's subject", field="host", value=hello.host)
-        async with self._store.transaction() as tx:
-            host = await observed.greet(tx, hello.host, hello.facts, new_id())
-        self._presence.note(hello.host)
-        self._gateway.greeted(hello.host)
-        return encode(Welcome(host_id=host.id, time=self._clock.now()))
+        return encode(await self._introductions.take(hello))
 
     async def _on_vm_report(self, message: Message) -> bytes:
         report = parse(VmReport, message.payload, message.subject)
         if message.subject != Subjects.vm_report(report.host, report.vm):
             raise InvalidError("a report on another host's or VM's subject", field="vm", value=report.vm)
         async with self._store.read() as view:
-            fresh = await observed.news(view, [report])
+            host = await view.hosts.seek(report.host)
+            fresh = self._believes(host) and await observed.news(view, [report])
         if fresh:
             async with self._store.transaction() as tx:
-                await observed.apply(tx, report)
+                await observed.apply(tx, self._rights, report)
         return RECEIVED
+
+    def _believes(self, host: Host | None) -> bool:
+        """Whether a host's reports count: not before it has introduced itself, nor while it is fenced."""
+        if host is None or host.status.state is HostState.FENCED:
+            return False
+        return self._rights.has_reported(host.name)
 
     async def _on_host_report(self, message: Message) -> bytes:
         report = parse(HostReport, message.payload, message.subject)
@@ -89,16 +91,20 @@ class Reports:
         return encode(ReportReceipt(confirmed=confirmed))
 
     async def _take_host_report(self, report: HostReport) -> bool:
-        """Write what it says that is new; False if the host is not known here."""
+        """Write what it says that is new; False if it is not believed."""
         async with self._store.read() as view:
             host = await view.hosts.seek(report.host)
             if host is None:
                 # Its hello was to another controller's database. It says hello again once it reconnects.
                 log.warning("host %s reports, but never said hello here", report.host)
                 return False
+            if not self._believes(host) or await view.lineage.incarnation(report.host) != report.incarnation:
+                if host.status.state is not HostState.FENCED:
+                    self._introductions.ask(report.host)
+                return False
             said = [one for one in report.vms if one.host == report.host]
             fresh = await observed.news(view, said)
-            concerned = await observed.offers_concern(view, report.host, report.leases)
+            concerned = await self._rights.concerned(view, report.host, report.leases)
             missing = await observed.unlisted(view, report)
             known = {pool.id: pool for pool in await view.pools.on_host(report.host)}
         pools = [
@@ -113,9 +119,9 @@ class Reports:
                 if returned:
                     await observed.back(tx, host)
                 if concerned:
-                    await observed.journals(tx, report.host, report.leases)
+                    await self._rights.learn(tx, report.host, report.leases)
                 for one in fresh:
-                    await observed.apply(tx, one)
+                    await observed.apply(tx, self._rights, one)
                 await observed.write_unlisted(tx, report)
                 await observed.write_pools(tx, pools)
                 if bridges is not None:

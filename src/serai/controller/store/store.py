@@ -28,6 +28,8 @@ from serai.controller.store.hosts import Hosts
 from serai.controller.store.images import Images
 from serai.controller.store.jobs import Jobs
 from serai.controller.store.leases import Leases
+from serai.controller.store.leftovers import Leftovers
+from serai.controller.store.lineage import Lineage
 from serai.controller.store.networks import Networks
 from serai.controller.store.pools import Pools, Volumes
 from serai.controller.store.secrets import Secrets, Tickets, Tokens
@@ -91,7 +93,17 @@ class View:
     @cached_property
     def leases(self) -> Leases:
         """Leases."""
-        return Leases(self.connection, self.now)
+        return Leases(self.connection)
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """The database's own history."""
+        return Lineage(self.connection)
+
+    @cached_property
+    def leftovers(self) -> Leftovers:
+        """What hosts have yet to clear away."""
+        return Leftovers(self.connection, self.now)
 
     @cached_property
     def tickets(self) -> Tickets:

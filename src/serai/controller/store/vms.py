@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select, update
 
 from serai.controller.store import tables
+from serai.controller.store.lineage import Lineage
 from serai.controller.store.resources import Resources
 from serai.schema.vm import Vm, VmState
 
@@ -42,6 +43,16 @@ class Vms(Resources[Vm]):
             "memory": item.spec.memory,
             "running": item.spec.running,
         }
+
+    async def insert(self, item: Vm) -> None:
+        """Write a new one. Raises ConflictError if the name is taken."""
+        await super().insert(item)
+        await Lineage(self.connection).advance()
+
+    async def delete(self, resource_id: str) -> None:
+        """Take it away; harmless if it is not there."""
+        await super().delete(resource_id)
+        await Lineage(self.connection).advance()
 
     async def on_host(self, host: str) -> list[Vm]:
         """The VMs whose status names a host."""

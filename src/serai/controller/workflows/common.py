@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from serai.controller.jobs.workflow import AnyContext
+from serai.controller.services.rights import Rights
 from serai.controller.workflows.copies import bring_image, with_copy
 from serai.controller.workflows.shelf import ForLaunch, Shelf
 from serai.core import launch as plan
@@ -36,9 +37,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Office:
-    """What every workflow works with: the shelf of resources, and the installation's secret."""
+    """What every workflow works with: the shelf of resources, the rights to run, and the installation's secret."""
 
     shelf: Shelf
+    rights: Rights
     secret: bytes
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from serai.controller.commands import SendOptions, VmTarget
-from serai.controller.hosts.gateway import Gateway
-from serai.controller.hosts.presence import Presence
-from serai.controller.hosts.reports import Reports
-from serai.controller.hosts.tickets import serve_tickets
+from serai.controller.hosts.listening import Hosts
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.lib.bus import Message
 from serai.lib.clock import ManualClock
@@ -34,24 +31,21 @@ INCARNATION = Incarnation(journal="1" * 12, starts=1)
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@contextlib.asynccontextmanager
-async def listening(bus: MemBus, store: Store, clock: ManualClock) -> AsyncIterator[tuple[Gateway, Presence]]:
-    """What the controller has on the bus."""
-    gateway, presence = Gateway(bus, store, clock), Presence(store, clock)
-    reports = Reports(bus, store, gateway, presence, clock)
-    tickets = await serve_tickets(bus, store)
-    for part in (presence, gateway, reports):
-        await part.start()
-    yield gateway, presence
-    for part in (reports, gateway, presence):
-        await part.stop()
-    await tickets.unsubscribe()
-
-
 class Kit:
-    def __init__(self, store: Store, bus: MemBus, gateway: Gateway, presence: Presence, clock: ManualClock) -> None:
-        self.store, self.bus, self.gateway, self.presence, self.clock = store, bus, gateway, presence, clock
+    def __init__(self, store: Store, bus: MemBus, rights: Rights, hosts: Hosts, clock: ManualClock) -> None:
+        self.store, self.bus, self.rights, self.clock = store, bus, rights, clock
+        self.gateway, self.presence = hosts.gateway, hosts.presence
         self.requests: list[Request] = []
+
+    async def reported(self, *hosts: str) -> None:
+        """These have told all their claims, which are none."""
+        async with self.store.transaction() as tx:
+            for host in hosts:
+                await self.rights.report(tx, host, [])
+
+    async def offer(self, vm: str, to: str = "h2") -> None:
+        async with self.store.transaction() as tx:
+            await self.rights.offer(tx, vm, to, "one")
 
     async def host(self, name: str) -> None:
         answer = await self.bus.request(
@@ -70,12 +64,19 @@ class Kit:
         await self.bus.subscribe(subject, answer)
 
     async def vm(self, host: str = "h1") -> str:
+        for name in ("h1", "h2", "h3"):
+            await self.host(name)
         async with self.store.transaction() as tx:
             status = VmStatus(state=VmState.RUNNING, host=host, epoch=1)
             vm = Vm(name="web1", id=new_id(), generation=1, created=tx.now, spec=VmSpec(), status=status)
             await tx.vms.insert(vm)
-            await tx.leases.create(vm.id, host)
+            self.rights.created(tx, vm.id)
+        await self.first(vm.id, host)
         return vm.id
+
+    async def first(self, vm: str, host: str) -> None:
+        async with self.store.transaction() as tx:
+            await self.rights.first(tx, vm, host)
 
     def said(self, vm: str, **fields: Any) -> VmReport:
         given = {"host": "h1", "epoch": 1, "state": "running", "sequence": 1, "since": THEN, **fields}

@@ -133,7 +133,7 @@ async def test_a_vm_whose_lease_changes_is_asked_of_no_other_holder(kit: Kit, wa
     assert waits[0] == f"the agent of VM {vm} on h1 to answer vm.pause"
     async with kit.store.transaction() as tx:
         for host in way:
-            await tx.leases.advance(vm, host)
+            await kit.rights.advance(tx, vm, host)
     await kit.answers(Subjects.vm_command("*", vm), Reply(state="done"))
     await kit.advance(2, sending.done)
     with pytest.raises(ConflictError, match=f"lease went to {way[-1]}"):
@@ -153,7 +153,7 @@ async def test_a_restarted_agent_is_asked_again_only_while_it_holds_the_vm(kit: 
     sending = asyncio.create_task(kit.signal(VmTarget(vm)))
     await asyncio.wait_for(asked.get(), 10)
     async with kit.store.transaction() as tx:
-        await tx.leases.advance(vm, "h2")
+        await kit.rights.advance(tx, vm, "h2")
     await kit.host("h1")
     with pytest.raises(ConflictError, match="lease went to h2"):
         await asyncio.wait_for(sending, 10)

@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.unit.controller.hosts.kit import listening, turn
+from tests.unit.controller.hosts.kit import turn
 
+from serai.controller.hosts.listening import listening
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store, database
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
@@ -64,7 +66,7 @@ async def kit(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
     shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db", clock)
     bus = MemBus()
-    async with listening(bus, store, clock):
+    async with listening(bus, store, Rights(), clock):
         made = Kit(store, bus, clock)
         await made.begin()
         yield made

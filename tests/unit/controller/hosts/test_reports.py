@@ -56,7 +56,7 @@ async def test_what_is_known_is_not_written_again(kit: Kit) -> None:
 async def test_a_destination_that_runs_the_vm_has_committed(kit: Kit) -> None:
     vm = await kit.vm()
     async with kit.store.transaction() as tx:
-        await tx.leases.offer(vm, "h2", "one")
+        await kit.rights.offer(tx, vm, "h2", "one")
     assert (await kit.report(vm, host="h2", epoch=2, state="starting")).host == "h1"
     assert (await kit.report(vm, host="h3", epoch=2, state="running")).host == "h1"
     status = await kit.report(vm, host="h2", epoch=2, state="running")
@@ -82,7 +82,7 @@ async def test_a_hosts_journal_settles_an_offer(
     vm = await kit.vm()
     await kit.host("h2")
     async with kit.store.transaction() as tx:
-        await tx.leases.offer(vm, "h2", "one")
+        await kit.rights.offer(tx, vm, "h2", "one")
     await kit.full_report("h2", leases=[LeaseRecord(vm=vm, epoch=2, claim=claim, offer_id=offer_id)])
     async with kit.store.read() as view:
         lease = await view.leases.need(vm)
@@ -135,9 +135,9 @@ async def test_an_absence_that_says_nothing(kit: Kit, why: str) -> None:
         await kit.report(vm, since=THEN + timedelta(seconds=1))
     async with kit.store.transaction() as tx:
         if why != "it began after the report":
-            await tx.leases.offer(vm, "h2", "one")
+            await kit.rights.offer(tx, vm, "h2", "one")
         if why == "another host holds its lease":
-            await tx.leases.commit(vm, 2, "h2")
+            await kit.rights.commit(tx, vm, 2, "h2")
     await kit.full_report("h1")
     assert (await kit.status(vm)).state is VmState.RUNNING
 
