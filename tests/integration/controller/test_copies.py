@@ -24,6 +24,7 @@ from serai.lib.membus import MemBus
 from serai.schema.commands import BY_NAME
 from serai.schema.commands.base import AnyCommand
 from serai.schema.commands.envelope import Reply, Request
+from serai.schema.commands.host import HOST_INTRODUCE
 from serai.schema.commands.image import IMAGE_CREATE, IMAGE_FETCH
 from serai.schema.commands.migration import MIGRATION_PREPARE, MIGRATION_START, MigrationEndpoint, MigrationOutcome
 from serai.schema.commands.pool import POOL_OPEN
@@ -84,6 +85,8 @@ class Fleet:
             )
 
     async def _answer(self, host: str, command: AnyCommand, body: dict[str, Any]) -> BaseModel | None:
+        if command is HOST_INTRODUCE:
+            return Introduction(host=host, incarnation=INCARNATION, facts=FACTS)
         if command is IMAGE_CREATE:
             self.urls.append(str(body["spec"]["url"]))
             self.made.set()

@@ -18,10 +18,12 @@ from serai.schema.commands.migration import (
     MIGRATION_CANCEL,
     MIGRATION_PREPARE,
     MIGRATION_START,
+    MIGRATION_WITHDRAW,
     CancelMigration,
     CancelResult,
     MigrationOutcome,
     Verdict,
+    Withdrawal,
 )
 from serai.schema.commands.uplink import UPLINK_TAKE, UplinkTaken
 from serai.schema.commands.vm import VM_CONFIGURE, VM_RELEASE, VM_START, VM_STOP, ConfigureResult, ReleaseVm
@@ -368,6 +370,7 @@ async def test_figures_of_a_move_that_nobody_told_are_unknown(world: World) -> N
     await world.create()
     world.agents.failing.add(MIGRATION_START)
     world.agents.answers[MIGRATION_ABANDON] = Verdict(claim=Claim.COMMITTED)
+    world.agents.answers[MIGRATION_WITHDRAW] = Withdrawal(never_sent=False)
     await world.do("vm.migrate", "web1", {"to": "h2"})
     status = (await world.vm("web1")).status
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h2", 2)

@@ -32,6 +32,7 @@ from serai.controller.workflows.lifecycle import (
 )
 from serai.controller.workflows.migrate import MIGRATE_VM, MigrateParams
 from serai.core import lifecycle, placement
+from serai.core.lease import is_over
 from serai.core.lifecycle import VmEvent
 from serai.core.migration import check_nothing_pending
 from serai.lib.ids import new_id
@@ -306,7 +307,7 @@ async def _check_starts(view: View, vm: Vm, host: str | None) -> None:
     await need_disks(view, vm, vm.spec.disks)
     lease = await view.leases.get(vm.id)
     hosts = await capacity.all_hosts(view, but_vm=vm.id)
-    home = None if lease is None else lease.host
+    home = None if lease is None or is_over(lease) else lease.host
     placement.choose_start(vm, hosts, host, home, await capacity.ties(view, vm))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from serai.controller import edits
 from serai.controller.commands import VmTarget
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow, written
-from serai.controller.workflows.common import Office, facts_of, make_launch
+from serai.controller.workflows.common import Office, await_reports, facts_of, make_launch
 from serai.core.migration import PENDING
 from serai.schema.commands.vm import VM_CONFIGURE, ConfigureVm
 from serai.schema.commands.volume import VOLUME_CREATE, VOLUME_DELETE, CreateVolume, DeleteVolume
@@ -171,6 +171,7 @@ async def _copy(office: Office, ctx: CloneContext) -> None:
         await office.shelf.set_volume_status(
             new.id, state=VolumeState.READY, size=new.spec.size, vm=clone.name, reason=""
         )
+    await await_reports(office, ctx, clone.id)
     await office.shelf.ensure_lease(clone.id, source.status.host or "")
     await office.shelf.set_vm_status(
         clone.id, state=VmState.STOPPED, host=source.status.host, epoch=1, reason=f"cloned from {source.name}"
