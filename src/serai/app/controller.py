@@ -21,7 +21,6 @@ from typing import Any
 
 import uvicorn
 
-from serai.controller import housekeeping
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api, OpenConsole, ReceiveUpload
@@ -29,6 +28,8 @@ from serai.controller.hosts.listening import listening
 from serai.controller.hosts.relay import Relay
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import Workflow
+from serai.controller.reconcilers import leftovers, retention
+from serai.controller.reconcilers.leftovers import ClearLeftovers
 from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
@@ -121,8 +122,13 @@ async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -
         await engine.start()
         stack.push_async_callback(engine.stop)
         tasks = await stack.enter_async_context(Tasks("controller"))
-        tidying = Reconciler("tidy", functools.partial(housekeeping.tidy, store), period=housekeeping.PERIOD)
-        tasks.start(tidying.run(), "tidy")
+        tidy = functools.partial(retention.tidy, store)
+        clear = ClearLeftovers(store, hosts.gateway, rights).act
+        for reconciler in (
+            Reconciler("retention", tidy, period=retention.PERIOD),
+            Reconciler("leftovers", clear, period=leftovers.PERIOD, news=rights.news),
+        ):
+            tasks.start(reconciler.run(), reconciler.name)
         controller = Controller(config, store, bus, engine)
         await stack.enter_async_context(_serving(create_app(api, auth), api, controller))
         yield controller

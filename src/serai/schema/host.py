@@ -81,6 +81,15 @@ class Fence(Frozen):
     reason: str = ""
 
 
+class HostLeftover(Frozen):
+    """What a host has yet to clear away: it did not answer when that was due."""
+
+    what: str
+    command: str
+    why: str
+    since: datetime
+
+
 class HostStatus(Frozen):
     state: HostState = HostState.OFFLINE
     fence: Fence | None = None
@@ -89,6 +98,7 @@ class HostStatus(Frozen):
     facts: HostFacts | None = None
     bridges: list[str] | None = None
     """Names, by its last report; none: it has not said."""
+    leftovers: list[HostLeftover] = Field(default_factory=list)
     cpus_committed: int = 0
     memory_committed: int = 0
     vms: int = 0

@@ -246,8 +246,8 @@ async def test_what_is_on_an_offline_host_is_deleted_by_force_alone(world: World
     assert "--force" in error["remedy"]
     job = await world.done("DELETE", f"{path}?force=true")
     assert job.params["away"] == ["h3"]
-    later = (await world.ok("GET", "/v1/jobs?target=host/h3"))["items"][0]
-    assert (later["kind"], later["params"]["what"]) == ("host.clean", f"{noun} {path.rpartition('/')[2]}")
+    (left,) = (await world.ok("GET", "/v1/hosts/h3"))["status"]["leftovers"]
+    assert left["what"] == f"{noun} {path.rpartition('/')[2]}"
 
 
 async def test_a_host_that_is_gone(world: World) -> None:

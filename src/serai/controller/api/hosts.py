@@ -13,7 +13,7 @@ from serai.controller.api.checks import need_online
 from serai.controller.store import Transaction, View
 from serai.controller.workflows.resources import CONFIRM_UPLINK, TAKE_UPLINK, HostParams, TakeParams
 from serai.schema.errors import ConflictError, InvalidError
-from serai.schema.host import Host, HostEdit, HostSpec, HostState
+from serai.schema.host import Host, HostEdit, HostLeftover, HostSpec, HostState
 from serai.schema.network import UplinkTake
 from serai.schema.units import format_size
 
@@ -32,11 +32,16 @@ async def show(api: Api, call: Call) -> Response:
 
 
 async def _filled(api: Api, view: View, hosts: Sequence[Host]) -> list[Host]:
-    """The hosts with what is committed on each, and when each spoke last."""
+    """The hosts with what is committed on each, when each spoke last, and what it has yet to clear away."""
     found = []
     for host in await capacity.with_committed(view, hosts):
         heard = api.heard(host.name) or host.status.seen
-        found.append(host.model_copy(update={"status": host.status.model_copy(update={"seen": heard})}))
+        left = [
+            HostLeftover(what=row.what, command=row.command, why=row.why, since=row.since)
+            for row in await view.leftovers.of_host(host.name)
+        ]
+        update = {"seen": heard, "leftovers": left}
+        found.append(host.model_copy(update={"status": host.status.model_copy(update=update)}))
     return found
 
 
@@ -118,6 +123,8 @@ async def delete(api: Api, call: Call) -> Response:
                 left = [name for name in image.status.hosts if name != host.name]
                 await tx.images.update_status(image.id, hosts=left)
         waiting = await tx.jobs.active(host.id)
+        await tx.leftovers.forget(host.name)
+        await tx.lineage.forget(host.name)
         await tx.hosts.delete(host.id)
         await tx.emit("host.deleted", f"host/{host.name}", host.id)
     for job in waiting:
