@@ -115,3 +115,10 @@ class HostEdit(Frozen):
     memory_reserve: Size | None = Field(default=None, ge=0, le=SIZE_MAX)
     labels: Labels | None = None
     description: Description | None = None
+
+
+class HostFence(Frozen):
+    """`is_off`: the caller has seen that the machine is off, or will never run again."""
+
+    is_off: bool = False
+    reason: str = Field(default="", max_length=1024)

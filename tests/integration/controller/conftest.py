@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from serai.app.controller import Controller, ControllerConfig, running, standard_extras
 from serai.client.context import Context
 from serai.client.http import Client
+from serai.controller.workflows import migrate
 from serai.lib.bus import Message
 from serai.lib.clock import SystemClock
 from serai.lib.membus import MemBus
@@ -295,6 +296,13 @@ class World:
         disk = {"pool": "p", "size": "1G"}
         given = {"image": "tiny", "memory": "1G", "disks": [disk], "vnics": [{"network": "lan"}], **spec}
         return await self.do("vm.create", None, {"name": name, "spec": given})
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moves ask again soon."""
+    for name in ("REPEAT", "PATIENCE", "GRACE"):
+        monkeypatch.setattr(migrate, name, 0.2)
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 from tests.integration.controller.conftest import World
 
-from serai.controller.workflows import migrate
 from serai.lib.clock import SystemClock
 from serai.schema.commands.migration import (
     MIGRATION_ABANDON,
@@ -25,12 +23,6 @@ from serai.schema.job import Job, JobState
 from serai.schema.lease import Claim, Lease
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport, VmState
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REPEAT", "PATIENCE", "GRACE"):
-        monkeypatch.setattr(migrate, name, 0.2)
 
 
 async def lease(world: World) -> Lease:

@@ -10,10 +10,11 @@ from fastapi import Response
 from serai.controller import capacity
 from serai.controller.api.call import Api, Call, Handler, accepted, answer, nothing, page_of
 from serai.controller.api.checks import need_online
+from serai.controller.services import fencing
 from serai.controller.store import Transaction, View
 from serai.controller.workflows.resources import CONFIRM_UPLINK, TAKE_UPLINK, HostParams, TakeParams
 from serai.schema.errors import ConflictError, InvalidError
-from serai.schema.host import Host, HostEdit, HostLeftover, HostSpec, HostState
+from serai.schema.host import Host, HostEdit, HostFence, HostLeftover, HostSpec, HostState
 from serai.schema.network import UplinkTake
 from serai.schema.units import format_size
 
@@ -106,6 +107,23 @@ async def confirm(api: Api, call: Call) -> Response:
         return accepted(await call.submit(api, tx, CONFIRM_UPLINK, host, HostParams(host=host.id)))
 
 
+async def fence(api: Api, call: Call) -> Response:
+    """End what a host that is off held."""
+    body = call.need(HostFence)
+    async with api.store.transaction() as tx:
+        host = await tx.hosts.find(call.name)
+        if not body.is_off:
+            raise InvalidError(
+                f"to fence {host.name} is your word that the machine is off: its VMs are started elsewhere without its"
+                " answer, and one that still runs there would run twice and damage its disks",
+                field="is_off",
+                value=body.is_off,
+                remedy=f"Switch it off or cut its power, then: serai host fence {host.name} --is-off.",
+            )
+        fenced = await fencing.fence(tx, api.rights, host, by=call.principal, reason=body.reason or call.reason)
+        return answer((await _filled(api, tx, [fenced]))[0])
+
+
 async def delete(api: Api, call: Call) -> Response:
     """Forget a host that is gone and has nothing that is wanted; what it was still to clear away goes with it."""
     async with api.store.transaction() as tx:
@@ -154,6 +172,7 @@ HANDLERS: dict[str, Handler] = {
     "host.list": list_,
     "host.show": show,
     "host.edit": edit,
+    "host.fence": fence,
     "host.delete": delete,
     "host.take": take,
     "host.confirm": confirm,
