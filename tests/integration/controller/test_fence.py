@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from tests.integration.controller.conftest import INCARNATION, World
-from tests.integration.controller.test_move_ends import begun, ended, impatient, lease
+from tests.integration.controller.test_move_ends import begun, ended, lease
 
 from serai.schema.commands.migration import MIGRATION_START, MIGRATION_WITHDRAW, MigrationOutcome, Withdrawal
 from serai.schema.commands.vm import VM_RELEASE
@@ -17,10 +17,7 @@ from serai.schema.lease import Claim
 from serai.schema.reports import Incarnation, LeaseEnd
 from serai.schema.vm import VmState
 
-__all__ = ["impatient"]
-
 FENCE = {"is_off": True, "reason": "burnt"}
-DISKLESS: dict[str, list[object]] = {"disks": []}
 
 
 async def host(world: World, name: str) -> Host:
@@ -30,7 +27,7 @@ async def host(world: World, name: str) -> Host:
 
 async def fenced(world: World) -> None:
     """VM web1 ran on h2, which is off."""
-    await world.create(host=None, **DISKLESS)
+    await world.create(disks=[])
     await world.do("vm.migrate", "web1", {"to": "h2"})
     await world.offline("h2")
     await world.client.call("host.fence", "h2", FENCE)
@@ -127,7 +124,7 @@ async def test_a_move_whose_source_is_fenced_goes_by_the_destination(world: Worl
 
 
 async def test_another_journal_is_refused_until_the_host_is_fenced(world: World) -> None:
-    await world.create(host=None, **DISKLESS)
+    await world.create(disks=[])
     world.agents.incarnations["h2"] = Incarnation(journal="2" * 12, starts=1)
     for _ in range(2):
         with pytest.raises(ConflictError, match="reinstalled or cloned") as caught:

@@ -28,6 +28,7 @@ from serai.schema.commands.volume import (
     CreateVolume,
     RefuseInitiator,
 )
+from serai.schema.document import VmDocument
 from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.image import Image, ImageKind
@@ -201,6 +202,17 @@ async def make_launch(office: Office, ctx: AnyContext, parts: ForLaunch, epoch: 
     return plan.launch(found, epoch=epoch, accel=facts.accel, machine=machine, secret=office.secret)
 
 
+def document(parts: ForLaunch) -> VmDocument:
+    """What the host keeps of the VM, for a database that has lost it."""
+    return VmDocument(
+        vm=parts.vm,
+        volumes=[volume for volume, _ in parts.disks],
+        pools=list({pool.id: pool for _, pool in parts.disks}.values()),
+        networks=list(parts.networks.values()),
+        image=parts.image,
+    )
+
+
 async def with_boot(office: Office, ctx: AnyContext, parts: ForLaunch, send: Callable[[], Awaitable[T]]) -> T:
     """What `send` answers: a command to the parts' host with a launch; what it boots from is replaced if damaged."""
     image = parts.image
@@ -244,6 +256,7 @@ async def _start_command(office: Office, ctx: AnyContext, parts: ForLaunch, leas
     vm = parts.vm
     return StartVm(
         launch=await make_launch(office, ctx, parts, lease.epoch),
+        document=document(parts),
         epoch=lease.epoch,
         restart=vm.spec.restart,
         autostart=vm.spec.autostart,

@@ -12,7 +12,7 @@ from typing import Any
 from serai.controller import edits
 from serai.controller.commands import VmTarget
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow, written
-from serai.controller.workflows.common import Office, await_reports, facts_of, make_launch
+from serai.controller.workflows.common import Office, await_reports, document, facts_of, make_launch
 from serai.core.migration import PENDING
 from serai.schema.commands.vm import VM_CONFIGURE, ConfigureVm
 from serai.schema.commands.volume import VOLUME_CREATE, VOLUME_DELETE, CreateVolume, DeleteVolume
@@ -140,6 +140,7 @@ async def apply_live(
     launch = await make_launch(office, ctx, parts, parts.lease.epoch)
     body = ConfigureVm(
         launch=launch,
+        document=document(parts),
         restart=vm.spec.restart,
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,

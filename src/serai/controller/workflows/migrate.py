@@ -20,6 +20,7 @@ from serai.controller.jobs.workflow import JobContext, Step, Workflow
 from serai.controller.workflows.common import (
     Office,
     await_reports,
+    document,
     facts_of,
     make_launch,
     refuse_or_leave,
@@ -28,6 +29,7 @@ from serai.controller.workflows.common import (
 )
 from serai.controller.workflows.shelf import ForPlacing
 from serai.core import launch as plan
+from serai.core.lease import is_over
 from serai.core.migration import agreed_capabilities, check_nothing_pending
 from serai.core.placement import choose_destination
 from serai.lib.pki import qemu_identity
@@ -156,6 +158,7 @@ async def _prepare(office: Office, ctx: Context) -> None:
     launch = await make_launch(office, ctx, parts, offer.epoch)
     body = PrepareMigration(
         launch=launch,
+        document=document(parts),
         epoch=offer.epoch,
         offer_id=ctx.id,
         source=offer.source,
@@ -359,7 +362,10 @@ async def _stay(office: Office, ctx: Context, found: Verdicts) -> None:
             body = AbandonMigration(vm=vm_id, epoch=offer.epoch, offer_id=ctx.id, reason=why)
             await tx.leftovers.add(offer.to, MIGRATION_ABANDON, body, f"VM {vm.name}", why)
     await refuse_or_leave(office, ctx, vm, offer.epoch)
-    if (await office.shelf.vm(vm_id)).status.state is VmState.MIGRATING:
+    if is_over(await office.shelf.lease(vm_id)):
+        reason = f"its host {offer.source} was fenced"
+        await office.shelf.set_vm_status(vm_id, state=VmState.CRASHED, reason=reason, pid=None, guest_agent=False)
+    elif (await office.shelf.vm(vm_id)).status.state is VmState.MIGRATING:
         await office.shelf.set_vm_status(vm_id, state=VmState.RUNNING, reason="stayed: the move was given up")
 
 
