@@ -136,6 +136,8 @@ async def test_another_journal_is_refused_until_the_host_is_fenced(world: World)
     await world.client.call("host.fence", "h2", FENCE)
     world.agents.silent.clear()
     assert (await world.agents.hello("h2")).end_strays
+    assert (await host(world, "h2")).status.state is HostState.FENCED
+    assert not (await world.agents.hello("h2")).end_strays
     assert (await host(world, "h2")).status.state is HostState.ONLINE
 
 

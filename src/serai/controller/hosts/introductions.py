@@ -89,7 +89,8 @@ class Introductions:
             await self._rights.report(tx, said.host, said.leases)
             unknown = [] if fenced else await self._unknown(tx, said)
             over = await self._over(tx, said, unknown)
-            if fenced and not over:
+            strays = fenced and (before is None or before.journal != said.incarnation.journal)
+            if fenced and not over and not strays:
                 await observed.lift_fence(tx, host)
             if asked and not fenced:
                 for record in over:
@@ -97,7 +98,6 @@ class Introductions:
             tx.on_commit(lambda: self._taken(said.host))
         for record in unknown:
             self._documents.read(said.host, record)
-        strays = fenced and (before is None or before.journal != said.incarnation.journal)
         ends = [LeaseEnd(vm=record.vm, epoch=record.epoch) for record in over]
         return Welcome(host_id=host.id, time=self._store.clock.now(), give_up=ends, end_strays=strays)
 

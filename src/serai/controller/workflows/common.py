@@ -179,10 +179,12 @@ async def refuse_or_leave(office: Office, ctx: AnyContext, vm: Vm, epoch: int) -
             await send_or_leave(ctx, VOLUME_REFUSE, pool.spec.host, body, f"volume {volume.name}")
 
 
-async def refuse(office: Office, ctx: AnyContext, vm: Vm, epoch: int) -> None:
-    """Fence a lease epoch at all of the VM's targets."""
+async def refuse(office: Office, ctx: AnyContext, vm: Vm, lease: Lease) -> None:
+    """Fence the present epoch, and the last one that was offered, at all of the VM's targets."""
     for volume, pool in await office.shelf.disks(vm):
-        if pool.spec.export is ExportKind.ISCSI:
+        if pool.spec.export is not ExportKind.ISCSI:
+            continue
+        for epoch in sorted({lease.epoch, lease.highest}):
             body = RefuseInitiator(pool=pool.id, volume=volume.id, initiator=plan.initiator(vm.id, epoch))
             await ctx.send(VOLUME_REFUSE, pool.spec.host, body)
 
@@ -286,7 +288,7 @@ async def _renew(office: Office, ctx: AnyContext, vm: Vm, lease: Lease) -> Lease
     """
     await await_reports(office, ctx, vm.id)
     await release(office, ctx, lease, "starts under a fresh epoch")
-    await refuse(office, ctx, vm, lease.epoch)
+    await refuse(office, ctx, vm, lease)
     fresh = await office.shelf.advance(vm.id, lease.host)
     await office.shelf.set_vm_status(vm.id, epoch=fresh.epoch)
     return fresh

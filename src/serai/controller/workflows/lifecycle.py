@@ -97,7 +97,7 @@ async def _replace(office: Office, ctx: JobContext[VmParams, Any], wanted: str |
     choice = choose_start(vm, found.hosts, wanted, None if over else lease.host, found.ties)
     if over or choice.host != lease.host:
         await release(office, ctx, lease, f"starts on {choice.host}")
-        await refuse(office, ctx, vm, lease.epoch)
+        await refuse(office, ctx, vm, lease)
         lease = await office.shelf.advance(vm.id, choice.host)
     await office.shelf.set_vm_status(vm.id, host=choice.host, placement=choice.why, epoch=lease.epoch)
     ctx.progress(None, f"on {choice.host}: {choice.why}")
@@ -235,7 +235,7 @@ async def _take_down(office: Office, ctx: JobContext[VmParams, NoState]) -> None
     except NotFoundError:
         return
     await release(office, ctx, lease, "deleted", patience=float("inf"))
-    await refuse(office, ctx, vm, lease.epoch)
+    await refuse(office, ctx, vm, lease)
 
 
 async def _drop_volumes(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
