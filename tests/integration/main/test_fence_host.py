@@ -65,9 +65,7 @@ async def test_a_destination_that_dies_in_precopy_does_not_keep_the_job(lab: Lab
 
 async def test_vms_of_a_fenced_host_start_elsewhere_and_it_gives_them_up(lab: Lab) -> None:
     serai = Serai(lab.name)
-    vm = await lab.create(host=None)
-    if vm.status.host != "h3":
-        await lab.done(await lab.migrate(vm.name, "h3"))
+    vm = await lab.create(host="h3")
     async with brought_back(lab, "h3"):
         refused(await serai("host", "fence", "h3", "--is-off"), "host", "h3", "Switch the machine off")
         await die(lab, "h3", vm)

@@ -103,8 +103,8 @@ class Kit:
         body = SignalVm(vm=target.vm)
         return await self.gateway.send(VM_PAUSE, target, body, SendOptions(id=new_id(), **options))
 
-    async def send(self, **options: Any) -> PoolStatus:
-        return await self.gateway.send(POOL_OPEN, "h1", OPEN, SendOptions(id=new_id(), **options))
+    async def send(self, host: str = "h1", **options: Any) -> PoolStatus:
+        return await self.gateway.send(POOL_OPEN, host, OPEN, SendOptions(id=new_id(), **options))
 
 
 async def turn(clock: ManualClock, seconds: float, until: Callable[[], bool] = lambda: True) -> None:

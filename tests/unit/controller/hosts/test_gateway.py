@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.unit.controller.hosts.kit import OPEN, THEN, Kit
+from tests.unit.controller.hosts.kit import INCARNATION, OPEN, THEN, Kit
 
 from serai.controller.commands import VmTarget
 from serai.lib.bus import Message
@@ -21,6 +21,7 @@ from serai.schema.errors import (
     SeraiError,
     UnavailableError,
 )
+from serai.schema.host import HostState
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import PoolStatus
@@ -214,3 +215,29 @@ async def test_what_a_restarted_agent_was_asked_is_asked_again_at_its_hello(kit:
         await sending
     assert len(asked) == 2
     assert asked[0] == asked[1]
+
+
+async def test_nothing_is_sent_before_a_host_has_introduced_itself(kit: Kit) -> None:
+    """A newer position would overwrite, in its journal, the proof that the database is an old one."""
+    await kit.answers(Subjects.host_command("h9"), Reply(state="done", result={"state": "ready"}))
+    sending = asyncio.create_task(kit.send("h9", patience=5))
+    await kit.advance(5, sending.done)
+    with pytest.raises(UnavailableError, match="has not reported since the controller was started"):
+        await sending
+    assert kit.requests == []
+    await kit.host("h9")
+    assert (await kit.send("h9")).state == "ready"
+    (request,) = kit.requests
+    assert request.to == INCARNATION
+    async with kit.store.read() as view:
+        assert request.position == await view.lineage.position()
+
+
+async def test_a_fenced_host_is_sent_nothing(kit: Kit) -> None:
+    await kit.host("h1")
+    await kit.answers(Subjects.host_command("h1"), Reply(state="done", result={"state": "ready"}))
+    async with kit.store.transaction() as tx:
+        await tx.hosts.update_status((await tx.hosts.find("h1")).id, state=HostState.FENCED)
+    with pytest.raises(UnavailableError, match="h1 is fenced"):
+        await kit.send(patience=float("inf"))
+    assert kit.requests == []
