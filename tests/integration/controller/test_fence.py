@@ -95,9 +95,12 @@ async def test_a_fenced_host_is_forgotten_once_nothing_of_it_is_left(world: Worl
     assert [one.name for one in (await world.client.call("host.list")).items] == ["h1"]
 
 
-async def test_a_move_whose_destination_is_fenced_without_a_verdict_ends_both_copies(world: World) -> None:
+@pytest.mark.parametrize("restart", ["never", "on-failure"])
+async def test_a_move_whose_destination_is_fenced_without_a_verdict_ends_both_copies(
+    world: World, restart: str
+) -> None:
     """The source may have sent it all, and the destination may have written to the disks."""
-    job = await begun(world)
+    job = await begun(world, restart=restart)
     await world.offline("h2")
     world.agents.answers[MIGRATION_WITHDRAW] = Withdrawal(never_sent=False)
     world.agents.release(MIGRATION_START, MigrationOutcome(committed=False, reason="nobody knows"))
@@ -106,10 +109,12 @@ async def test_a_move_whose_destination_is_fenced_without_a_verdict_ends_both_co
     assert (await ended(world, job)).state is JobState.FAILED
     assert ("h1", VM_RELEASE) in world.agents.asked
     status, held = (await world.vm("web1")).status, await lease(world)
-    assert (status.state, "h2, was fenced" in status.reason) == (VmState.CRASHED, True)
     assert (held.ended, held.offered_to) == (2, None)
-    assert (await world.do("vm.start", "web1")).state is JobState.DONE
-    assert (await lease(world)).epoch == 3
+    if restart == "never":
+        assert (status.state, "h2, was fenced" in status.reason) == (VmState.CRASHED, True)
+        assert (await world.do("vm.start", "web1")).state is JobState.DONE
+    status = (await world.vm("web1")).status
+    assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 3)
 
 
 async def test_a_move_whose_source_is_fenced_goes_by_the_destination(world: World) -> None:

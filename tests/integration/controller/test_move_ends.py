@@ -35,9 +35,9 @@ async def left(world: World, host: str) -> list[str]:
     return [one.command for one in (await world.client.call("host.show", host)).status.leftovers]
 
 
-async def begun(world: World) -> Job:
+async def begun(world: World, **spec: str) -> Job:
     """A move from h1 to h2 whose source has not said how it ends."""
-    await world.create()
+    await world.create(**spec)
     held = world.agents.hold(MIGRATION_START)
     job: Job = await world.client.call("vm.migrate", "web1", {"to": "h2"})
     await asyncio.wait_for(held.asked.wait(), 20)

@@ -76,21 +76,21 @@ def _first_host(found: ForPlacing) -> Choice:
 
 
 async def _place_stopped(office: Office, ctx: JobContext[StartParams, NoState]) -> None:
-    await _replace(office, ctx, ctx.params.host)
+    await replace(office, ctx, ctx.params.vm, ctx.params.host)
 
 
 async def _place_again(office: Office, ctx: JobContext[VmParams, RestartState]) -> None:
-    await _replace(office, ctx, None)
+    await replace(office, ctx, ctx.params.vm, None)
 
 
-async def _replace(office: Office, ctx: JobContext[VmParams, Any], wanted: str | None) -> None:
+async def replace(office: Office, ctx: AnyContext, vm_id: str, wanted: str | None) -> None:
     """A stopped VM starts where it was, or on the host that was asked for; elsewhere, once the old one has let go.
 
     The old one's answer to the release is the proof that nothing of the VM runs there, nor ever will. An epoch that a
     fence has ended needs no such answer.
     """
-    await await_reports(office, ctx, ctx.params.vm)
-    found = await office.shelf.for_placing(ctx.params.vm)
+    await await_reports(office, ctx, vm_id)
+    found = await office.shelf.for_placing(vm_id)
     vm = found.vm
     lease = found.lease or await office.shelf.lease(vm.id)
     over = is_over(lease)

@@ -25,8 +25,10 @@ from serai.controller.workflows.common import (
     make_launch,
     refuse_or_leave,
     send_or_leave,
+    start_vm,
     with_boot,
 )
+from serai.controller.workflows.lifecycle import replace
 from serai.controller.workflows.shelf import ForPlacing
 from serai.core import launch as plan
 from serai.core.lease import is_over
@@ -54,13 +56,14 @@ from serai.schema.errors import (
     ConflictError,
     HostError,
     InterruptedByRestartError,
+    SeraiError,
     StaleError,
     UnavailableError,
 )
 from serai.schema.host import HostState
 from serai.schema.lease import Claim
 from serai.schema.resource import Frozen, Id
-from serai.schema.vm import MigrationSummary, VmState
+from serai.schema.vm import MigrationSummary, RestartPolicy, VmState
 
 DOWNTIME_LIMIT_MS = 20
 """QEMU switches when it expects less than this; shorter makes more rounds, longer a longer blackout."""
@@ -370,7 +373,10 @@ async def _stay(office: Office, ctx: Context, found: Verdicts) -> None:
 
 
 async def _end_lost_move(office: Office, ctx: Context) -> None:
-    """The destination may have run and written to the disks: the memory that waits at the source must never go on."""
+    """The destination may have run and written to the disks: the memory that waits at the source must never go on.
+
+    It starts from its disks under a fresh epoch, if its restart policy says so.
+    """
     vm_id, offer = ctx.params.vm, ctx.state.offered
     async with ctx.store.read() as view:
         source = await view.hosts.seek(offer.source)
@@ -380,7 +386,16 @@ async def _end_lost_move(office: Office, ctx: Context) -> None:
     async with ctx.store.transaction() as tx:
         await office.rights.end_move(tx, vm_id, ctx.id)
     reason = f"the host that it moved to, {offer.to}, was fenced: it starts from its disks"
-    await office.shelf.set_vm_status(vm_id, state=VmState.CRASHED, reason=reason, pid=None, guest_agent=False)
+    vm = await office.shelf.set_vm_status(vm_id, state=VmState.CRASHED, reason=reason, pid=None, guest_agent=False)
+    if vm.spec.restart is RestartPolicy.NEVER:
+        return
+    try:
+        await replace(office, ctx, vm_id, None)
+        await start_vm(office, ctx, vm_id)
+    except SeraiError as error:
+        log.warning("VM %s is not restarted after its move was lost: %s", vm.name, error)
+        reason = f"{reason}, but could not: {error.info.message}"
+        await office.shelf.set_vm_status(vm_id, state=VmState.CRASHED, reason=reason)
 
 
 async def _settle(office: Office, ctx: Context) -> None:
