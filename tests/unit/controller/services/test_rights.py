@@ -32,8 +32,8 @@ class World:
         async with self.store.transaction() as tx:
             await self.rights.begin(tx)
             for name in sorted(ALL):
-                status = HostStatus(state=HostState.ONLINE)
-                host = Host(name=name, id=new_id(), generation=1, created=tx.now, spec=HostSpec(), status=status)
+                online = HostStatus(state=HostState.ONLINE)
+                host = Host(name=name, id=new_id(), generation=1, created=tx.now, spec=HostSpec(), status=online)
                 await tx.hosts.insert(host)
             status = VmStatus(state=VmState.RUNNING)
             vm = Vm(name="web1", id=self.vm, generation=1, created=tx.now, spec=VmSpec(), status=status)
