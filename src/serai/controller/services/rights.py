@@ -21,6 +21,7 @@ from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import UnavailableError
 from serai.schema.host import HostState
 from serai.schema.lease import Claim, Lease, LeaseRecord
+from serai.schema.vm import VmState
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,10 @@ class Rights:
         )
         log.warning("%s", text)
         await tx.emit("lease.adopted", f"vm/{vm.name}", vm.id, text, severity=ALARM, **facts)
-        await tx.vms.update_status(vm.id, host=after.host, epoch=after.epoch, placement="as its journal says")
+        found = {"state": VmState.UNKNOWN, "reason": f"{after.host} holds its lease, and has yet to report it"}
+        await tx.vms.update_status(
+            vm.id, host=after.host, epoch=after.epoch, placement="as its journal says", since=tx.now, **found
+        )
         if before.host != after.host:
             body = ReleaseVm(vm=vm.id, epoch=before.epoch, reason=f"runs on {after.host}")
             why = f"{after.host} holds a later epoch"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serai.controller.commands import VmTarget
-from serai.controller.hosts.observed import FULL
+from serai.controller.hosts.observed import BEGUN, FULL
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
 from serai.controller.workflows.common import (
     Office,
@@ -92,6 +92,14 @@ async def replace(office: Office, ctx: AnyContext, vm_id: str, wanted: str | Non
     await await_reports(office, ctx, vm_id)
     found = await office.shelf.for_placing(vm_id)
     vm = found.vm
+    if vm.status.state in (*BEGUN, VmState.UNKNOWN):
+        # A host that was waited for has said so: it must not be ended by a start.
+        raise ConflictError(
+            f"VM {vm.name} is {vm.status.state} on {vm.status.host}",
+            field="state",
+            value=vm.status.state,
+            remedy=f"See what it does: serai vm show {vm.name}.",
+        )
     lease = found.lease or await office.shelf.lease(vm.id)
     over = is_over(lease)
     choice = choose_start(vm, found.hosts, wanted, None if over else lease.host, found.ties)
