@@ -37,6 +37,7 @@ from serai.host.vm.resources import VmResources
 from serai.host.vm.runner import VmServices
 from serai.host.vm.supervisor import Supervisor, machine_boot_id
 from serai.lib import service
+from serai.lib.alone import alone
 from serai.lib.bus import Bus
 from serai.lib.clock import SystemClock
 from serai.lib.natsbus import NatsBus
@@ -97,6 +98,7 @@ class HostParts:
         tls = TlsFiles.in_folder(config.pki)
         self._make_folders()
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(alone(paths.state / "agent.lock", "host agent"))
             journal = Journal.open(paths.journal)
             stack.callback(journal.close)
             stack.push_async_callback(self._tasks.close)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import os
 import socket
@@ -34,6 +33,7 @@ from serai.controller.workflows import WORKFLOWS
 from serai.controller.workflows.common import Office
 from serai.controller.workflows.shelf import Shelf, Uploads
 from serai.lib import service
+from serai.lib.alone import alone
 from serai.lib.bus import Bus
 from serai.lib.ids import new_secret
 from serai.lib.natsbus import NatsBus
@@ -109,7 +109,8 @@ class _Server(uvicorn.Server):
 async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -> AsyncIterator[Controller]:
     """A controller that serves inside the block; the bus stays its owner's. Raises SeraiError, OSError."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_alone(config.state))
+        # A second controller would pick up jobs that the first is running.
+        stack.enter_context(alone(config.state / "controller.lock", "controller"))
         store = await Store.open(config.state / DATABASE)
         stack.push_async_callback(store.close)
         hosts = Hosts(bus, store)
@@ -127,23 +128,6 @@ async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -
         controller = Controller(config, store, bus, hosts, engine)
         await stack.enter_async_context(_serving(create_app(api, auth), api, controller))
         yield controller
-
-
-@contextlib.contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Hold the state's lock: a second controller would pick up jobs that the first is running.
-
-    The kernel drops the lock with the process, however that ends. Raises ConflictError.
-    """
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (state / "controller.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConflictError(
-                "another controller works on this state", field="state", value=state, remedy="Stop it first."
-            ) from error
-        yield
 
 
 @contextlib.asynccontextmanager

@@ -185,6 +185,11 @@ class HostAgent:
             request = Request.model_validate_json(message.payload)
         except ValidationError as error:
             raise invalid(error, "not a request") from error
+        if request.to not in (None, self._identity.incarnation):
+            log.info("%s on %s is for another agent of this name: %s", request.command, request.key, request.to)
+            return None
+        if request.position is not None:
+            self._store.note_seen(request.position)
         return encode(await self.command(request))
 
     async def _on_vm_command(self, message: Message) -> bytes | None:

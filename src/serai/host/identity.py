@@ -25,5 +25,6 @@ class HostIdentity:
             host=self.name,
             incarnation=self.incarnation,
             facts=self.facts,
+            seen=self._store.seen(),
             leases=self._store.leases(),
         )

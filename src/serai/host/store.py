@@ -16,7 +16,7 @@ from serai.schema.document import VmDocument
 from serai.schema.encoding import to_dict
 from serai.schema.errors import StaleError
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.reports import Incarnation
+from serai.schema.reports import Incarnation, StorePosition
 from serai.schema.resource import Frozen, Id, Name
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -101,6 +101,17 @@ class HostStore:
         incarnation = Incarnation(journal=found["journal"], starts=found["starts"] + 1)
         self._journal.commit("agent", "incarnation", to_dict(incarnation))
         return incarnation
+
+    def seen(self) -> StorePosition | None:
+        """Where the controller's database stood at the newest command."""
+        data = self._journal.get("agent", "seen")
+        return None if data is None else StorePosition.model_validate(data)
+
+    def note_seen(self, position: StorePosition) -> None:
+        """Durable with the next claim, or with the next batch. Runs have no order here: the one that speaks counts."""
+        before = self.seen()
+        if before is None or before.run != position.run or before.sequence < position.sequence:
+            self._journal.append("agent", "seen", to_dict(position))
 
     # --- VMs ---
 
