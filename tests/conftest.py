@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.plugins.options", "tests.plugins.order"]
+pytest_plugins = ["tests.plugins.lab", "tests.plugins.options", "tests.plugins.order"]
 
 # Others use the machine too: how long an example took says nothing of what it tries.
 settings.register_profile("serai", deadline=None)

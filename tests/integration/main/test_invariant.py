@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator
 from typing import Self
 
 import pytest
-
-from .invariant import NOISE, Watch, vcpu_time
-from .looking import until
+from tests.support.invariant import NOISE, Watch, vcpu_time
+from tests.support.looking import until
 
 COPY = """
 import sys, threading, time

@@ -1,29 +1,29 @@
-"""One whole lab for the tests of the main job: three hosts, 1 Gbit/s links, the tiny image built.
-
-It is brought up once, since each test cleans up its own VMs. What a test kills it also brings back.
-"""
+"""A whole lab that stands, and what tests do in it: make VMs, ask for things, kill processes and bring them back."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.invariant import Watch
+from tests.support.looking import PATIENCE, journal, received, recorded, until
 
 from serai.client import context as contexts
 from serai.client.http import Client
-from serai.lab import enter, services, state
+from serai.lab import services, state
 from serai.lab.down import down
 from serai.lab.state import LabFolder, ProcessRecord
 from serai.lab.up import up
 from serai.lab.workload import Guest
-from serai.lib import namespace, process
+from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.pki import TlsFiles
 from serai.schema.errors import NotFoundError, SeraiError
@@ -31,9 +31,6 @@ from serai.schema.host import HostState
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import Job, JobState
 from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmCreate, VmMigrate, VmSpec, VmState, VnicSpec
-
-from .invariant import Watch
-from .looking import PATIENCE, journal, received, recorded, until
 
 GOING_ON = (VmState.RUNNING, VmState.STARTING, VmState.MIGRATING, VmState.STOPPING, VmState.UNKNOWN)
 """States that are no reason, in the end, for a VM that does not run."""
@@ -203,11 +200,13 @@ def qemus_in(netns: str, vm: str) -> list[int]:
     return found
 
 
-@pytest.fixture(scope="session")
-def lab_name() -> Iterator[str]:
-    """A lab of the tests' own, with its own folder and context file."""
-    with tempfile.TemporaryDirectory(prefix="serai-main-", dir="/var/tmp") as place:
-        patch = pytest.MonkeyPatch()
+@contextlib.contextmanager
+def standing() -> Iterator[str]:
+    """A lab with a folder and a context file of its own, and the tiny image on h1; its name. Not in an event loop."""
+    with (
+        tempfile.TemporaryDirectory(prefix="serai-main-", dir="/var/tmp") as place,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv(state.ENV_PARENT, place)
         patch.setenv(contexts.ENV_FILE, f"{place}/contexts.yaml")
         name = f"m{new_id()[:5]}"
@@ -216,7 +215,6 @@ def lab_name() -> Iterator[str]:
             yield name
         finally:
             asyncio.run(down(name))
-            patch.undo()
 
 
 async def _up(name: str) -> None:
@@ -226,17 +224,3 @@ async def _up(name: str) -> None:
         job = await client.call("image.create", body=ImageCreate(name="tiny", spec=spec, host="h1"))
         ended = await client.wait_job(job.id)
         assert ended.state is JobState.DONE, ended.error
-
-
-@pytest.fixture
-async def lab(lab_name: str) -> AsyncIterator[Lab]:
-    """The lab for one test; its VMs are deleted at the end."""
-    async with Client(contexts.resolve(lab_name)[1]) as client:
-        ground = Lab(lab_name, client)
-        try:
-            yield ground
-        finally:
-            await ground.clean()
-
-
-__all__ = ["PATIENCE", "Lab", "VmState", "enter", "process"]
