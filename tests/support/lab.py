@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.support.invariant import Watch
+from tests.support.labworld import NOTHING, LabWorld
 from tests.support.looking import PATIENCE, journal, received, recorded, until
 
 from serai.client import context as contexts
@@ -56,7 +58,7 @@ class Lab:
         assert ended.state is JobState.DONE, ended.error.sentence() if ended.error else ended.state
         return ended
 
-    async def create(self, name: str = "", *, host: str = "h1", up: bool = True, **spec: Any) -> Vm:
+    async def create(self, name: str = "", *, host: str | None = "h1", up: bool = True, **spec: Any) -> Vm:
         """A tiny VM with a shared disk; by default writing 4 MB/s of memory."""
         name = name or f"t{new_id()[:6]}"
         self.vms.append(name)
@@ -108,10 +110,23 @@ class Lab:
 
     # --- processes ---
 
+    @property
+    def hosts(self) -> list[str]:
+        return list(LabFolder.of(self.name).load().plan.hosts)
+
     def qemus(self, vm: Vm) -> dict[str, list[int]]:
         """Host to the pids of the VM's QEMUs there."""
+        return self.qemus_of(vm.id)
+
+    def qemus_of(self, vm_id: str) -> dict[str, list[int]]:
+        """The same, of a VM that may be deleted."""
         plan = LabFolder.of(self.name).load().plan
-        return {host: qemus_in(plan.netns(host), vm.id) for host in plan.hosts}
+        return {host: qemus_in(plan.netns(host), vm_id) for host in plan.hosts}
+
+    def host_of(self, pid: int) -> str | None:
+        """The host that a process is on."""
+        plan = LabFolder.of(self.name).load().plan
+        return next((host for host in plan.hosts if pid in namespace.processes_in(plan.netns(host))), None)
 
     def record(self, role: str) -> ProcessRecord:
         """The newest process of a role: `agent h1`, `controller ctl`, `nats-server ctl`."""
@@ -187,6 +202,11 @@ class Lab:
         )
 
 
+def serai_program() -> list[str]:
+    """The argv of the command line."""
+    return [sys.executable, "-m", "serai.app.cli.main"]
+
+
 def qemus_in(netns: str, vm: str) -> list[int]:
     """QEMU processes of a VM in a namespace."""
     found = []
@@ -207,14 +227,19 @@ def standing() -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="serai-main-", dir="/var/tmp") as place,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setenv(state.ENV_PARENT, place)
+        patch.setenv(state.ENV_PARENT, f"{place}/labs")
         patch.setenv(contexts.ENV_FILE, f"{place}/contexts.yaml")
-        name = f"m{new_id()[:5]}"
+        world = LabWorld(Path(place))
+        name = world.name()
         try:
             asyncio.run(_up(name))
             yield name
         finally:
+            world.remember()
             asyncio.run(down(name))
+            left = world.left()
+            world.forget()
+        assert left == NOTHING
 
 
 async def _up(name: str) -> None:
