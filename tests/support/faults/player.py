@@ -19,6 +19,7 @@ from typing import Any
 from tests.support.faults.actions import REQUESTS, Action, Verb
 from tests.support.faults.excuses import Excuses
 from tests.support.faults.leftovers import leftovers
+from tests.support.faults.requests import DISK, POOL, Requests
 from tests.support.faults.subject import Subject, told
 from tests.support.invariant import Watch
 from tests.support.lab import Lab, serai_program
@@ -29,22 +30,18 @@ from serai.lab import services, state
 from serai.lab.state import OWN_PATHS, LabFolder
 from serai.lib import process
 from serai.schema.errors import SeraiError
-from serai.schema.job import Job
-from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmEdit, VmMigrate, VmState, VmStop
+from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmState
 
 PATIENCE = 120.0
 """Seconds within which a repaired lab does what it is asked, on a machine that does other things too."""
 WINDOW = 0.01
 """Seconds between two looks at a VM's copies: the watches must leave processors to what they watch."""
-DISK = 4 << 20
 SPECS: dict[str, dict[str, Any]] = {
     "vm0": {"restart": RestartPolicy.ON_FAILURE},
     "vm1": {"restart": RestartPolicy.NEVER, "cmdline": "serai.mem=40:16"},
     "vm2": {"restart": RestartPolicy.ALWAYS, "cpus": 2},
 }
 """Memory writers of which each move converges."""
-STOP = VmStop(timeout=5.0)
-PLAIN = {Verb.RESET: "vm.reset", Verb.PAUSE: "vm.pause", Verb.RESUME: "vm.resume"}
 UP_AGAIN = {
     VmState.DEFINED: "vm.start",
     VmState.STOPPED: "vm.start",
@@ -62,11 +59,11 @@ SIGNALS = {
 
 
 class Player:
-    """`client` is patient for a short time only: what it asks may stand still."""
+    """`client` asks what the sequence asks; it waits for a short time only."""
 
     def __init__(self, lab: Lab, client: Client) -> None:
         self.lab = lab
-        self.client = client
+        self._requests = Requests(client)
         self.folder = LabFolder.of(lab.name)
         self.subjects: dict[str, Subject] = {}
         self.violations: list[str] = []
@@ -75,7 +72,6 @@ class Player:
         self._began = time.monotonic()
         self._over = asyncio.Event()
         self._asking: set[asyncio.Task[None]] = set()
-        self._newest: dict[str, Job] = {}
         self._frozen: dict[str, list[tuple[int, int | None]]] = {}
         """QEMUs that were frozen: their pids and when each had started."""
         self._watches: dict[str, Watch] = {}
@@ -91,6 +87,14 @@ class Player:
         if violation not in self.violations:
             self.violations.append(violation)
             self.say(f"VIOLATION: {violation}")
+
+    def _read_logs(self) -> None:
+        """What a program did not expect is a violation too, whatever came of it."""
+        for log in self.folder.logs.glob("*.log"):
+            text = log.read_text(encoding="utf-8", errors="replace")
+            place = text.find("Traceback (most recent call last)")
+            if place >= 0:
+                self.report(f"{log.name}: {text[max(0, place - 300) : place + 1500]}")
 
     def check(self) -> None:
         """Raises AssertionError if anything was found so far."""
@@ -120,7 +124,7 @@ class Player:
                 await asyncio.gather(*tasks, *self._asking)
 
     async def _create(self, label: str) -> Subject:
-        disks = [DiskSpec(pool="shared0", size=DISK)]
+        disks = [DiskSpec(pool=POOL, size=DISK)]
         vm = await self.lab.create(host=None, disks=disks, **{"cmdline": "serai.mem=4:2", **SPECS[label]})
         self.say(f"{label} is {vm.name} ({vm.id}) on {vm.status.host}")
         return Subject(label, vm, self.lab.guest(vm), await self._volume(vm))
@@ -133,7 +137,7 @@ class Player:
 
     async def _volume(self, vm: Vm) -> Path:
         """The file of a VM's disk, as this process sees it."""
-        pool = await self.lab.client.call("pool.show", "shared0")
+        pool = await self.lab.client.call("pool.show", POOL)
         (volume,) = [row async for row in self.lab.client.items("volume.list", {"vm": vm.name})]
         inside = Path(pool.status.path).relative_to(OWN_PATHS["state"])
         return self.folder.host(pool.spec.host) / "state" / inside / f"{volume.id}.raw"
@@ -166,47 +170,13 @@ class Player:
 
     async def _ask(self, action: Action) -> None:
         try:
-            job = await self._request(action, self.subjects[action.target].vm.name)
+            job = await self._requests.ask(action, self.subjects[action.target].vm.name)
         except SeraiError as error:
             self.say(f"  {action}: {told(error)}")
         except Exception as error:  # noqa: BLE001 - it belongs to the result
             self.report(f"{action}: the client broke: {error!r}")
         else:
-            self._newest[action.target] = job
             self.say(f"  {action}: job {job.id}")
-
-    async def _request(self, action: Action, vm: str) -> Job:
-        call = self.client.call
-        job: Job
-        match action.verb:
-            case Verb.MIGRATE:
-                job = await call("vm.migrate", vm, body=VmMigrate(to=action.how))
-            case Verb.START:
-                job = await call("vm.start", vm)
-            case Verb.STOP | Verb.STOP_BY_FORCE:
-                body = STOP if action.verb is Verb.STOP else VmStop(force=True)
-                job = await call("vm.stop", vm, body=body)
-            case Verb.RESTART:
-                job = await call("vm.restart", vm, body=STOP)
-            case Verb.EDIT:
-                job = await call("vm.edit", vm, body=await self._edit(vm, action.how))
-            case Verb.CANCEL:
-                newest = self._newest.get(action.target)
-                if newest is None:
-                    raise SeraiError("there is no job yet")
-                job = await call("job.cancel", newest.id)
-            case _:
-                job = await call(PLAIN[action.verb], vm)
-        return job
-
-    async def _edit(self, vm: str, how: str) -> VmEdit:
-        key, _, value = how.partition("=")
-        if key == "cpus":
-            return VmEdit(cpus=int(value))
-        if key == "description":
-            return VmEdit(description=value)
-        disks = (await self.client.call("vm.show", vm)).spec.disks
-        return VmEdit(disks=disks[:1] if how == "no disk" else [disks[0], DiskSpec(pool="shared0", size=DISK)])
 
     # --- faults ---
 
@@ -270,6 +240,7 @@ class Player:
         await self._jobs_end()
         await asyncio.gather(*map(self._runs, self.subjects.values()))
         await asyncio.gather(*(subject.writes(PATIENCE) for subject in self.subjects.values()))
+        self._read_logs()
         self.check()
         self.say(
             "settled: "
@@ -334,8 +305,13 @@ class Player:
         """End the disk writers and delete the VMs; nothing of them is left anywhere."""
         subjects = self.subjects.values()
         await asyncio.gather(*(subject.close() for subject in subjects))
+        # A disk that an edit took from its VM is a volume of its own from then on.
+        detached = {row.id async for row in self.lab.client.items("volume.list") if row.status.vm is None}
         jobs = [await self.lab.client.call("vm.delete", one.vm.name, query={"force": True}) for one in subjects]
         await asyncio.gather(*map(self.lab.done, jobs))
+        for row in [row async for row in self.lab.client.items("volume.list")]:
+            if row.id in detached:
+                await self.lab.done(await self.lab.client.call("volume.delete", row.id))
         vms = [subject.vm.id for subject in subjects]
         deadline = time.monotonic() + PATIENCE
         while found := await leftovers(self.lab, vms):
