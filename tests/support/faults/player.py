@@ -277,15 +277,18 @@ class Player:
     async def _runs(self, subject: Subject) -> None:
         deadline = time.monotonic() + PATIENCE
         said = ""
-        while (vm := await self.lab.vm(subject.vm.name)).status.state is not VmState.RUNNING:
+        while True:
+            vm = await self.lab.vm(subject.vm.name)
+            verb = UP_AGAIN.get(vm.status.state)
+            # What the controller shows may be what it knew before it was away: the guest itself is asked too.
+            if vm.status.state is VmState.RUNNING and await subject.answers():
+                break
             why = f"{vm.status.state} on {vm.status.host}: {vm.status.reason}; {said}"
             assert time.monotonic() < deadline, f"{subject.label} cannot be brought to running: {why}"
-            verb = UP_AGAIN.get(vm.status.state)
             if verb is not None:
                 said = await self._try(verb, vm.name)
                 self.say(f"  {subject.label} is {vm.status.state} ({vm.status.reason}); {said}")
             await asyncio.sleep(0.3)
-        await subject.guest.up(PATIENCE)
         alone = {host: int(host == vm.status.host) for host in self.lab.hosts}
         await until(
             lambda: {host: len(pids) for host, pids in self.lab.qemus(vm).items()} == alone,
@@ -306,7 +309,8 @@ class Player:
         subjects = self.subjects.values()
         await asyncio.gather(*(subject.close() for subject in subjects))
         # A disk that an edit took from its VM is a volume of its own from then on.
-        detached = {row.id async for row in self.lab.client.items("volume.list") if row.status.vm is None}
+        disks = {disk.volume async for vm in self.lab.client.items("vm.list") for disk in vm.spec.disks}
+        detached = {row.id async for row in self.lab.client.items("volume.list") if not disks & {row.name, row.id}}
         jobs = [await self.lab.client.call("vm.delete", one.vm.name, query={"force": True}) for one in subjects]
         await asyncio.gather(*map(self.lab.done, jobs))
         for row in [row async for row in self.lab.client.items("volume.list")]:

@@ -55,5 +55,8 @@ class Requests:
             return VmEdit(cpus=int(value))
         if key == "description":
             return VmEdit(description=value)
-        disks = (await self._client.call("vm.show", vm)).spec.disks
-        return VmEdit(disks=disks[:1] if how == "no disk" else [disks[0], DiskSpec(pool=POOL, size=DISK)])
+        disks = (await self._client.call("vm.show", vm)).spec.disks[:2]
+        if how == "no disk":
+            return VmEdit(disks=disks[:1])
+        # Another one in the place of the second would need a restart, and keep the VM from moving until then.
+        return VmEdit(disks=disks if len(disks) > 1 else [*disks, DiskSpec(pool=POOL, size=DISK)])

@@ -78,6 +78,14 @@ class Subject:
         more = int((time.monotonic() - self.asked + 1) * A_SECOND)
         return lost(self.volume.read_bytes(), self.count.written, more)
 
+    async def answers(self) -> bool:
+        """Whether its guest does, at once."""
+        try:
+            await self.guest.request("uptime", timeout=ANSWER)
+        except UnavailableError:
+            return False
+        return True
+
     async def writes(self, patience: float) -> None:
         """The writer gets on from now, and nothing that it read back was wrong."""
         deadline, since = time.monotonic() + patience, time.monotonic()
