@@ -55,11 +55,11 @@ def test_no_modules_import_in_a_circle() -> None:
 
 
 SHARED = ("tests.plugins", "tests.support")
-"""What every test may import; all else belongs to the tests of its folder."""
+"""What every test may import; all else belongs to the tests of its folder, and of those inside it."""
 
 
 def foreign_imports(name: str, source: str) -> Iterator[str]:
-    """What a module of the tests imports of another folder's; `name` is its path from the top."""
+    """What a module of the tests imports of another folder's, or of a test; `name` is its path from the top."""
     folder = Path(name).parent.parts
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
@@ -74,7 +74,8 @@ def foreign_imports(name: str, source: str) -> Iterator[str]:
         for words in found:
             dotted = ".".join(words)
             shared = any(dotted == one or dotted.startswith(f"{one}.") for one in SHARED)
-            if words[0] == "tests" and not shared and tuple(words[:-1]) != folder:
+            mine = tuple(words[:-1]) == folder[: len(words) - 1] and not words[-1].startswith("test_")
+            if words[0] == "tests" and not shared and not mine:
                 yield f"{name}:{node.lineno}: {dotted}"
 
 
@@ -94,12 +95,13 @@ def test_no_test_imports_from_another_folders_tests() -> None:
         ("from tests.unit.host.conftest import VM", None),
         ("from .conftest import VM", None),
         ("from . import conftest", None),
+        ("from tests.unit.ground import Ground", None),
+        ("from .test_vm import VM", "tests.unit.host.test_vm"),
         ("import tests.plugins.order", None),
         ("from tests.unit.core.hosts import Host", "tests.unit.core.hosts"),
         ("from ..core.hosts import Host", "tests.unit.core.hosts"),
-        ("import tests.contract.test_bus", "tests.contract.test_bus"),
-        ("from tests.conftest import settings", "tests.conftest"),
-        ("from tests.supportive import it", "tests.supportive"),
+        ("import tests.contract.benches", "tests.contract.benches"),
+        ("from tests.supportive.it import that", "tests.supportive.it"),
     ],
 )
 def test_what_is_anothers_is_found(line: str, foreign: str | None) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.unit.host.ground import VM, Ground
+from tests.unit.host.trip import Trip
 
 from serai.drivers.hypervisor.base import RunState
 from serai.drivers.hypervisor.fake import FakeProcess
 from serai.schema.lease import Claim
-
-from .conftest import VM, Ground
-from .test_moves import Trip
 
 
 async def test_what_was_sent_and_never_arrived_leaves_the_vm_where_it_was(
@@ -24,7 +23,7 @@ async def test_what_was_sent_and_never_arrived_leaves_the_vm_where_it_was(
     await ground.turn()
     # It stands still, as long as nothing is decided.
     assert trip.source.process().state is RunState.POSTMIGRATE
-    assert trip.destination.records.claim(VM, 2) is Claim.OFFERED
+    assert trip.destination.store.claim(VM, 2) is Claim.OFFERED
     await trip.over()
     trip.check()
     assert trip.committed is False
