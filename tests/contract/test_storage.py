@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import secrets
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 from pydantic import SecretStr
-from tests.integration.drivers.storage.initiator import check_access
+from tests.support.initiator import check_access
+from tests.support.iscsi import free_portal
 
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.drivers.storage.directory import DirectoryPool
@@ -226,11 +225,7 @@ class FakeLab:
 class TgtLab:
     def __init__(self, folder: Path) -> None:
         self._paths = HostPaths(folder / "state", folder / "run")
-        address = f"127.{secrets.randbelow(100) + 100}.{secrets.randbelow(256)}.{secrets.randbelow(253) + 1}"
-        with socket.socket() as trial:
-            trial.bind((address, 0))
-            port: int = trial.getsockname()[1]
-        self._tgt = TgtExporter(self._paths, address, port)
+        self._tgt = TgtExporter(self._paths, *free_portal())
         self.exporter: Exporter = self._tgt
 
     async def opens(self, volume_id: str, admission: Admission) -> bool:

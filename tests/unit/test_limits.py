@@ -1,4 +1,5 @@
-"""What CONTRIBUTING.md promises of the code's shape: nothing in it is too long, and no modules import in a circle."""
+"""What CONTRIBUTING.md promises of the code: nothing in it is too long, no modules import in a circle, and tests import
+nothing of another folder's tests."""
 
 from __future__ import annotations
 
@@ -51,3 +52,58 @@ def test_no_modules_import_in_a_circle() -> None:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
+
+
+SHARED = ("tests.plugins", "tests.support")
+"""What every test may import; all else belongs to the tests of its folder, and of those inside it."""
+
+
+def foreign_imports(name: str, source: str) -> Iterator[str]:
+    """What a module of the tests imports of another folder's, or of a test; `name` is its path from the top."""
+    folder = Path(name).parent.parts
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            base = list(folder[: len(folder) - node.level + 1]) if node.level else []
+            # A name may be a module itself: both are looked at.
+            module = base + (node.module.split(".") if node.module else [])
+            found = [module] if node.module else [[*module, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        for words in found:
+            dotted = ".".join(words)
+            shared = any(dotted == one or dotted.startswith(f"{one}.") for one in SHARED)
+            mine = tuple(words[:-1]) == folder[: len(words) - 1] and not words[-1].startswith("test_")
+            if words[0] == "tests" and not shared and not mine:
+                yield f"{name}:{node.lineno}: {dotted}"
+
+
+def test_no_test_imports_from_another_folders_tests() -> None:
+    files = sorted((TOP / "tests").rglob("*.py"))
+    found = [
+        line for file in files for line in foreign_imports(str(file.relative_to(TOP)), file.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "foreign"),
+    [
+        ("from tests.support.lab import Lab", None),
+        ("from tests.support import observed", None),
+        ("from tests.unit.host.conftest import VM", None),
+        ("from .conftest import VM", None),
+        ("from . import conftest", None),
+        ("from tests.unit.ground import Ground", None),
+        ("from .test_vm import VM", "tests.unit.host.test_vm"),
+        ("import tests.plugins.order", None),
+        ("from tests.unit.core.hosts import Host", "tests.unit.core.hosts"),
+        ("from ..core.hosts import Host", "tests.unit.core.hosts"),
+        ("import tests.contract.benches", "tests.contract.benches"),
+        ("from tests.supportive.it import that", "tests.supportive.it"),
+    ],
+)
+def test_what_is_anothers_is_found(line: str, foreign: str | None) -> None:
+    found = list(foreign_imports("tests/unit/host/test_agent.py", line))
+    assert found == ([] if foreign is None else [f"tests/unit/host/test_agent.py:1: {foreign}"])

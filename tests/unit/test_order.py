@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.conftest import LONGEST, TESTS
+from tests.plugins.order import LONGEST, TESTS
 
 
 def test_the_longest_files_come_first() -> None:

@@ -49,7 +49,8 @@ class Client:
         self.tls = tls_of(context)
         limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE)
         if context.socket is not None:
-            transport = httpx.AsyncHTTPTransport(uds=str(context.socket), limits=limits)
+            # No TLS there: httpx would read all the machine's CAs, which takes longer than most calls.
+            transport = httpx.AsyncHTTPTransport(uds=str(context.socket), verify=False, limits=limits)
         else:
             transport = httpx.AsyncHTTPTransport(verify=self.tls or True, limits=limits)
         self.http = httpx.AsyncClient(

@@ -1,7 +1,6 @@
 """The two kinds of hypervisor on which the contract is tried, and what the tests share.
 
-The real one runs guests of one boot sector: each says `R` on its console once it runs, and then waits for the power
-button, powers itself off, or panics.
+The real one runs guests of one boot sector (`tests/support/bootsectors.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
+
+from tests.support.bootsectors import GUESTS, boot_sector, says_ready
 
 from serai.drivers.hypervisor import record
 from serai.drivers.hypervisor.base import Hypervisor, Machine, MachineEvent, MigrationSetup, Placing
@@ -31,21 +32,6 @@ MIB = 1 << 20
 CAPABILITIES = {"events": True, "pause-before-switchover": True, "return-path": False}
 FAST = MigrationSetup(capabilities=CAPABILITIES, downtime_limit_ms=300, bandwidth_bytes=0, tls_hostname=None)
 SLOW = MigrationSetup(capabilities=CAPABILITIES, downtime_limit_ms=1, bandwidth_bytes=50_000, tls_hostname=None)
-
-SAY_READY = "baf803 b052 ee"  # mov dx, 0x3f8; mov al, 'R'; out dx, al
-POWER_OFF = "ba0406 b80020 ef f4 ebfd"  # out 0x604, 0x2000: ACPI's S5; hlt; jmp
-GUESTS = {
-    # out 0x602, 0x100 (enable the power button); say so; sti; hlt; in ax, 0x600; test ah, 1; jz to hlt; then power off
-    "button": f"ba0206 b80001 ef {SAY_READY} fb f4 ba0006 ed f6c401 74f6 {POWER_OFF}",
-    "off": f"{SAY_READY} {POWER_OFF}",
-    # Writes a sector of the first disk that was never written before, by its BIOS, and says so.
-    "writer": f"{SAY_READY} 31c0 8ec0 bb007c b80103 b90a00 ba8000 cd13 baf803 b057 ee f4 ebfd",
-    "panic": f"{SAY_READY} ba0505 b001 ee f4 ebfd",  # pvpanic's port
-}
-
-
-def boot_sector(code: str) -> bytes:
-    return bytes.fromhex(code).ljust(510, b"\0") + b"\x55\xaa"
 
 
 class Bench(Protocol):
@@ -136,11 +122,31 @@ class FakeBench:
         await self.world.close()
 
 
+class Kept(QemuHypervisor):
+    """Remembers its machines, to end those that a test which failed has left."""
+
+    def __init__(self, state: Path) -> None:
+        super().__init__(state)
+        self.machines: list[QemuMachine] = []
+
+    async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> QemuMachine:
+        machine = await super().start(launch, placing, incoming=incoming, paused=paused)
+        self.machines.append(machine)
+        return machine
+
+    async def adopt(self, vm: str, run_dir: Path) -> QemuMachine | None:
+        machine = await super().adopt(vm, run_dir)
+        if machine is not None:
+            self.machines.append(machine)
+        return machine
+
+
 class QemuBench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.one: Hypervisor = QemuHypervisor(folder / "state")
-        self.two: Hypervisor = self.one
+        self._hypervisor = Kept(folder / "state")
+        self.one: Hypervisor = self._hypervisor
+        self.two: Hypervisor = self._hypervisor
 
     async def launch(self, guest: str = "button") -> Launch:
         facts = await self.one.facts()
@@ -166,14 +172,8 @@ class QemuBench:
 
     async def running(self, machine: Machine) -> None:
         assert isinstance(machine, QemuMachine)
-        reader, writer = await asyncio.open_unix_connection(str(machine.run_dir / "console.sock"))
-        try:
+        async with asyncio.timeout(DEADLINE), says_ready(machine):
             await machine.cont()
-            async with asyncio.timeout(DEADLINE):
-                await reader.readuntil(b"R")
-        finally:
-            writer.close()
-            await writer.wait_closed()
 
     def kill_from_outside(self, machine: Machine) -> None:
         os.kill(machine.pid, signal.SIGKILL)
@@ -205,7 +205,11 @@ class QemuBench:
                 await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        # A test that failed may have left some, and still hold their connections.
+        # A test that failed has left some, and their connections; one that froze them, too.
+        for machine in self._hypervisor.machines:
+            await machine.kill()
+            await machine.close()
+        # And what a start that failed or was cancelled has left.
         for folder in self.folder.glob("*/*/"):
             runtime = record.read(folder)
             process = None if runtime is None else record.find(runtime)

@@ -14,13 +14,17 @@ from tests.contract.hypervisor.benches import Bench, FakeBench, QemuBench
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     if request.param == "fake":
         fake = FakeBench()
-        yield fake
-        await fake.close()
+        try:
+            yield fake
+        finally:
+            await fake.close()
         return
     # Not pytest's folder: the path of a socket has 108 characters at most.
     with tempfile.TemporaryDirectory(prefix="serai-") as name:
         folder = Path(name)
         folder.chmod(0o711)
         qemu = QemuBench(folder)
-        yield qemu
-        await qemu.close()
+        try:
+            yield qemu
+        finally:
+            await qemu.close()

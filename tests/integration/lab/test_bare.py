@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.support.labworld import NOTHING, LabWorld
 
 from serai.lab.state import LabFolder
 from serai.lib import netlink
 from serai.lib.namespace import in_netns
 
-from .conftest import NOTHING, LabWorld, run
+from .conftest import run
 
 
 async def test_hosts_reach_one_another_on_both_links(world: LabWorld) -> None:

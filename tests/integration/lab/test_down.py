@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from tests.support.labworld import NOTHING, LabWorld
 
 from serai.lab import state
 from serai.lab.down import down
@@ -18,7 +19,7 @@ from serai.lab.state import LabFolder
 from serai.lab.up import up
 from serai.lib import mount, namespace, process
 
-from .conftest import NOTHING, LabWorld, run, serai, start_inside
+from .conftest import run, serai, start_inside
 
 DEADLINE = 60.0
 STUBBORN = "trap '' TERM; mkdir -p /run/serai/vms; touch /run/serai/vms/here; while :; do sleep 1000; done"

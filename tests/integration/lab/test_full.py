@@ -9,12 +9,14 @@ import signal
 import time
 from pathlib import Path
 
+from tests.support.labworld import NOTHING, LabWorld
+
 from serai.client import context as contexts
 from serai.lab.state import LabFolder, Phase, ProcessRecord
 from serai.lib import process
 from serai.lib.namespace import processes_in
 
-from .conftest import NOTHING, LabWorld, run, serai
+from .conftest import run, serai
 
 
 def record(name: str, role: str) -> ProcessRecord:

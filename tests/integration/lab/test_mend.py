@@ -6,9 +6,11 @@ import json
 import os
 import signal
 
+from tests.support.labworld import LabWorld
+
 from serai.lab.state import LabFolder
 
-from .conftest import LabWorld, run
+from .conftest import run
 
 
 async def test_what_was_killed_is_started_again_and_nothing_else(world: LabWorld) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from tests.support.labworld import LabWorld
 
 from serai.lab.probe import Prober
 from serai.lab.samples import Kind
@@ -18,7 +19,7 @@ from serai.lab.workload import TcpEcho
 from serai.lib import process
 from serai.schema.errors import HostError, InvalidError, UnavailableError
 
-from .conftest import LabWorld, run, serai, start_inside
+from .conftest import run, serai, start_inside
 
 ECHO = """
 import socket, threading

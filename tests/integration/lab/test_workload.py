@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support.labworld import LabWorld
 
 import serai
 from serai.lab.state import LabFolder
@@ -15,7 +16,7 @@ from serai.lab.workload import Guest, TcpEcho
 from serai.lib import process
 from serai.schema.errors import HostError, UnavailableError
 
-from .conftest import LabWorld, run, start_inside
+from .conftest import run, start_inside
 
 SOURCE = Path(serai.__file__).parent / "drivers" / "image" / "guest" / "seraiguest.c"
 ADDRESS = "10.77.0.11"

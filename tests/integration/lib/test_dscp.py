@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.integration.lib import observed
-from tests.integration.lib.observed import Class
+from tests.support import observed
+from tests.support.observed import Class
 
 from serai.lib import namespace, netlink
 from serai.lib.ids import new_id, new_secret

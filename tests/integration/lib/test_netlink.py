@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.integration.lib import observed
+from tests.support import observed
 
 from serai.drivers.network.links import open_tap
 from serai.lib import namespace, netlink

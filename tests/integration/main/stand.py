@@ -23,14 +23,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.invariant import vcpu_time
+from tests.support.lab import LINK_RATE, Lab
+from tests.support.looking import ESTABLISHED, PATIENCE, journal, received, states, streaming, until
+
 from serai.lab.state import LabFolder
 from serai.lib import namespace, netlink, process
 from serai.schema.job import Job, JobState
 from serai.schema.vm import Vm, VmState
-
-from .conftest import LINK_RATE, PATIENCE, Lab
-from .invariant import vcpu_time
-from .looking import ESTABLISHED, journal, received, states, streaming, until
 
 HOT: dict[str, Any] = {"cmdline": "serai.mem=100:1"}
 """Dirties 1 MB all along, as fast as it goes: so much of it, at the least most of it, is in the last state."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
-from .conftest import PATIENCE
+from tests.support.looking import PATIENCE
 
 CTRL_C = "\x03"
 LEAVE = "\x1d"

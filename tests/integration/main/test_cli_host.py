@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.support.lab import Lab
 
 from serai.lib.ids import new_id
 
 from .cli import Serai, misused, refused
-from .conftest import Lab
 
 SMALL = ("--image", "tiny", "--memory", "128M", "--no-start")
 

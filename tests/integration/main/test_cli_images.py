@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.support.lab import Lab
+from tests.support.looking import PATIENCE
 
 from serai.lab import topology
 from serai.lab.state import LabFolder
@@ -24,7 +26,6 @@ from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import JobState
 
 from .cli import Serai, refused
-from .conftest import PATIENCE, Lab
 
 SIZE = 3 << 20
 ZEROS = "0" * 64

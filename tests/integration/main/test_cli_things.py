@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support.lab import Lab
+from tests.support.looking import PATIENCE
 
 from serai.lab.state import LabFolder
 from serai.lib import namespace
@@ -18,7 +20,6 @@ from serai.lib.ids import new_id
 from serai.lib.process import run
 
 from .cli import Serai, misused, refused
-from .conftest import PATIENCE, Lab
 
 STATE = Path("/var/lib/serai")
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.lab import Lab
+from tests.support.looking import PATIENCE
 
 from serai.lab.state import LabFolder
 from serai.lib import namespace, netlink
 from serai.lib.process import run
 
 from .cli import Serai, misused, refused
-from .conftest import PATIENCE, Lab
 
 HOST = "h3"
 HERE, PEER = "10.99.0.1/24", "10.99.0.2/24"

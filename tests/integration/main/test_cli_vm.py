@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.support.lab import Lab
+from tests.support.looking import PATIENCE
 
 from serai.lib import process
 from serai.lib.ids import new_id
@@ -15,7 +17,6 @@ from serai.schema.job import JobState
 from serai.schema.vm import VmState, VmStop
 
 from .cli import Serai, misused, refused
-from .conftest import PATIENCE, Lab
 from .terminal import CTRL_C, Shell, Terminal
 
 SMALL = ("--image", "tiny", "--memory", "128M", "--network", "lan", "--disk", "shared0:32M", "--restart", "never")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.lab import Lab
+from tests.support.looking import PATIENCE
 
 from serai.lab.state import LabFolder
 from serai.lib import namespace, process
@@ -15,7 +17,6 @@ from serai.lib.ids import new_id
 from serai.schema.vm import Vm, VmState
 
 from .cli import Serai, misused, refused
-from .conftest import PATIENCE, Lab
 from .terminal import Shell
 
 CPUS = "cat /sys/devices/system/cpu/present"

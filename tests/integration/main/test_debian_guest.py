@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+from tests.support.lab import Lab
 
 from serai.drivers.hypervisor import guest_agent
 from serai.drivers.image.mmdebstrap import BUILD_TIMEOUT, PACKAGES
@@ -21,7 +22,6 @@ from serai.lib.process import run
 from serai.schema.vm import Vm, VmState
 
 from .cli import Serai
-from .conftest import Lab
 
 DEADLINE = 600.0
 """Seconds for whatever a guest does; it boots in one minute, and in several beside others on a busy machine."""

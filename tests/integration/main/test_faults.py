@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.lab import Lab
+from tests.support.looking import until
 
 from serai.drivers.hypervisor.cgroup import hierarchies
 from serai.schema.errors import SeraiError
 from serai.schema.job import JobState
 from serai.schema.vm import RestartPolicy, Vm, VmState
-
-from .conftest import Lab
-from .looking import until
 
 SLOW: dict[str, Any] = {"memory": 256 << 20, "cmdline": "serai.mem=300:150"}
 """A guest whose pre-copy never converges: time to kill things in it."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import signal
 
-from .conftest import Lab
-from .looking import until
+from tests.support.lab import Lab
+from tests.support.looking import until
+
 from .stand import stand
 
 

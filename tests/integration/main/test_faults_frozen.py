@@ -11,12 +11,12 @@ import select
 import signal
 
 import pytest
+from tests.support.lab import Lab
+from tests.support.looking import streaming, until
 
 from serai.schema.errors import ConflictError
 from serai.schema.vm import VmState
 
-from .conftest import Lab
-from .looking import streaming, until
 from .stand import MUCH, Stand, held
 
 

@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.lab import Lab
+from tests.support.looking import PATIENCE
+
 from serai.lab.state import LabFolder
 from serai.lab.workload import Guest
 from serai.lib import namespace
@@ -15,8 +18,6 @@ from serai.lib.ids import new_id
 from serai.lib.process import run
 from serai.schema.vm import DiskSpec, RestartPolicy, VmState, VmStop
 from serai.schema.volume import PoolCreate, PoolSpec
-
-from .conftest import PATIENCE, Lab
 
 DEAF = "serai.mem=4:2 module_blacklist=button"
 """Without its driver for the button the guest's kernel does not hear it."""

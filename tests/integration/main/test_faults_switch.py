@@ -13,13 +13,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.support.lab import Lab
+from tests.support.looking import PATIENCE, until
 
 from serai.schema.job import JobState
 from serai.schema.vm import RestartPolicy, Vm, VmState
 
 from .cli import Serai
-from .conftest import PATIENCE, Lab
-from .looking import until
 from .stand import LITTLE, MUCH, buffers, held, stand
 from .terminal import Shell
 

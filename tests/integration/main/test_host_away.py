@@ -7,13 +7,14 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
+from tests.support.lab import Lab
+from tests.support.looking import PATIENCE
 
 from serai.lab.state import LabFolder
 from serai.lib.ids import new_id
 from serai.schema.host import HostState
 
 from .cli import Serai, refused
-from .conftest import PATIENCE, Lab
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.support.lab import Lab
 
 from serai.lab import topology
 from serai.lab.state import LabFolder
@@ -20,7 +21,6 @@ from serai.schema.job import JobState
 from serai.schema.vm import VmState
 
 from .cli import Serai, refused
-from .conftest import Lab
 
 SECRET = "geheim-99-token"
 DATA = b"some disk".ljust(1 << 20, b"\0")

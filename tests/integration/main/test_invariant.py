@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator
 from typing import Self
 
 import pytest
-
-from .invariant import NOISE, Watch, vcpu_time
-from .looking import until
+from tests.support.invariant import NOISE, Watch, vcpu_time
+from tests.support.looking import until
 
 COPY = """
 import sys, threading, time
@@ -149,3 +148,25 @@ async def test_none_with_a_reason_is_in_order(ground: Ground) -> None:
         ground.reason = "stopped on h1: as asked"
         await ground.first.end()
         await until(lambda: watch.asked, "the journals to be asked")
+
+
+async def test_a_reason_holds_for_a_moment_longer_than_it_is_recorded() -> None:
+    """A VM that starts after a long rest: its journal says `running` before its first instruction."""
+    said = iter(["stopped on h1: as asked", None])
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def recorded() -> str | None:
+        reason = next(said, "it ran, and was stopped again")
+        if reason is None:
+            loop.call_soon_threadsafe(over.set)
+        return reason
+
+    async def told() -> str | None:
+        return "stopped"
+
+    watch = Watch(set, recorded, told, quiet=5.0)
+    watch._ran -= 60
+    async with watch:
+        await over.wait()
+        await until(lambda: watch.asked > 2, "the journals to be asked again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 
 import pytest
+from tests.support.lab import Lab
 
 from serai.lab.probe import Prober
 from serai.lab.state import LabFolder
@@ -13,8 +14,6 @@ from serai.lib.pki import TlsFiles
 from serai.schema.errors import ConflictError, NotFoundError, SeraiError
 from serai.schema.job import JobState
 from serai.schema.vm import VmState, VmStop
-
-from .conftest import Lab
 
 
 async def test_a_running_vm_moves_with_all_that_is_its_own(lab: Lab) -> None:

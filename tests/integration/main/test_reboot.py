@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 
+from tests.support.lab import Lab
+
 from serai.drivers.hypervisor.record import start_time
 from serai.host.journal import Journal
 from serai.lab.state import LabFolder
 from serai.schema.vm import VmState
-
-from .conftest import Lab
 
 HOST = "h2"
 

@@ -8,13 +8,13 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from tests.support.lab import Lab
 
 from serai.lab.state import LabFolder
 from serai.schema.vm import VmState
 from serai.schema.volume import VolumeEdit
 
 from .cli import Serai
-from .conftest import Lab
 
 MIB = 1 << 20
 

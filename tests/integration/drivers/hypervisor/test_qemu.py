@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from tests.support.bootsectors import boot_sector, filler, says_ready
+from tests.support.way import Way
 
 from serai.drivers.hypervisor import hotplug, record
 from serai.drivers.hypervisor.base import MachineEvent, MigrationSetup, Placing, RunState
@@ -40,11 +42,12 @@ TAP_WITH_HEADERS = 0x0002 | 0x1000 | 0x4000
 
 
 class Host:
-    """A place to run VMs in, cleared afterwards."""
+    """A place to run VMs in, cleared afterwards, also where a test failed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.hypervisor = QemuHypervisor(folder / "state")
+        self._machines: list[QemuMachine] = []
 
     async def launch(self, **changes: Any) -> Launch:
         facts = await self.hypervisor.facts()
@@ -64,8 +67,22 @@ class Host:
     def placing(self, launch: Launch, end: str = "one", **more: Any) -> Placing:
         return Placing(run_dir=self.folder / end / launch.vm, cgroup=None, **more)
 
-    async def start(self, launch: Launch, **more: Any) -> QemuMachine:
-        return await self.hypervisor.start(launch, self.placing(launch, **more), incoming=False, paused=True)
+    async def start(self, launch: Launch, end: str = "one", **more: Any) -> QemuMachine:
+        """Paused; at the end `two` as the destination of a move."""
+        placing = self.placing(launch, end, **more)
+        machine = await self.hypervisor.start(launch, placing, incoming=end == "two", paused=True)
+        self._machines.append(machine)
+        return machine
+
+    async def close(self) -> None:
+        for machine in self._machines:
+            await over(machine)
+        # What a start that failed or was cancelled has left.
+        for run_dir in self.folder.glob("*/*/"):
+            runtime = record.read(run_dir)
+            process = None if runtime is None else record.find(runtime)
+            if process is not None:
+                await process.kill()
 
 
 @pytest.fixture
@@ -74,12 +91,11 @@ async def host() -> AsyncIterator[Host]:
     with tempfile.TemporaryDirectory(prefix="serai-") as name:
         folder = Path(name)
         folder.chmod(0o711)
-        yield Host(folder)
-        for run_dir in folder.glob("*/*/"):
-            runtime = record.read(run_dir)
-            process = None if runtime is None else record.find(runtime)
-            if process is not None:
-                await process.kill()
+        host = Host(folder)
+        try:
+            yield host
+        finally:
+            await host.close()
 
 
 async def over(machine: QemuMachine) -> None:
@@ -213,8 +229,7 @@ async def move(
     launch = await host.launch()
     source = await host.start(launch, tls_dir=source_tls)
     await source.cont()
-    placing = host.placing(launch, "two", tls_dir=target_tls)
-    target = await host.hypervisor.start(launch, placing, incoming=True, paused=True)
+    target = await host.start(launch, "two", tls_dir=target_tls)
     sent = Outcome(source)
     port = await target.prepare_incoming(setup(expects), "127.0.0.1", (49452, 49499))
     async with asyncio.timeout(DEADLINE):
@@ -257,22 +272,39 @@ async def test_the_wrong_end(
     assert state is RunState.RUNNING
 
 
-async def test_another_host_than_the_source_cannot_send(host: Host, certificates: dict[str, Path]) -> None:
-    launch = await host.launch()
-    placing = host.placing(launch, "two", tls_dir=certificates["h2"])
-    target = await host.hypervisor.start(launch, placing, incoming=True, paused=True)
+@pytest.mark.parametrize("fits", [True, False], ids=["its state fits into the way", "its state does not"])
+async def test_another_host_than_the_source_cannot_send(
+    host: Host, certificates: dict[str, Path], *, fits: bool
+) -> None:
+    """The destination refuses it in any case. What the source's QEMU says of that proves nothing: where all of the
+    state is on its way before the refusal comes back, it says `completed`. It stands still then, for a verdict."""
+    size = 0 if fits else 2 * Way.takes()
+    disk = Disk(index=0, name="root", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()))
+    launch = await host.launch(disks=[disk], memory=(32 << 20) + size)
+    file = host.folder / "disk.raw"
+    file.write_bytes(boot_sector(filler(size)).ljust(MIB, b"\0"))
+    target = await host.start(launch, "two", tls_dir=certificates["h2"], disks={0: file})
+    source = await host.start(launch, tls_dir=certificates["h1"], disks={0: file})
     port = await target.prepare_incoming(setup("qemu.h3"), "127.0.0.1", (49452, 49499))
-    source = await host.start(launch, tls_dir=certificates["h1"])
-    await source.cont()
     sent, received = Outcome(source), Outcome(target)
-    await source.migrate("127.0.0.1", port, setup("qemu.h2"))
     async with asyncio.timeout(DEADLINE):
-        assert await sent.ended == "failed"
+        async with says_ready(source):
+            await source.cont()
+        async with Way(port, reads_all=fits) as way:
+            await source.migrate("127.0.0.1", way.port, setup("qemu.h2"))
+            await way.refused.wait()
+            if not fits:
+                way.reset()
+            said = await sent.ended
+    assert (said, await finalized(source)) == (
+        ("completed", RunState.POSTMIGRATE) if fits else ("failed", RunState.RUNNING)
+    )
+    assert way.read > way.ENOUGH if fits else way.read <= way.ENOUGH
     assert not received.ended.done() or received.ended.result() == "failed"
     assert await target.run_state() is RunState.INMIGRATE
+    # Told what the destination has decided, the source goes on.
+    await source.cont()
     assert await source.run_state() is RunState.RUNNING
-    await over(source)
-    await over(target)
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------
@@ -349,8 +381,7 @@ async def test_moves_with_what_was_plugged_in(host: Host) -> None:
     disk = Disk(index=2, name="more", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()))
     await machine.attach_disk(disk, file)
     await machine.set_cpus(2)
-    placing = host.placing(machine.launch, "two", disks={2: file}, seed=seed)
-    target = await host.hypervisor.start(machine.launch, placing, incoming=True, paused=True)
+    target = await host.start(machine.launch, "two", disks={2: file}, seed=seed)
     received = Outcome(target)
     plain = MigrationSetup(CAPABILITIES, downtime_limit_ms=300, bandwidth_bytes=0, tls_hostname=None)
     await machine.cont()

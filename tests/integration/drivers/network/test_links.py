@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
 import pytest
-from tests.integration.lib.observed import forwarding_table
+from tests.support.observed import forwarding_table
 
 from serai.drivers.network.base import Tap
 from serai.drivers.network.frames import announcement, mac_bytes

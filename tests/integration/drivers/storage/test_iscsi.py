@@ -5,95 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
-from tests.integration.drivers.storage.initiator import check_access, qemu_io, qemu_io_argv
+from tests.support.initiator import check_access, qemu_io, qemu_io_argv
+from tests.support.iscsi import SIZE, VOLUME, Host, epoch, free_portal
 
 from serai.drivers.storage.export_records import Records
 from serai.drivers.storage.iscsi import TgtExporter
-from serai.drivers.storage.tgt_socket import Mode, Op, TgtError, TgtSocket
-from serai.drivers.storage.tgt_targets import GUARD, LUN, TARGET_PREFIX
+from serai.drivers.storage.tgt_socket import Mode, Op, TgtError
+from serai.drivers.storage.tgt_targets import GUARD, TARGET_PREFIX
 from serai.lib.paths import HostPaths
 from serai.lib.process import run, spawn
-from serai.schema.attach import Admission, IscsiDisk
 from serai.schema.errors import HostError, InvalidError, UnavailableError
 
 DEADLINE = 30
-VOLUME = "0123456789ab"
-SIZE = 8 << 20
-
-
-def free_portal() -> tuple[str, int]:
-    """A loopback address that nothing else is likely to use, and a port that is free there."""
-    address = f"127.{secrets.randbelow(100) + 100}.{secrets.randbelow(256)}.{secrets.randbelow(253) + 1}"
-    with socket.socket() as trial:
-        trial.bind((address, 0))
-        return address, int(trial.getsockname()[1])
-
-
-class Host:
-    """One host's paths, portal and volume; agents (exporters) come and go."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = HostPaths(folder / "state", folder / "run")
-        self.address, self.port = free_portal()
-        self.volume = folder / "volume.raw"
-        self.volume.touch()
-        os.truncate(self.volume, SIZE)
-        self.socket = TgtSocket(self.paths.tgtd / "control.0")
-
-    def agent(self) -> TgtExporter:
-        return TgtExporter(self.paths, self.address, self.port)
-
-    def disk(self, admission: Admission, volume: str = VOLUME) -> IscsiDisk:
-        return IscsiDisk(
-            volume=volume,
-            portal=f"{self.address}:{self.port}",
-            target=TARGET_PREFIX + volume,
-            lun=LUN,
-            initiator=admission.initiator,
-            user=admission.user,
-            password=admission.password,
-        )
-
-    async def pid(self) -> int | None:
-        return await self.socket.peer()
-
-
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[Host]:
-    made = Host(tmp_path)
-    try:
-        yield made
-    finally:
-        leftover = made.agent()
-        await leftover.start()
-        await leftover.stop()
-        assert await made.pid() is None
-
-
-@pytest.fixture
-async def exporter(host: Host) -> TgtExporter:
-    agent = host.agent()
-    await agent.start()
-    await agent.export(VOLUME, host.volume)
-    return agent
-
-
-def epoch(number: int) -> Admission:
-    return Admission(
-        initiator=f"iqn.2026-01.io.serai:vm.aabbccddeeff.{number}",
-        user=f"vm-aabbccddeeff-{number}",
-        password=SecretStr(f"secret-of-epoch-{number}"),
-        epoch=number,
-    )
 
 
 async def test_every_export_comes_back_under_its_old_number(host: Host, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ REST = 500_000
 LIFE = 200_000
 """Nanoseconds that a guest gains within a second whatever it does, and a paused copy does not."""
 QUIET = 10.0
-"""Seconds without a running copy after which the journals are asked for the reason. Its agent has to notice first."""
+"""Seconds without a running copy, and without a reason for it, that are borne. Its agent has to notice first."""
 PATIENCE = 60.0
 PF_EXITING = 4
 
@@ -107,6 +107,7 @@ class Watch:
         told: Callable[[], Awaitable[str | None]],
         *,
         quiet: float = QUIET,
+        window: float = WINDOW,
     ) -> None:
         self._find = find
         self._recorded = recorded
@@ -115,10 +116,12 @@ class Watch:
         self._copies: dict[int, Copy] = {}
         self._owner: Copy | None = None
         self._ran = time.monotonic()
+        self._explained = 0.0
+        """When some journal last said why no copy runs."""
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(work, period), name=f"watch {work.__name__}", daemon=True)
-            for work, period in ((self._look_for_copies, FIND), (self._read, WINDOW))
+            for work, period in ((self._look_for_copies, FIND), (self._read, window))
         ]
         self.violations: list[str] = []
         self.asked = 0
@@ -168,7 +171,10 @@ class Watch:
         if time.monotonic() <= self._ran + self._quiet:
             return
         self.asked += 1
-        if self._recorded() is None:
+        if self._recorded() is not None:
+            self._explained = time.monotonic()
+        # A VM that starts after a long rest runs a moment after its journal has said so.
+        elif time.monotonic() > self._explained + self._quiet:
             self.violations.append(f"no copy ran for {self._quiet:g} s, and no journal says why")
             self._ran = time.monotonic()
 

@@ -1,29 +1,31 @@
-"""One whole lab for the tests of the main job: three hosts, 1 Gbit/s links, the tiny image built.
-
-It is brought up once, since each test cleans up its own VMs. What a test kills it also brings back.
-"""
+"""A whole lab that stands, and what tests do in it: make VMs, ask for things, kill processes and bring them back."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.invariant import Watch
+from tests.support.labworld import NOTHING, LabWorld
+from tests.support.looking import PATIENCE, journal, received, recorded, until
 
 from serai.client import context as contexts
 from serai.client.http import Client
-from serai.lab import enter, services, state
+from serai.lab import services, state
 from serai.lab.down import down
 from serai.lab.state import LabFolder, ProcessRecord
 from serai.lab.up import up
 from serai.lab.workload import Guest
-from serai.lib import namespace, process
+from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.pki import TlsFiles
 from serai.schema.errors import NotFoundError, SeraiError
@@ -31,9 +33,6 @@ from serai.schema.host import HostState
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import Job, JobState
 from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmCreate, VmMigrate, VmSpec, VmState, VnicSpec
-
-from .invariant import Watch
-from .looking import PATIENCE, journal, received, recorded, until
 
 GOING_ON = (VmState.RUNNING, VmState.STARTING, VmState.MIGRATING, VmState.STOPPING, VmState.UNKNOWN)
 """States that are no reason, in the end, for a VM that does not run."""
@@ -59,7 +58,7 @@ class Lab:
         assert ended.state is JobState.DONE, ended.error.sentence() if ended.error else ended.state
         return ended
 
-    async def create(self, name: str = "", *, host: str = "h1", up: bool = True, **spec: Any) -> Vm:
+    async def create(self, name: str = "", *, host: str | None = "h1", up: bool = True, **spec: Any) -> Vm:
         """A tiny VM with a shared disk; by default writing 4 MB/s of memory."""
         name = name or f"t{new_id()[:6]}"
         self.vms.append(name)
@@ -111,10 +110,23 @@ class Lab:
 
     # --- processes ---
 
+    @property
+    def hosts(self) -> list[str]:
+        return list(LabFolder.of(self.name).load().plan.hosts)
+
     def qemus(self, vm: Vm) -> dict[str, list[int]]:
         """Host to the pids of the VM's QEMUs there."""
+        return self.qemus_of(vm.id)
+
+    def qemus_of(self, vm_id: str) -> dict[str, list[int]]:
+        """The same, of a VM that may be deleted."""
         plan = LabFolder.of(self.name).load().plan
-        return {host: qemus_in(plan.netns(host), vm.id) for host in plan.hosts}
+        return {host: qemus_in(plan.netns(host), vm_id) for host in plan.hosts}
+
+    def host_of(self, pid: int) -> str | None:
+        """The host that a process is on."""
+        plan = LabFolder.of(self.name).load().plan
+        return next((host for host in plan.hosts if pid in namespace.processes_in(plan.netns(host))), None)
 
     def record(self, role: str) -> ProcessRecord:
         """The newest process of a role: `agent h1`, `controller ctl`, `nats-server ctl`."""
@@ -190,6 +202,11 @@ class Lab:
         )
 
 
+def serai_program() -> list[str]:
+    """The argv of the command line."""
+    return [sys.executable, "-m", "serai.app.cli.main"]
+
+
 def qemus_in(netns: str, vm: str) -> list[int]:
     """QEMU processes of a VM in a namespace."""
     found = []
@@ -203,20 +220,26 @@ def qemus_in(netns: str, vm: str) -> list[int]:
     return found
 
 
-@pytest.fixture(scope="session")
-def lab_name() -> Iterator[str]:
-    """A lab of the tests' own, with its own folder and context file."""
-    with tempfile.TemporaryDirectory(prefix="serai-main-", dir="/var/tmp") as place:
-        patch = pytest.MonkeyPatch()
-        patch.setenv(state.ENV_PARENT, place)
+@contextlib.contextmanager
+def standing() -> Iterator[str]:
+    """A lab with a folder and a context file of its own, and the tiny image on h1; its name. Not in an event loop."""
+    with (
+        tempfile.TemporaryDirectory(prefix="serai-main-", dir="/var/tmp") as place,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv(state.ENV_PARENT, f"{place}/labs")
         patch.setenv(contexts.ENV_FILE, f"{place}/contexts.yaml")
-        name = f"m{new_id()[:5]}"
+        world = LabWorld(Path(place))
+        name = world.name()
         try:
             asyncio.run(_up(name))
             yield name
         finally:
+            world.remember()
             asyncio.run(down(name))
-            patch.undo()
+            left = world.left()
+            world.forget()
+        assert left == NOTHING
 
 
 async def _up(name: str) -> None:
@@ -226,17 +249,3 @@ async def _up(name: str) -> None:
         job = await client.call("image.create", body=ImageCreate(name="tiny", spec=spec, host="h1"))
         ended = await client.wait_job(job.id)
         assert ended.state is JobState.DONE, ended.error
-
-
-@pytest.fixture
-async def lab(lab_name: str) -> AsyncIterator[Lab]:
-    """The lab for one test; its VMs are deleted at the end."""
-    async with Client(contexts.resolve(lab_name)[1]) as client:
-        ground = Lab(lab_name, client)
-        try:
-            yield ground
-        finally:
-            await ground.clean()
-
-
-__all__ = ["PATIENCE", "Lab", "VmState", "enter", "process"]

@@ -1,0 +1,32 @@
+"""The standing lab: three hosts, 1 Gbit/s links, the tiny image built.
+
+It is brought up once, since each test cleans up its own VMs. What a test kills it also brings back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from tests.support.lab import Lab, standing
+
+from serai.client import context as contexts
+from serai.client.http import Client
+
+
+@pytest.fixture(scope="session")
+def lab_name() -> Iterator[str]:
+    """A lab of the tests' own, with its own folder and context file."""
+    with standing() as name:
+        yield name
+
+
+@pytest.fixture
+async def lab(lab_name: str) -> AsyncIterator[Lab]:
+    """The lab for one test; its VMs are deleted at the end."""
+    async with Client(contexts.resolve(lab_name)[1]) as client:
+        ground = Lab(lab_name, client)
+        try:
+            yield ground
+        finally:
+            await ground.clean()
