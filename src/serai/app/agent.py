@@ -17,6 +17,8 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
+import psutil
+
 from serai.drivers.hypervisor.base import Hypervisor, HypervisorFacts
 from serai.drivers.image.seed import write_seed
 from serai.drivers.image.store import ImageStore
@@ -238,7 +240,7 @@ class HostParts:
     def _facts(self, facts: HypervisorFacts) -> HostFacts:
         return HostFacts(
             cpus=os.cpu_count() or 1,
-            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            memory=psutil.virtual_memory().total,
             accel=facts.accel,
             qemu_version=facts.version,
             machine_types=facts.machine_types,

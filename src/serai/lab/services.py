@@ -22,7 +22,7 @@ from pathlib import Path
 from serai.client import context as contexts
 from serai.client.context import Context
 from serai.client.http import Client
-from serai.lab import enter, state, topology
+from serai.lab import enter, topology
 from serai.lab.state import OWN_PATHS, LabFolder, LabState, ProcessRecord
 from serai.lab.topology import Plan
 from serai.lib import atomicfile, process
@@ -58,7 +58,7 @@ class Programs:
 
     def record(self, role: str, watched: process.Watched) -> None:
         """Write a process down."""
-        start = state.start_time(watched.pid)
+        start = process.start_time(watched.pid)
         if start is None:
             raise HostError(f"{role} ended at once: {self.last_words(role)}")
         self._held[role] = watched

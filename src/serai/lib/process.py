@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
+
 from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, UnsupportedError
 
@@ -373,6 +375,21 @@ def detach() -> None:
     os.setsid()
 
 
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it is gone, or a zombie.
+
+    Number and start time together name a process for good. psutil counts from the epoch instead, by a boot time that
+    moves whenever the clock is set.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name in parentheses may hold anything.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
 def adopt(pid: int, *, expect: str) -> Watched | None:
     """Hold a process that an earlier run of ours started; None if it is gone.
 
@@ -387,19 +404,16 @@ def adopt(pid: int, *, expect: str) -> Watched | None:
     try:
         # Read after the pidfd was opened, and checked alive after that: so both are the same process.
         arguments = _arguments(watched)
-    except (FileNotFoundError, ProcessLookupError):
+    except psutil.Error:
         return None
-    if not watched.alive or not any(expect.encode() in argument for argument in arguments):
-        return None
-    return watched
+    return watched if watched.alive and any(expect in argument for argument in arguments) else None
 
 
-def _arguments(watched: Watched) -> list[bytes]:
-    file = Path(f"/proc/{watched.pid}/cmdline")
+def _arguments(watched: Watched) -> list[str]:
     # Within its exec a process has no arguments for a moment.
     for _ in range(100):
-        text = file.read_bytes()
-        if text or not watched.alive:
-            return text.split(b"\0")
+        arguments = psutil.Process(watched.pid).cmdline()
+        if arguments or not watched.alive:
+            return arguments
         time.sleep(0.001)
     return []

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from serai.drivers.hypervisor import record
 from serai.drivers.hypervisor.record import Runtime
-from serai.lib.process import spawn
+from serai.lib.process import spawn, start_time
 from serai.schema.attach import Disk, IscsiDisk, Launch
 
 VM = "0123456789ab"
@@ -37,7 +37,9 @@ async def test_found_while_it_lives(tmp_path: Path) -> None:
     argv = ["sh", "-c", "kill -STOP $$", f"guest={VM}"]
     child = await spawn(argv)
     try:
-        runtime = Runtime(child.pid, record.start_time(child.pid), record.argv_hash(argv), launch(), tmp_path, ())
+        started = start_time(child.pid)
+        assert started is not None
+        runtime = Runtime(child.pid, started, record.argv_hash(argv), launch(), tmp_path, ())
         record.write(tmp_path, runtime)
         assert (tmp_path / record.FILE).stat().st_mode & 0o777 == 0o600
         again = record.read(tmp_path)
