@@ -103,9 +103,9 @@ def status(name: NameOption = "lab", output: OutputOption = Output.TABLE) -> Non
         if output is Output.JSON:
             say(json.dumps(report, indent=2))
         else:
-            import yaml
+            from serai.lib import yamltext
 
-            say(yaml.safe_dump(report, sort_keys=False).rstrip())
+            say(yamltext.dump(report))
     else:
         _print(folder, state)
 
@@ -184,9 +184,9 @@ def probe(
     if output is Output.JSON:
         say(report.model_dump_json(indent=2))
     elif output is Output.YAML:
-        import yaml
+        from serai.lib import yamltext
 
-        say(yaml.safe_dump(report.model_dump(mode="json"), sort_keys=False).rstrip())
+        say(yamltext.dump(report.model_dump(mode="json")))
     else:
         for line in report.lines():
             say(line)
