@@ -17,6 +17,7 @@ from serai.app.controller import KEEP_ALIVE, Controller, ControllerConfig, Extra
 from serai.client.console import console
 from serai.client.context import Context
 from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
+from serai.client.follow import EventStream
 from serai.client.http import Client
 from serai.controller.gateway import Hosts
 from serai.controller.jobs.workflow import AnyContext, Step
@@ -176,6 +177,15 @@ async def test_a_restarted_controller_picks_its_jobs_up(world: World) -> None:
     world.go_on.set()
     async with world.started(), Client(world.context) as client:
         assert (await asyncio.wait_for(client.wait_job(job.id), 10)).state is JobState.DONE
+
+
+async def test_a_silent_stream_shows_life(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serai.controller.api.events.HEARTBEAT", 0.01)
+    world.go_on.set()
+    async with world.started(), Client(world.context) as client:
+        stream = EventStream(client).signals()
+        async with asyncio.timeout(10), contextlib.aclosing(stream):
+            assert [await anext(stream) for _ in range(3)] == [None, None, None]
 
 
 async def test_going_down_ends_streams_and_consoles_at_once(world: World) -> None:
