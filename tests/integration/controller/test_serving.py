@@ -16,8 +16,8 @@ import pytest
 from serai.app.controller import KEEP_ALIVE, Controller, ControllerConfig, Extras, running
 from serai.client.console import console
 from serai.client.context import Context
-from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.follow import EventStream
+from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.http import Client
 from serai.controller.gateway import Hosts
 from serai.controller.jobs.workflow import AnyContext, Step
