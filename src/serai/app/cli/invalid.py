@@ -42,10 +42,6 @@ PATTERNS = {
     "machine_type": "Write it like pc-q35-7.2, or leave it out.",
 }
 """What a field must look like, by its name."""
-ADDRESSES = {
-    "ip_v4_network": ("this is no IPv4 network", "Write it like 10.77.0.0/24, with zeros behind the prefix."),
-    "ip_v4_address": ("this is no IPv4 address", "Write it like 10.77.0.1."),
-}
 
 
 def build(model: type[ModelT], data: Mapping[str, Any]) -> ModelT:
@@ -118,8 +114,6 @@ def _words(first: ErrorDetails, model: type[BaseModel], given: Any) -> tuple[str
         return "the name cannot be used", "Use lower-case letters, digits and '-' between them, at most 63 in all."
     if kind == "string_pattern_mismatch":
         return f"'{last}' cannot be that", PATTERNS.get(last, f"It must match {context.get('pattern')}.")
-    if kind in ADDRESSES:
-        return ADDRESSES[kind]
     if kind in ("greater_than_equal", "greater_than", "less_than_equal"):
         return _limit(kind, last, context, given)
     if kind == "enum":

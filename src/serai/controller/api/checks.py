@@ -137,7 +137,7 @@ def check_ssh_keys(keys: Sequence[str], field: str) -> None:
 
 
 def refuse_unprintable(value: Any, field: str = "") -> None:
-    """Raises InvalidError for text, at any depth, that no host can use: a null character, or half a surrogate pair."""
+    """Raises InvalidError for text, at any depth, that no host can use: that with a null character."""
     if isinstance(value, dict):
         for key, item in value.items():
             here = f"{field}.{key}" if field else str(key)
@@ -148,9 +148,7 @@ def refuse_unprintable(value: Any, field: str = "") -> None:
             refuse_unprintable(item, f"{field}[{number}]")
     elif isinstance(value, str):
         plain = field.rpartition(".")[2] == ONE_LINE
-        strange = next(
-            (one for one in value if one == "\0" or "\ud800" <= one <= "\udfff" or (plain and unsafe(one))), None
-        )
+        strange = next((one for one in value if one == "\0" or (plain and unsafe(one))), None)
         if strange is not None:
             at = value.index(strange)
             raise InvalidError(

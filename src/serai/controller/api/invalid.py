@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import from_json
+
 from serai.schema.errors import InvalidError
 
 NO_BODY = "Send an object: see /v1/openapi.json."
@@ -49,9 +51,10 @@ REMEDIES = {
     "extra_forbidden": "See whether it is spelt right, or leave it out.",
     "json_invalid": "Send JSON.",
     "string_pattern_mismatch": "Names are lower-case letters, digits and hyphens, up to 63.",
-    "ip_v4_network": "Write it like 10.77.0.0/24, with zeros behind the prefix.",
-    "ip_v4_address": "Write it like 10.77.0.1.",
     "string_type": "Send text, in quotes.",
+    "bool_type": "Send true or false, without quotes.",
+    "int_type": "Send a whole number, without quotes.",
+    "float_type": "Send a number, without quotes.",
     "dict_type": "Send an object: {…}.",
     "model_attributes_type": "Send an object: {…}.",
     "model_type": "Send an object: {…}.",
@@ -73,14 +76,8 @@ def explain(findings: Sequence[Any], body: Any = None) -> InvalidError:
     kind, location = first["type"], tuple(first["loc"])
     message, _, advice = str(first["msg"]).removeprefix("Value error, ").partition("; ")
     if kind == "json_invalid":
-        reason = first.get("ctx", {}).get("error", message)
-        where = location[-1] if len(location) > 1 else 0
-        return InvalidError(
-            f"the body is not JSON: {reason} at character {where}",
-            field="body",
-            value=f"character {where}",
-            remedy=REMEDIES[kind],
-        )
+        reason, _, where = str(first["ctx"]["error"]).partition(" at ")
+        return InvalidError(f"the body is not JSON: {reason}", field="body", value=where, remedy=REMEDIES[kind])
     message = FINDINGS.get(kind, message)
     if len(findings) > 1:
         message += f" (and {len(findings) - 1} more)"
@@ -99,7 +96,7 @@ def _as_sent(body: Any, location: tuple[str | int, ...], parsed: Any) -> Any:
     """What the caller wrote: `1M`, where Pydantic speaks of 1048576 because the unit was read already."""
     if not location or location[0] != "body":
         return parsed
-    value = body
+    value = from_json(body) if isinstance(body, bytes) else body
     for part in location[1:]:
         try:
             value = value[part]
@@ -126,7 +123,7 @@ def shown(value: Any) -> str | None:
     """A value for an error text: short, and none for whole objects."""
     if value is None or isinstance(value, dict | list):
         return None
-    text = str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
