@@ -111,13 +111,13 @@ def status(name: NameOption = "lab", output: OutputOption = Output.TABLE) -> Non
 
 
 @app.command()
-def mend(name: NameOption = "lab") -> None:
+def repair(name: NameOption = "lab") -> None:
     """Start again those of a lab's programs that are gone: agents, the controller, the bus.
 
     \b
-    Example, after kill -9 of an agent: serai lab mend
+    Example, after kill -9 of an agent: serai lab repair
     """
-    from serai.lab.mend import mend as start_again
+    from serai.lab.repair import repair as start_again
 
     _require_root()
     roles = asyncio.run(start_again(name))

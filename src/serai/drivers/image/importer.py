@@ -262,7 +262,7 @@ def _check_sectors(size: int, name: str) -> None:
             field="image",
             value=name,
             remedy="See that it is the right file, and all of it; "
-            f"a disk that was cut so is mended by: truncate -s %{SECTOR} IMAGE.",
+            f"a disk that was cut so is repaired with: truncate -s %{SECTOR} IMAGE.",
         )
 
 
