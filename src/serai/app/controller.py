@@ -50,6 +50,8 @@ SECRET = ("installation", "secret")
 KEEP_ALIVE = 60
 """Seconds for which an idle connection is kept: longer than any client of ours keeps it, which then never uses one that
 is closed at the same moment."""
+WS_MESSAGE_MAX = 64 << 10
+"""Bytes that a client of a console sends in one message: it is held whole, and nobody types that much at once."""
 GRACE = 2
 """Seconds that answers under way get when the server goes down; jobs are picked up by the next start anyway."""
 
@@ -160,6 +162,7 @@ async def _serving(app: object, api: Api, controller: Controller) -> AsyncIterat
             access_log=False,
             lifespan="off",
             ws="websockets-sansio",
+            ws_max_size=WS_MESSAGE_MAX,
             timeout_graceful_shutdown=GRACE,
             timeout_keep_alive=KEEP_ALIVE,
             server_header=False,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from serai.app.controller import KEEP_ALIVE, Controller, ControllerConfig, Extras, running
+from serai.app.controller import KEEP_ALIVE, WS_MESSAGE_MAX, Controller, ControllerConfig, Extras, running
 from serai.client.console import console
 from serai.client.context import Context
 from serai.client.follow import EventStream
@@ -232,6 +232,17 @@ async def test_the_console_passes_bytes_both_ways(world: World) -> None:
                     pass
             while not world.guest.closed:
                 await asyncio.sleep(0.005)
+
+
+async def test_a_console_takes_no_message_without_end(world: World) -> None:
+    async with world.started() as controller, Client(world.context) as client:
+        await add_vm(controller, "web1")
+        async with asyncio.timeout(10), console(client, "web1") as joined:
+            await joined.send(b"x" * WS_MESSAGE_MAX)
+            assert await joined.recv() == b"X" * WS_MESSAGE_MAX
+            await joined.send(b"x" * (WS_MESSAGE_MAX + 1))
+            await joined.wait_closed()
+            assert joined.close_code == 1009
 
 
 async def test_a_console_that_ends_says_why_as_far_as_there_is_room(world: World) -> None:
