@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -21,8 +22,14 @@ from serai.lib.process import Watched, adopt, start_time
 from serai.schema.attach import Launch
 from serai.schema.encoding import to_dict
 
+log = logging.getLogger(__name__)
+
 FILE = "runtime.json"
 LOG = "qemu.log"
+LOG_MAX = 1 << 20
+"""Bytes: the folder is in memory on most machines."""
+LOG_KEPT = 64 << 10
+LOG_CUT = b"(earlier lines were cut)\n"
 _NAME = re.compile(r"guest=([0-9a-f]{12}),.*", re.DOTALL)
 """What `argv` gives to `-name`, its first option."""
 SOCKETS = ("qmp.sock", "console.sock", "qga.sock")
@@ -116,6 +123,25 @@ def clear(run_dir: Path, pid: int) -> None:
         return
     for name in (FILE, *SOCKETS):
         (run_dir / name).unlink(missing_ok=True)
+
+
+def bound_log(run_dir: Path) -> None:
+    """Cut QEMU's log down to its end once it is longer than `LOG_MAX`: a guest can have QEMU complain for ever.
+
+    QEMU appends, so it goes on at the new end. What it writes between the reading and the cut is lost.
+    """
+    try:
+        with (run_dir / LOG).open("r+b") as file, (run_dir / LOG).open("ab") as end:
+            size = file.seek(0, os.SEEK_END)
+            if size > LOG_MAX:
+                file.seek(size - LOG_KEPT)
+                kept = file.read(LOG_KEPT)
+                file.truncate(0)
+                end.write(LOG_CUT + kept)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("%s cannot be cut: %s", run_dir / LOG, error)
 
 
 def log_tail(run_dir: Path, size: int = 2000) -> str:
