@@ -43,6 +43,7 @@ from serai.lib.clock import SystemClock
 from serai.lib.natsbus import NatsBus
 from serai.lib.paths import HostPaths
 from serai.lib.pki import TlsFiles, qemu_folder, qemu_identity, write_qemu_folder
+from serai.lib.qemuimg import QEMU_USER
 from serai.lib.reconcile import Reconciler
 from serai.lib.stream import StreamServer
 from serai.lib.tasks import Tasks
@@ -181,7 +182,7 @@ class HostParts:
             folder.mkdir(parents=True, exist_ok=True)
             os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user passes through to its own folders and certificates
         migration = TlsFiles.in_folder(qemu_folder(self._config.pki))
-        write_qemu_folder(migration, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
+        write_qemu_folder(migration, paths.qemu_pki, grp.getgrnam(QEMU_USER).gr_gid)
 
     def _images(self, tls: TlsFiles, image_store: ImageStore) -> HostImages:
         builders = registry.image_builders(self._config.image_cache)

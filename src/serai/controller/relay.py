@@ -191,7 +191,7 @@ class Relay:
     async def _join(self, host: str, vm: str) -> tuple[stream.Reader, stream.Writer]:
         return await self._open(host, Purpose.CONSOLE, vm)
 
-    async def receive_upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
+    async def receive_upload(self, image: Image, content: AsyncIterator[bytes], size: int) -> None:
         """Pass an image's content on to the host that its job chose; returns once that host has checked it."""
         try:
             host = await self._uploads.host(image.id)
@@ -202,7 +202,7 @@ class Relay:
                 value=image.name,
                 remedy="Create the image again.",
             ) from None
-        params = {"name": image.name}
+        params = {"name": image.name, "size": str(size)}
         if image.spec.sha256 is not None:
             params["sha256"] = image.spec.sha256
         if image.spec.format is not None:

@@ -11,7 +11,9 @@ import contextlib
 import fcntl
 import logging
 import os
+import pwd
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -47,6 +49,34 @@ class Completed:
     def text(self) -> str:
         """Standard output as text."""
         return self.stdout.decode(errors="replace")
+
+
+def owner(user: str | None) -> tuple[int, int]:
+    """User and group number; None: our own. Raises HostError if there is no such user."""
+    if user is None:
+        return os.getuid(), os.getgid()
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise HostError(f"there is no system user {user}", remedy="Run the set-up; it makes the user.") from None
+    return entry.pw_uid, entry.pw_gid
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a program may take: `memory` (its data) and `file_size` in bytes, `cpu` in seconds of processor time."""
+
+    memory: int
+    cpu: int
+    file_size: int
+
+    def argv(self, argv: Sequence[str]) -> list[str]:
+        """The program within its limits; it is executed in place, so the pid stays. Raises ProgramMissingError."""
+        program = shutil.which(argv[0])
+        if program is None:
+            raise _missing(argv)
+        sizes = [f"--data={self.memory}", f"--cpu={self.cpu}", f"--fsize={self.file_size}", "--core=0"]
+        return ["prlimit", *sizes, "--", program, *argv[1:]]
 
 
 class ProcessError(HostError):
@@ -99,20 +129,29 @@ async def run(
     check: bool = True,
     env: Mapping[str, str] | None = None,
     cwd: Path | str | None = None,
+    user: str | None = None,
+    limits: Limits | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Run a program to its end; `timeout` in seconds, `env` replaces the environment.
+
+    With `user` it runs as that user and its group, without supplementary groups.
 
     Raises ProcessError (with `check`, on any code but 0), ProcessTimeout, ProgramMissingError. On time-out and on
     cancellation the program's whole process group is killed before the exception leaves.
     """
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
-            *argv,
+            *(argv if limits is None else limits.argv(argv)),
             stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=None if env is None else dict(env),
             cwd=cwd,
+            user=user,
+            group=None if user is None else owner(user)[1],
+            extra_groups=None if user is None else (),
+            pass_fds=pass_fds,
             start_new_session=True,
         )
     )
@@ -297,6 +336,7 @@ async def spawn(
     cwd: Path | str | None = None,
     umask: int = -1,
     descriptors: int = 0,
+    limits: Limits | None = None,
 ) -> Child:
     """Start a program and return as soon as it runs, that is, after exec.
 
@@ -313,7 +353,7 @@ async def spawn(
         _make_room(descriptors, files)
         try:
             process = subprocess.Popen(  # noqa: ASYNC220 - fork and exec take a millisecond; a thread could not be cancelled
-                argv,
+                argv if limits is None else limits.argv(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=_open(stdout, files),
                 stderr=_open(stderr, files),

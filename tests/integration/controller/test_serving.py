@@ -86,8 +86,9 @@ class World:
                 raise ConflictError("the VM is not running", field="vm", value=vm.name, remedy="Start it.")
             return self.guest
 
-        async def receive(image: Image, stream: AsyncIterator[bytes]) -> None:
+        async def receive(image: Image, stream: AsyncIterator[bytes], size: int) -> None:
             self.received = b"".join([chunk async for chunk in stream])
+            assert len(self.received) == size
             if self.received.startswith(b"bad"):
                 raise InvalidError("the checksum differs", field="sha256", value="0", remedy="Send it again.")
             manifest = ImageManifest(name=image.name, kind=ImageKind.DISK, files=[])

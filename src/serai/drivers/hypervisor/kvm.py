@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from serai.drivers.hypervisor.argv import BINARY
-from serai.drivers.hypervisor.identity import KVM, accel_groups, owner
-from serai.lib.process import Child, spawn
+from serai.drivers.hypervisor.identity import KVM, accel_groups
+from serai.lib.process import Child, owner, spawn
 from serai.lib.timeouts import time_limit
 from serai.schema.host import KVM_ABILITY, Ability
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from serai.drivers.hypervisor import cgroup, record
 from serai.drivers.hypervisor.argv import MICROVM, Features, Handles, qemu_argv
 from serai.drivers.hypervisor.base import Found, HypervisorFacts, Placing
-from serai.drivers.hypervisor.identity import accel_groups, owner
+from serai.drivers.hypervisor.identity import accel_groups
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import ALLOW, Findings, find_out, look_again
 from serai.drivers.hypervisor.record import Runtime
 from serai.drivers.hypervisor.tsc import measure_khz
-from serai.lib.process import Child, spawn, start_time
+from serai.lib.process import Child, owner, spawn, start_time
 from serai.lib.rollback import Rollback
 from serai.lib.timeouts import time_limit
 from serai.schema.attach import IscsiDisk, Launch
