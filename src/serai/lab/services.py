@@ -126,6 +126,8 @@ async def start(folder: LabFolder, now: LabState, say: Say) -> LabState:
             "state": str(folder.controller / "state"),
             "bus_url": url,
             "pki": str(folder.controller / "pki"),
+            "ca": str(folder.controller / "ca"),
+            "bus_folder": str(folder.controller / "nats"),
             "socket": str(folder.api_socket),
             "token_file": str(folder.token),
         },
@@ -149,8 +151,7 @@ def _certificates(folder: LabFolder, plan: Plan) -> TlsFiles:
     authority = CertificateAuthority.create(folder.controller / "ca")
     for host in plan.hosts:
         pki = folder.host(host) / "state" / "pki"
-        addresses = [str(plan.address(host)), str(plan.address(host, "san"))]
-        authority.issue_host(host, dns=[host], ips=addresses, dir=pki)
+        authority.issue_host(host, pki)
         # QEMU's user passes through to the folder of its own in there; the keys beside it are root's alone.
         pki.chmod(0o711)
     addresses = [str(plan.address("ctl")), str(plan.address("ctl", "san")), "127.0.0.1"]

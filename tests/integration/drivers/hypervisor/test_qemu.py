@@ -187,7 +187,7 @@ def certificates(host: Host) -> dict[str, Path]:
     for name, ca in (("h1", "ca"), ("h2", "ca"), ("stranger", "other")):
         authority = CertificateAuthority.ensure(host.folder / ca)
         pki = host.folder / "pki" / name
-        authority.issue_host("h1" if name == "stranger" else name, dns=[name], ips=["127.0.0.1"], dir=pki)
+        authority.issue_host("h1" if name == "stranger" else name, pki)
         folders[name] = write_qemu_folder(TlsFiles.in_folder(qemu_folder(pki)), host.folder / f"qemu-{name}", gid)
     return folders
 
