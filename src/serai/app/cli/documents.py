@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from serai.app.cli.invalid import describe, worst
+from serai.app.cli.invalid import describe
+from serai.lib.invalid import worst
 from serai.schema.errors import InvalidError
 from serai.schema.image import ImageCreate
 from serai.schema.network import NetworkCreate
@@ -189,7 +190,7 @@ def _read(kind: str, wish: dict[str, Any], file: str, node: Node) -> Document:
     try:
         body = CREATES[kind].model_validate(wish)
     except ValidationError as error:
-        line = line_of(node, worst(error)["loc"])
+        line = line_of(node, worst(error.errors())["loc"])
         refusal = describe(error, CREATES[kind], wish, f"{file}:{line}")
         if not all(one["type"] == "missing" and _of_spec(one["loc"]) for one in error.errors()):
             raise refusal from None
