@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import secrets
 import sqlite3
 import tempfile
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from bench import demo
 from bench.demo import bare_pair, build_image, done, tiny_vm
@@ -170,25 +170,24 @@ async def list_(count: int) -> dict[str, Any]:
 
 def spent(pid: int) -> float:
     """Processor seconds of a process, all threads, and of those of its children that it has waited for."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def named(netns: str, name: str) -> list[int]:
     """The processes of a program in a namespace."""
     found = []
     for pid in namespace.processes_in(netns):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text(encoding="ascii").startswith(name):
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(pid).name().startswith(name):
                 found.append(pid)
     return found
 
 
 def memory(pid: int) -> dict[str, float]:
     """Resident and proportional memory in MB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    sizes = {words[0]: int(words[1]) for words in (line.split() for line in lines[1:])}
-    return {"rss_mb": round(sizes["Rss:"] * 1024 / 1e6, 1), "pss_mb": round(sizes["Pss:"] * 1024 / 1e6, 1)}
+    taken = psutil.Process(pid).memory_full_info()
+    return {"rss_mb": round(taken.rss / 1e6, 1), "pss_mb": round(taken.pss / 1e6, 1)}
 
 
 async def rest(client: Client, vms: int, seconds: float) -> dict[str, Any]:

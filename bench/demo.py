@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.raw_qmp import Bare, Node
 from bench.report import BrokenError, Report, reason
 from bench.stats import machine
@@ -208,8 +210,8 @@ def running_copies(lab: str, vm: str) -> dict[str, int]:
 
 def _cmdline(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
         return ""
 
 
@@ -238,7 +240,7 @@ def bare_pair(vm: Vm, lab: str) -> Bare:
         host: Node(host, tuple(enter.prefix(folder, state, host)), str(state.plan.address(host, "san")))
         for host in state.plan.hosts
     }
-    template = Path(f"/proc/{vm.status.pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+    template = psutil.Process(vm.status.pid).cmdline()
     return Bare(
         template, nodes, nodes["h1"], Path(tempfile.mkdtemp(prefix="serai-bare-", dir="/var/tmp")), BARE_ADDRESS
     )

@@ -17,12 +17,15 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
+import psutil
+
 from serai.drivers.hypervisor.base import Hypervisor, HypervisorFacts
 from serai.drivers.image.seed import write_seed
 from serai.drivers.image.store import ImageStore
 from serai.drivers.network.base import NetworkDriver
-from serai.host import registry
+from serai.host import certificates, registry
 from serai.host.agent import HostAgent, VmReports
+from serai.host.certificates import HostCertificates
 from serai.host.executor import Executor
 from serai.host.journal import Journal
 from serai.host.migration.manager import MigrationManager
@@ -41,6 +44,7 @@ from serai.lib.clock import SystemClock
 from serai.lib.natsbus import NatsBus
 from serai.lib.paths import HostPaths
 from serai.lib.pki import TlsFiles, qemu_folder, qemu_identity, write_qemu_folder
+from serai.lib.qemuimg import QEMU_USER
 from serai.lib.reconcile import Reconciler
 from serai.lib.stream import StreamServer
 from serai.lib.tasks import Tasks
@@ -64,7 +68,7 @@ ASK_AGAIN = 5.0
 
 
 class AgentConfig(Frozen):
-    """`addresses`: `management`, `storage` (iSCSI), `migration`. `pki` holds ca.pem, cert.pem and key.pem, and
+    """`addresses`: `management`, `storage` (iSCSI), `migration`. `pki` holds ca.pem and identity.pem, and
     in a folder `migration` the same for the host's QEMUs, see lib/pki.py.
 
     `allow_unsandboxed`: on a machine whose QEMU has no sandbox VMs run without one; off, none is started there.
@@ -89,6 +93,7 @@ class HostParts:
         self._clock = SystemClock()
         self.paths = HostPaths(state=config.state, run=config.run)
         self._tasks = Tasks(f"agent-{config.name}")
+        self._certificates = HostCertificates(config.name, config.pki, bus, self._clock)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Start all, say so by `ready`, and work."""
@@ -136,7 +141,7 @@ class HostParts:
             vms.take_over(moves.take_up, rebooted=rebooted)
             await agent.join()
             stack.push_async_callback(agent.leave)
-            await stack.enter_async_context(self._streams(tls, images))
+            streams = await stack.enter_async_context(self._streams(tls, images))
             # Before VMs are waited for: a target that died since is what they may be waiting for.
             self._repeat("storage-check", pools.check, CHECK_PERIOD)
             await vms.taken_over()
@@ -145,6 +150,8 @@ class HostParts:
             self._repeat("journal-tidy", functools.partial(_tidy, journal, vms), TIDY_PERIOD)
             ready.set()
             self._tasks.start(self._look_again(hypervisor, agent), "look-again")
+            keep = functools.partial(self._keep_certificates, streams, agent, hypervisor)
+            self._repeat("certificates", keep, certificates.PERIOD)
             await asyncio.Event().wait()
 
     def _services(
@@ -179,8 +186,20 @@ class HostParts:
         for folder in (paths.state, paths.run, paths.pki):
             folder.mkdir(parents=True, exist_ok=True)
             os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user passes through to its own folders and certificates
+        self._write_qemu_folder()
+
+    def _write_qemu_folder(self) -> None:
         migration = TlsFiles.in_folder(qemu_folder(self._config.pki))
-        write_qemu_folder(migration, paths.qemu_pki, grp.getgrnam(registry.QEMU_USER).gr_gid)
+        write_qemu_folder(migration, self.paths.qemu_pki, grp.getgrnam(QEMU_USER).gr_gid)
+
+    async def _keep_certificates(self, streams: StreamServer, agent: HostAgent, hypervisor: Hypervisor) -> None:
+        """Renew what is due, and have everything use what the files hold: also what was renewed and not used yet."""
+        try:
+            await self._certificates.renew()
+        finally:
+            streams.reload()
+            self._write_qemu_folder()
+            agent.renew(self._facts(await hypervisor.facts()))
 
     def _images(self, tls: TlsFiles, image_store: ImageStore) -> HostImages:
         builders = registry.image_builders(self._config.image_cache)
@@ -239,7 +258,7 @@ class HostParts:
     def _facts(self, facts: HypervisorFacts) -> HostFacts:
         return HostFacts(
             cpus=os.cpu_count() or 1,
-            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            memory=psutil.virtual_memory().total,
             accel=facts.accel,
             qemu_version=facts.version,
             machine_types=facts.machine_types,
@@ -250,6 +269,7 @@ class HostParts:
             addresses=self._config.addresses,
             abilities=facts.abilities,
             agent_version=importlib.metadata.version("serai"),
+            certificates=self._certificates.expiries,
         )
 
     async def _ask_verdict(self, host: str, ask: VerdictAsk) -> Verdict:

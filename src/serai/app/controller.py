@@ -25,6 +25,7 @@ from serai.controller import housekeeping
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api, OpenConsole, ReceiveUpload
+from serai.controller.certificates import PERIOD, Certificates
 from serai.controller.gateway import Hosts
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import Workflow
@@ -33,11 +34,12 @@ from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
 from serai.controller.workflows.common import Office
 from serai.controller.workflows.shelf import Shelf, Uploads
-from serai.lib import service
+from serai.lib import natsserver, service
 from serai.lib.bus import Bus
+from serai.lib.clock import SystemClock
 from serai.lib.ids import new_secret
 from serai.lib.natsbus import NatsBus
-from serai.lib.pki import TlsFiles
+from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.lib.reconcile import Reconciler
 from serai.lib.tasks import Tasks
 from serai.schema.errors import ConflictError, InvalidError
@@ -50,6 +52,8 @@ SECRET = ("installation", "secret")
 KEEP_ALIVE = 60
 """Seconds for which an idle connection is kept: longer than any client of ours keeps it, which then never uses one that
 is closed at the same moment."""
+WS_MESSAGE_MAX = 64 << 10
+"""Bytes that a client of a console sends in one message: it is held whole, and nobody types that much at once."""
 GRACE = 2
 """Seconds that answers under way get when the server goes down; jobs are picked up by the next start anyway."""
 
@@ -63,7 +67,11 @@ class ControllerConfig(Frozen):
     state: Path = Path("/var/lib/serai/controller")
     bus_url: str = "tls://127.0.0.1:4222"
     pki: Path | None = None
-    """Folder of ca.pem, cert.pem and key.pem; none where the bus is in the same process."""
+    """Folder of ca.pem and identity.pem, the controller's own certificate and key."""
+    ca: Path | None = None
+    """Folder of the installation's CA; none: certificates are renewed by hand."""
+    bus_folder: Path | None = None
+    """Folder of the nats-server that shows the controller's certificate; none: there is no such server here."""
     listen: str | None = "127.0.0.1:7440"
     """`address:port`; port 0 takes a free one, none listens on the socket only."""
     socket: Path | None = Path("/run/serai/api.sock")
@@ -122,11 +130,26 @@ async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -
         await engine.start()
         stack.push_async_callback(engine.stop)
         tasks = await stack.enter_async_context(Tasks("controller"))
+        if config.ca is not None and config.pki is not None:
+            certificates = await _certificates(config.ca, config.pki, config, store)
+            subscription = await certificates.listen(bus)
+            stack.push_async_callback(subscription.unsubscribe)
+            renewing = Reconciler("certificates", certificates.look, period=PERIOD)
+            tasks.start(renewing.run(), "certificates")
         tidying = Reconciler("tidy", functools.partial(housekeeping.tidy, store), period=housekeeping.PERIOD)
         tasks.start(tidying.run(), "tidy")
         controller = Controller(config, store, bus, hosts, engine)
         await stack.enter_async_context(_serving(create_app(api, auth), api, controller))
         yield controller
+
+
+async def _certificates(ca: Path, pki: Path, config: ControllerConfig, store: Store) -> Certificates:
+    async def reload() -> None:
+        if config.bus_folder is not None:
+            await natsserver.reload(config.bus_folder)
+
+    authority = await asyncio.to_thread(CertificateAuthority.load, ca)
+    return Certificates(store, authority, TlsFiles.in_folder(pki), SystemClock(), reload)
 
 
 @contextlib.contextmanager
@@ -160,6 +183,7 @@ async def _serving(app: object, api: Api, controller: Controller) -> AsyncIterat
             access_log=False,
             lifespan="off",
             ws="websockets-sansio",
+            ws_max_size=WS_MESSAGE_MAX,
             timeout_graceful_shutdown=GRACE,
             timeout_keep_alive=KEEP_ALIVE,
             server_header=False,

@@ -70,9 +70,9 @@ def _certificates(config: UpConfig) -> tuple[TlsFiles, Path]:
     """The controller's identity, and the folder of the host's; made at the first start."""
     authority = CertificateAuthority.ensure(config.state / "controller/ca")
     controller, host = config.state / "controller/pki", config.state / "pki"
-    if not (controller / "cert.pem").exists():
+    if not TlsFiles.in_folder(controller).cert.exists():
         authority.issue(IDENTITY, dns=["localhost"], ips=[LOOPBACK], dir=controller)
-    authority.issue_host(config.name, dns=[config.name, "localhost"], ips=[LOOPBACK], dir=host)
+    authority.issue_host(config.name, host)
     return TlsFiles.in_folder(controller), host
 
 
@@ -85,8 +85,14 @@ async def serve(config: UpConfig, frame: service.Service) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     tls, host_pki = await asyncio.to_thread(_certificates, config)
     bus = MemBus()
+    state = config.state / "controller"
     controller = ControllerConfig(
-        state=config.state / "controller", listen=config.listen, socket=config.socket, token_file=config.token
+        state=state,
+        pki=state / "pki",
+        ca=state / "ca",
+        listen=config.listen,
+        socket=config.socket,
+        token_file=config.token,
     )
     agent = AgentConfig(
         name=config.name,

@@ -14,10 +14,11 @@ import os
 from pathlib import Path
 from typing import Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from serai.lib import atomicfile
+from serai.lib import atomicfile, yamltext
 from serai.schema.errors import InvalidError, NotFoundError, UnavailableError
 from serai.schema.resource import Frozen
 
@@ -99,8 +100,8 @@ def load(file: Path | None = None) -> Contexts:
             "the context file is no UTF-8 text", field="file", value=file, remedy=f"Name another one in ${ENV_FILE}."
         ) from error
     try:
-        return Contexts.model_validate(yaml.safe_load(text) or {})
-    except (yaml.YAMLError, RecursionError) as error:
+        return Contexts.model_validate(YAML(typ="safe", pure=True).load(text) or {})
+    except (YAMLError, RecursionError) as error:
         raise InvalidError(
             f"the context file is no YAML: {' '.join(str(error).split())}",
             field="file",
@@ -122,7 +123,7 @@ def save(contexts: Contexts, file: Path | None = None) -> None:
     file = file or config_file()
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     document = contexts.model_dump(mode="json", exclude_defaults=True)
-    atomicfile.write_text(file, yaml.safe_dump(document, sort_keys=False), mode=0o600)
+    atomicfile.write_text(file, yamltext.dump(document) + "\n", mode=0o600)
 
 
 def put(name: str, context: Context, *, use: bool = True, file: Path | None = None) -> None:

@@ -15,9 +15,9 @@ from contextlib import aclosing
 from typing import Protocol
 
 import httpx
+from httpx_sse import EventSource, ServerSentEvent
 from pydantic import ValidationError
 
-from serai.client import sse
 from serai.client.answers import raise_for
 from serai.schema.errors import SeraiError, UnavailableError, UnsupportedError
 from serai.schema.job import Event, Job, JobState
@@ -106,13 +106,10 @@ class EventStream:
         try:
             await self._accept(response)
             yield None
-            opening = True
-            async for message in sse.messages(sse.lines(response.aiter_bytes())):
+            async for message in EventSource(response).aiter_sse():
                 event = self._take(message)
-                # The server opens with a comment, which says no more than its headers did.
-                if event is not None or (message.data is None and not opening):
+                if event is not None or not message.data:
                     yield event
-                opening = False
         except httpx.TransportError as error:
             raise self.client.unreachable(error) from error
         finally:
@@ -127,7 +124,7 @@ class EventStream:
         if not kind.startswith("text/event-stream"):
             raise StreamRefusedError(f"the server answers {kind or 'nothing'} instead of an event stream")
 
-    def _take(self, message: sse.Message) -> Event | None:
+    def _take(self, message: ServerSentEvent) -> Event | None:
         if not message.data:
             return None
         try:

@@ -28,6 +28,8 @@ SETTLED = 5.0
 """Seconds after which a console that was joined again is well."""
 PATIENCE = 30.0
 """Seconds in which a console that was lost has to be there again."""
+QUEUED_MAX = 64 << 10
+"""Bytes typed into a console that is being joined again: more than anybody types in that time."""
 RUNS = (VmState.RUNNING, VmState.PAUSED)
 ENDS = (VmState.STOPPED, VmState.CRASHED)
 
@@ -38,7 +40,8 @@ Find = Callable[[str], Awaitable[Vm]]
 class Console:
     """A VM's console, wherever the VM is: when a host hangs up, as it does when the VM has moved, it is joined again.
 
-    What is typed meanwhile is sent then; what the guest prints in that moment nobody sees.
+    What is typed meanwhile is sent then, up to `QUEUED_MAX` bytes: after that `drain` waits. What the guest prints in
+    that moment nobody sees.
     """
 
     def __init__(self, vm: str, join: Join, find: Find, on_close: Callable[[], None]) -> None:
@@ -48,7 +51,9 @@ class Console:
         self._on_close = on_close
         self._reader: stream.Reader | None = None
         self._writer: stream.Writer | None = None
-        self._queued: list[bytes] = []
+        self._queued = bytearray()
+        self._sends = asyncio.Event()
+        """Set while what is queued can be sent, and once there is no more to send to."""
         self._lost = 0.0
         """When what it had was lost, on the loop's clock; that of the last time that it was well before."""
         self._joined = 0.0
@@ -59,6 +64,7 @@ class Console:
         """Join it on this host. Raises SeraiError."""
         self._reader, self._writer = await self._join(host, self._vm)
         self._joined = asyncio.get_running_loop().time()
+        self._sends.set()
 
     async def read(self, n: int) -> bytes:
         """Up to `n` bytes; empty at the end."""
@@ -72,6 +78,7 @@ class Console:
                 self._lost = 0.0
                 return data
             await self._join_again()
+        self._sends.set()
         return b""
 
     async def _join_again(self) -> None:
@@ -103,23 +110,26 @@ class Console:
 
     async def _leave(self) -> None:
         writer, self._reader, self._writer = self._writer, None, None
+        self._sends.clear()
         if writer is not None:
             await writer.close()
 
     def write(self, data: bytes) -> None:
         """Queue bytes."""
-        self._queued.append(data)
+        self._queued += data
 
     async def drain(self) -> None:
-        """Send what is queued."""
-        if self._writer is None:
+        """Send what is queued; while the console is being joined again, return if that is little."""
+        if len(self._queued) > QUEUED_MAX:
+            await self._sends.wait()
+        if self._writer is None or not self._sends.is_set():
             return
-        data, self._queued = b"".join(self._queued), []
+        data, self._queued = self._queued, bytearray()
         try:
-            if data:
-                await self._writer.write(data)
+            await self._writer.write(data)
         except SeraiError:
-            self._queued.insert(0, data)  # the reader finds out why, and joins again
+            self._sends.clear()  # the reader finds out why, and joins again
+            self._queued = data + self._queued
 
     def close(self) -> None:
         """Leave it."""
@@ -181,7 +191,7 @@ class Relay:
     async def _join(self, host: str, vm: str) -> tuple[stream.Reader, stream.Writer]:
         return await self._open(host, Purpose.CONSOLE, vm)
 
-    async def receive_upload(self, image: Image, content: AsyncIterator[bytes]) -> None:
+    async def receive_upload(self, image: Image, content: AsyncIterator[bytes], size: int) -> None:
         """Pass an image's content on to the host that its job chose; returns once that host has checked it."""
         try:
             host = await self._uploads.host(image.id)
@@ -192,7 +202,7 @@ class Relay:
                 value=image.name,
                 remedy="Create the image again.",
             ) from None
-        params = {"name": image.name}
+        params = {"name": image.name, "size": str(size)}
         if image.spec.sha256 is not None:
             params["sha256"] = image.spec.sha256
         if image.spec.format is not None:

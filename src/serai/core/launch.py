@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
-import yaml
 from pydantic import SecretStr
 
 from serai.schema.attach import Admission, Disk, FileDisk, IscsiDisk, KernelBoot, Launch, Seed, VnicAttachment
@@ -229,7 +228,7 @@ def _cmdline(base: str, vm: Vm, vnics: Sequence[VnicAttachment], networks: Mappi
 
 
 def seed(vm: Vm, networks: Mapping[str, Network]) -> Seed:
-    """The NoCloud documents of cloud-init's data source of that name.
+    """The NoCloud documents of cloud-init's data source of that name; JSON is YAML, too.
 
     The user's own user-data is handed over as it is; SSH keys go into meta-data, so that they never have to be merged.
     """
@@ -252,5 +251,5 @@ def seed(vm: Vm, networks: Mapping[str, Network]) -> Seed:
     return Seed(
         user_data=vm.spec.cloud_init.user_data or "#cloud-config\n{}\n",
         meta_data=json.dumps(meta, indent=1, sort_keys=True) + "\n",
-        network_config=yaml.safe_dump({"version": 2, "ethernets": ethernets}, sort_keys=True),
+        network_config=json.dumps({"version": 2, "ethernets": ethernets}, indent=1, sort_keys=True) + "\n",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import MappingStartEvent
 
 from serai.schema.errors import InvalidError
 
@@ -12,7 +14,6 @@ HEADERS = (
     "#cloud-config-jsonp", "## template: jinja", "Content-Type:", "MIME-Version:",
 )  # fmt: skip
 """How user-data begins that is no `#cloud-config`: a script, a list of URLs, a template, MIME with several parts, …"""
-LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check(text: str, field: str) -> None:
@@ -31,8 +32,8 @@ def check(text: str, field: str) -> None:
             remedy=f"Begin with {CONFIG} (and YAML below it), with #! (a script), or as MIME.",
         )
     try:
-        found = [type(event) for event in yaml.parse(text, Loader=LOADER)]
-    except yaml.MarkedYAMLError as error:
+        found = [type(event) for event in YAML(typ="safe").parse(text)]
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise InvalidError(
             f"this {CONFIG} is not YAML: {error.problem}",
@@ -40,14 +41,14 @@ def check(text: str, field: str) -> None:
             value="its end" if mark is None else f"line {mark.line + 1}",
             remedy="Look at the indentation, colons and quotes of this line and the one before it.",
         ) from None
-    except yaml.YAMLError:
+    except YAMLError:
         raise InvalidError(
             f"this {CONFIG} is not YAML: it has a character that YAML forbids",
             field=field,
             remedy="Write it as plain text.",
         ) from None
     # The stream begins, the document begins, then comes what it holds; a comment alone begins no document.
-    if len(found) > 2 and found[2] is not yaml.MappingStartEvent:
+    if len(found) > 2 and found[2] is not MappingStartEvent:
         raise InvalidError(
             f"a {CONFIG} holds keys and values", field=field, value="its first item", remedy="Write it as 'key: value'."
         )

@@ -21,10 +21,9 @@ from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.drivers.storage.directory import DirectoryPool
 from serai.drivers.storage.iscsi import TgtExporter
 from serai.lib.paths import HostPaths
+from serai.lib.qemuimg import QEMU_USER
 from serai.schema.commands.pool import OpenPool
 from serai.schema.volume import ExportKind, PoolDriverName
-
-QEMU_USER = "serai-qemu"
 
 
 def _directory(pool: OpenPool, paths: HostPaths) -> PoolDriver:

@@ -17,6 +17,8 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 from serai.client import context as contexts
 from serai.lab import state, topology
 from serai.lab.state import LabFolder, LabState, Phase
@@ -105,36 +107,26 @@ async def _end_processes(folder: LabFolder, before: LabState | None) -> set[Path
 def _processes(folder: LabFolder, before: LabState | None) -> list[process.Watched]:
     # Each time anew: one that was found the last time may have been making a namespace.
     wanted = {"net": _identities(namespace.netns_path(space) for space in _namespaces(folder.name))}
-    mark = f"{state.ENV_MARK}={folder.path}".encode()
     wanted["mnt"] = _identities(pin.target for pin in mount.mounts(folder.pins) if pin.kind == "nsfs")
     records = {record.pid: record.start for record in (before.processes if before is not None else [])}
     spared = _own_line()
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) in spared:
-            continue
-        pid = int(entry.name)
+    for pid in set(psutil.pids()) - spared:
         try:
             watched = process.Watched(pid, os.pidfd_open(pid))
         except OSError:  # over meanwhile
             continue
         # Asked after the pidfd was opened, and alive after that: so both speak of the same process.
-        recorded = pid in records and state.start_time(pid) == records[pid]
-        if (recorded or _inside(entry, wanted) or _marked(entry, mark)) and watched.alive:
+        recorded = pid in records and process.start_time(pid) == records[pid]
+        if (recorded or _inside(pid, wanted) or _marked(pid, folder.path)) and watched.alive:
             found.append(watched)
     return found
 
 
 def _own_line() -> set[int]:
     """Ourselves and our ancestors: who takes a lab down from inside it goes on to see it gone."""
-    line = {pid := os.getpid()}
-    while pid > 1:
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except FileNotFoundError:
-            break
-        line.add(pid)
-    return line
+    ourselves = psutil.Process()
+    return {one.pid for one in (ourselves, *ourselves.parents())}
 
 
 def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
@@ -146,20 +138,20 @@ def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
     return found
 
 
-def _inside(entry: Path, wanted: dict[str, set[tuple[int, int]]]) -> bool:
+def _inside(pid: int, wanted: dict[str, set[tuple[int, int]]]) -> bool:
     for kind, spaces in wanted.items():
         with contextlib.suppress(OSError):
-            status = (entry / "ns" / kind).stat()
+            status = Path(f"/proc/{pid}/ns/{kind}").stat()
             if (status.st_dev, status.st_ino) in spaces:
                 return True
     return False
 
 
-def _marked(entry: Path, mark: bytes) -> bool:
+def _marked(pid: int, folder: Path) -> bool:
     """Whether the lab's programs started it: one that fetches for them is in the machine's network, not the lab's."""
     try:
-        return mark in (entry / "environ").read_bytes().split(b"\0")
-    except OSError:
+        return psutil.Process(pid).environ().get(state.ENV_MARK) == str(folder)
+    except psutil.Error:
         return False
 
 
@@ -185,8 +177,8 @@ async def _gone(found: list[process.Watched]) -> None:
 
 def _program(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
+        return psutil.Process(pid).name()
+    except psutil.Error:
         return "gone"
 
 

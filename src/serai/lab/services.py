@@ -22,7 +22,7 @@ from pathlib import Path
 from serai.client import context as contexts
 from serai.client.context import Context
 from serai.client.http import Client
-from serai.lab import enter, state, topology
+from serai.lab import enter, topology
 from serai.lab.state import OWN_PATHS, LabFolder, LabState, ProcessRecord
 from serai.lab.topology import Plan
 from serai.lib import atomicfile, process
@@ -58,7 +58,7 @@ class Programs:
 
     def record(self, role: str, watched: process.Watched) -> None:
         """Write a process down."""
-        start = state.start_time(watched.pid)
+        start = process.start_time(watched.pid)
         if start is None:
             raise HostError(f"{role} ended at once: {self.last_words(role)}")
         self._held[role] = watched
@@ -126,6 +126,8 @@ async def start(folder: LabFolder, now: LabState, say: Say) -> LabState:
             "state": str(folder.controller / "state"),
             "bus_url": url,
             "pki": str(folder.controller / "pki"),
+            "ca": str(folder.controller / "ca"),
+            "bus_folder": str(folder.controller / "nats"),
             "socket": str(folder.api_socket),
             "token_file": str(folder.token),
         },
@@ -149,8 +151,7 @@ def _certificates(folder: LabFolder, plan: Plan) -> TlsFiles:
     authority = CertificateAuthority.create(folder.controller / "ca")
     for host in plan.hosts:
         pki = folder.host(host) / "state" / "pki"
-        addresses = [str(plan.address(host)), str(plan.address(host, "san"))]
-        authority.issue_host(host, dns=[host], ips=addresses, dir=pki)
+        authority.issue_host(host, pki)
         # QEMU's user passes through to the folder of its own in there; the keys beside it are root's alone.
         pki.chmod(0o711)
     addresses = [str(plan.address("ctl")), str(plan.address("ctl", "san")), "127.0.0.1"]

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from serai.lab import topology
 from serai.lib import atomicfile, mount, namespace
+from serai.lib.process import start_time
 from serai.schema.errors import ConflictError, HostError, NotFoundError
 from serai.schema.resource import Frozen
 
@@ -75,17 +76,6 @@ class LabState(Frozen):
     def plan(self) -> topology.Plan:
         """The lab's plan."""
         return topology.plan(self.name, self.hosts, self.link_rate)
-
-
-def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None if there is none, or only its remains."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name in parentheses may hold anything.
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def parent_folder() -> Path:

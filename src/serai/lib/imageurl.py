@@ -7,9 +7,11 @@ there is no list of all names that servers give their tokens.
 
 from __future__ import annotations
 
-import ipaddress
 import re
+from typing import Annotated
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+
+from pydantic import AnyUrl, TypeAdapter, UrlConstraints, ValidationError
 
 from serai.lib.redact import MASK, SHORTEST, hide
 from serai.schema.errors import InvalidError
@@ -17,9 +19,9 @@ from serai.schema.errors import InvalidError
 LONGEST = 4096
 """Characters of a URL."""
 SHOWN = 200
-SCHEMES = ("http", "https")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-_LABEL = re.compile(r"\w(?:[\w-]{0,61}\w)?")
+_URL = TypeAdapter(Annotated[AnyUrl, UrlConstraints(allowed_schemes=["http", "https"], host_required=True)])
+_WHOLE = re.compile(r"https?://[^/?#]", re.IGNORECASE)
 _STRANGE = re.compile(r"[\s\x00-\x1f\x7f\\<>\"{}|^`]")
 REMEDY = "Write it like https://images.example/disk.qcow2, or import a file by its path."
 
@@ -37,33 +39,11 @@ def _wrong(url: str) -> str | None:
     if _STRANGE.search(url):
         return "the URL has a character that URLs do not have, such as a space"
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        return f"this is no URL: {str(error)[:80]}" if "@" not in url and "?" not in url else "this is no URL"
-    if parts.scheme not in SCHEMES:
-        return "an image's URL is http or https"
-    if not host:
-        return "the URL names no server"
-    if port == 0:
-        return "the URL's port cannot be 0"
-    return None if _is_host(host) else "the URL's server is no name or address"
-
-
-def _is_host(host: str) -> bool:
-    if ":" in host:
-        try:
-            ipaddress.IPv6Address(host.partition("%")[0])
-        except ValueError:
-            return False
-        return True
-    labels = host.removesuffix(".").split(".")
-    if labels[-1].isdigit():
-        try:
-            ipaddress.IPv4Address(host)
-        except ValueError:
-            return False
-    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in labels)
+        _URL.validate_python(url)
+    except ValidationError as error:
+        return f"this is no http or https URL: {error.errors()[0]['msg']}"
+    # As in browsers, `http:host` and `http:///host` are URLs to Pydantic.
+    return None if _WHOLE.match(url) else "the URL names no server"
 
 
 def check_sha256(text: str, field: str = "spec.sha256") -> str:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from serai.lib.process import run
 from serai.schema.errors import HostError, NotFoundError
 
@@ -147,11 +149,8 @@ def processes_in(name: str) -> list[int]:
     except FileNotFoundError:
         return []
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for pid in psutil.pids():
         with contextlib.suppress(OSError):
-            seen = (entry / "ns/net").stat()
-            if (seen.st_dev, seen.st_ino) == (wanted.st_dev, wanted.st_ino):
-                found.append(int(entry.name))
+            if os.path.samestat(os.stat(f"/proc/{pid}/ns/net"), wanted):
+                found.append(pid)
     return found

@@ -8,7 +8,8 @@ An inbox is known to nobody but whoever was asked (`natsbus`), so that the right
 reply. The server's own `allow_responses` is not used: it lets an identity publish wherever a message that it gets asks
 for a reply, and the sender of that message may be the same identity, or an accomplice.
 
-`start` it, `reload` it with more identities (connections stay), `stop` it. It outlives a starter that is killed, and
+`start` it, `reload` it with more identities (connections stay), `stop` it. The function `reload` does for a server that
+another process started: it takes in a renewed certificate, too. It outlives a starter that is killed, and
 the next one takes it over. That it listens is read from the ports file which it writes once it does, so this also
 works for a server in another network namespace (`prefix`).
 """
@@ -35,6 +36,8 @@ ANY_PORT = -1
 
 POLL = 0.02
 """Seconds between two looks at the files by which the server says that it is ready."""
+
+CONFIG_FILE, PID_FILE, LOG_FILE, CONSOLE_FILE = "nats.conf", "nats.pid", "nats.log", "nats.out"
 
 LOG_LIMIT = 4 * 1024 * 1024
 """Bytes after which the server turns its log file over."""
@@ -76,7 +79,7 @@ def render(config: NatsConfig, folder: Path) -> str:
         "ping_interval": "10s",
         "ping_max": 3,
         "ports_file_dir": str(folder),
-        "log_file": str(folder / "nats.log"),
+        "log_file": str(folder / LOG_FILE),
         "log_size_limit": LOG_LIMIT,
         "tls": {
             "cert_file": str(config.tls.cert),
@@ -149,10 +152,10 @@ class NatsServer:
         for stale in self.folder.glob("*.ports"):
             stale.unlink()
         self._write()
-        argv = [*self._prefix, self._binary, "-c", str(self._file)]
-        child = await process.spawn(argv, stdout=self._console, stderr=self._console)
+        argv = [*self._prefix, self._binary, "-c", str(self.folder / CONFIG_FILE)]
+        child = await process.spawn(argv, stdout=self.folder / CONSOLE_FILE, stderr=self.folder / CONSOLE_FILE)
         self._process = child
-        atomicfile.write_text(self._pid_file, f"{child.pid}\n")
+        atomicfile.write_text(self.folder / PID_FILE, f"{child.pid}\n")
         try:
             async with time_limit(timeout):
                 self.config = replace(self.config, port=await self._listening(child))
@@ -174,14 +177,9 @@ class NatsServer:
         before = self.config
         self.config = replace(self.config, permissions=dict(permissions))
         self._write()
-        start = self._log.stat().st_size
-        self._process.send_signal(signal.SIGHUP)
         try:
-            async with time_limit(timeout):
-                await self._reloaded(start)
-        except TimeoutError:
-            raise HostError(f"nats-server did not reload within {timeout:g} s: {self._last_words()}") from None
-        except HostError:
+            await _reload(self._process, self.folder, timeout)
+        except RefusedError:
             # The next start must find the configuration that works.
             self.config = before
             self._write()
@@ -197,31 +195,12 @@ class NatsServer:
         if self._process is not None:
             await self._process.kill()
 
-    @property
-    def _file(self) -> Path:
-        return self.folder / "nats.conf"
-
-    @property
-    def _pid_file(self) -> Path:
-        return self.folder / "nats.pid"
-
-    @property
-    def _log(self) -> Path:
-        return self.folder / "nats.log"
-
-    @property
-    def _console(self) -> Path:
-        return self.folder / "nats.out"
-
     def _write(self) -> None:
-        atomicfile.write_text(self._file, render(self.config, self.folder), mode=0o600)
+        atomicfile.write_text(self.folder / CONFIG_FILE, render(self.config, self.folder), mode=0o600)
 
     async def _take_over(self) -> bool:
         """Hold the server that an earlier object started here, if it runs and listens where it should."""
-        try:
-            held = process.adopt(int(self._pid_file.read_text()), expect=str(self._file))
-        except FileNotFoundError:
-            return False
+        held = _held(self.folder)
         if held is None:
             return False
         port = self._reported_port()
@@ -255,20 +234,59 @@ class NatsServer:
             return None if self.config.port == ANY_PORT else self.config.port
         return None
 
-    async def _reloaded(self, start: int) -> None:
-        while True:
-            with self._log.open("rb") as file:
-                file.seek(start if start <= self._log.stat().st_size else 0)
-                said = file.read()
-            if b"Reloaded server configuration" in said:
-                return
-            if b"Failed to reload" in said:
-                raise HostError(f"nats-server refused its new configuration: {self._last_words()}")
-            await asyncio.sleep(POLL)
-
     def _last_words(self) -> str:
-        words = b""
-        for file in (self._console, self._log):
-            if file.exists():
-                words += file.read_bytes()[-process.STDERR_TAIL :]
-        return words.decode(errors="replace")[-process.STDERR_TAIL :].strip()
+        return _last_words(self.folder)
+
+
+class RefusedError(HostError):
+    """The server does not take its new configuration, and goes on with the old one."""
+
+
+async def reload(folder: Path, timeout: float = 10) -> None:
+    """Have the server of a folder read its configuration and certificates again; connections stay.
+
+    Raises HostError if none runs there, or if it refuses.
+    """
+    held = _held(folder)
+    if held is None:
+        raise HostError("no nats-server runs there", field="folder", value=folder, remedy="Start it.")
+    await _reload(held, folder, timeout)
+
+
+def _held(folder: Path) -> process.Watched | None:
+    """The server that somebody started in a folder, if it runs."""
+    try:
+        return process.adopt(int((folder / PID_FILE).read_text()), expect=str(folder / CONFIG_FILE))
+    except FileNotFoundError:
+        return None
+
+
+async def _reload(server: process.Watched, folder: Path, timeout: float) -> None:
+    start = (folder / LOG_FILE).stat().st_size
+    server.send_signal(signal.SIGHUP)
+    try:
+        async with time_limit(timeout):
+            await _reloaded(folder, start)
+    except TimeoutError:
+        raise HostError(f"nats-server did not reload within {timeout:g} s: {_last_words(folder)}") from None
+
+
+async def _reloaded(folder: Path, start: int) -> None:
+    log_file = folder / LOG_FILE
+    while True:
+        with log_file.open("rb") as file:
+            file.seek(start if start <= log_file.stat().st_size else 0)
+            said = file.read()
+        if b"Reloaded server configuration" in said:
+            return
+        if b"Failed to reload" in said:
+            raise RefusedError(f"nats-server refused its new configuration: {_last_words(folder)}")
+        await asyncio.sleep(POLL)
+
+
+def _last_words(folder: Path) -> str:
+    words = b""
+    for file in (folder / CONSOLE_FILE, folder / LOG_FILE):
+        if file.exists():
+            words += file.read_bytes()[-process.STDERR_TAIL :]
+    return words.decode(errors="replace")[-process.STDERR_TAIL :].strip()

@@ -11,7 +11,9 @@ import contextlib
 import fcntl
 import logging
 import os
+import pwd
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+import psutil
 
 from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, UnsupportedError
@@ -45,6 +49,34 @@ class Completed:
     def text(self) -> str:
         """Standard output as text."""
         return self.stdout.decode(errors="replace")
+
+
+def owner(user: str | None) -> tuple[int, int]:
+    """User and group number; None: our own. Raises HostError if there is no such user."""
+    if user is None:
+        return os.getuid(), os.getgid()
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise HostError(f"there is no system user {user}", remedy="Run the set-up; it makes the user.") from None
+    return entry.pw_uid, entry.pw_gid
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a program may take: `memory` (its data) and `file_size` in bytes, `cpu` in seconds of processor time."""
+
+    memory: int
+    cpu: int
+    file_size: int
+
+    def argv(self, argv: Sequence[str]) -> list[str]:
+        """The program within its limits; it is executed in place, so the pid stays. Raises ProgramMissingError."""
+        program = shutil.which(argv[0])
+        if program is None:
+            raise _missing(argv)
+        sizes = [f"--data={self.memory}", f"--cpu={self.cpu}", f"--fsize={self.file_size}", "--core=0"]
+        return ["prlimit", *sizes, "--", program, *argv[1:]]
 
 
 class ProcessError(HostError):
@@ -97,20 +129,29 @@ async def run(
     check: bool = True,
     env: Mapping[str, str] | None = None,
     cwd: Path | str | None = None,
+    user: str | None = None,
+    limits: Limits | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Completed:
     """Run a program to its end; `timeout` in seconds, `env` replaces the environment.
+
+    With `user` it runs as that user and its group, without supplementary groups.
 
     Raises ProcessError (with `check`, on any code but 0), ProcessTimeout, ProgramMissingError. On time-out and on
     cancellation the program's whole process group is killed before the exception leaves.
     """
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
-            *argv,
+            *(argv if limits is None else limits.argv(argv)),
             stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=None if env is None else dict(env),
             cwd=cwd,
+            user=user,
+            group=None if user is None else owner(user)[1],
+            extra_groups=None if user is None else (),
+            pass_fds=pass_fds,
             start_new_session=True,
         )
     )
@@ -295,6 +336,7 @@ async def spawn(
     cwd: Path | str | None = None,
     umask: int = -1,
     descriptors: int = 0,
+    limits: Limits | None = None,
 ) -> Child:
     """Start a program and return as soon as it runs, that is, after exec.
 
@@ -311,7 +353,7 @@ async def spawn(
         _make_room(descriptors, files)
         try:
             process = subprocess.Popen(  # noqa: ASYNC220 - fork and exec take a millisecond; a thread could not be cancelled
-                argv,
+                argv if limits is None else limits.argv(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=_open(stdout, files),
                 stderr=_open(stderr, files),
@@ -373,6 +415,21 @@ def detach() -> None:
     os.setsid()
 
 
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it is gone, or a zombie.
+
+    Number and start time together name a process for good. psutil counts from the epoch instead, by a boot time that
+    moves whenever the clock is set.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name in parentheses may hold anything.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
 def adopt(pid: int, *, expect: str) -> Watched | None:
     """Hold a process that an earlier run of ours started; None if it is gone.
 
@@ -387,19 +444,16 @@ def adopt(pid: int, *, expect: str) -> Watched | None:
     try:
         # Read after the pidfd was opened, and checked alive after that: so both are the same process.
         arguments = _arguments(watched)
-    except (FileNotFoundError, ProcessLookupError):
+    except psutil.Error:
         return None
-    if not watched.alive or not any(expect.encode() in argument for argument in arguments):
-        return None
-    return watched
+    return watched if watched.alive and any(expect in argument for argument in arguments) else None
 
 
-def _arguments(watched: Watched) -> list[bytes]:
-    file = Path(f"/proc/{watched.pid}/cmdline")
+def _arguments(watched: Watched) -> list[str]:
     # Within its exec a process has no arguments for a moment.
     for _ in range(100):
-        text = file.read_bytes()
-        if text or not watched.alive:
-            return text.split(b"\0")
+        arguments = psutil.Process(watched.pid).cmdline()
+        if arguments or not watched.alive:
+            return arguments
         time.sleep(0.001)
     return []

@@ -215,6 +215,7 @@ class StreamServer:
         self._clock = clock or SystemClock()
         self._identity = ""
         self._server: asyncio.Server | None = None
+        self._context: ssl.SSLContext | None = None
         self._tasks = Tasks("streams")
 
     async def __aenter__(self) -> Self:
@@ -237,13 +238,14 @@ class StreamServer:
     async def start(self) -> None:
         """Listen; raises UnavailableError if the address cannot be had."""
         self._identity = self._tls.identity
+        self._context = self._tls.server_context()
         host, port = self._listen
         try:
             self._server = await asyncio.start_server(
                 self._accept,
                 host,
                 port,
-                ssl=self._tls.server_context(),
+                ssl=self._context,
                 ssl_handshake_timeout=HANDSHAKE,
                 limit=FRAME,
             )
@@ -253,6 +255,11 @@ class StreamServer:
             ) from error
         for listener in self._server.sockets:
             give_way(listener)
+
+    def reload(self) -> None:
+        """Show a renewed certificate from now on; open streams go on."""
+        if self._context is not None:
+            self._tls.reload(self._context)
 
     async def close(self) -> None:
         """Listen no more and cut the streams that are open."""

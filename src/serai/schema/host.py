@@ -44,6 +44,8 @@ class HostFacts(Frozen):
     """Role to address: `management`, `migration`, `storage`."""
     abilities: list[Ability] = Field(default_factory=list)
     agent_version: str = ""
+    certificates: dict[str, datetime] = Field(default_factory=dict)
+    """Identity to the end of its certificate."""
 
     def missing(self, name: str) -> Ability | None:
         """The ability of that name, if it was looked for and not found."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Annotated, Any
@@ -27,15 +28,17 @@ UNUSABLE = {
 
 def _written(value: Any) -> Any:
     """Python reads a bare number as an address (5 is 0.0.0.5); who sends one means something else."""
-    if isinstance(value, int):
-        raise ValueError(f"{value} is a number, not an address; write it in quotes, like 10.77.0.1")
-    return value
+    with contextlib.suppress(ValueError):
+        if isinstance(value, IPv4Address) or (isinstance(value, str) and IPv4Address(value)):
+            return value
+    raise ValueError(f"{value} is no IPv4 address; write it like 10.77.0.1")
 
 
 def _prefixed(value: Any) -> Any:
-    if isinstance(value, int) or (isinstance(value, str) and "/" not in value):
-        raise ValueError(f"{value} is no subnet; write it with its prefix length, like 10.77.0.0/24")
-    return value
+    with contextlib.suppress(ValueError):
+        if isinstance(value, IPv4Network) or (isinstance(value, str) and "/" in value and IPv4Network(value)):
+            return value
+    raise ValueError(f"{value} is no subnet; write it like 10.77.0.0/24, with zeros behind the prefix")
 
 
 def _usable_subnet(subnet: IPv4Network) -> IPv4Network:

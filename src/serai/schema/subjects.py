@@ -45,6 +45,11 @@ class Subjects:
         return f"host.{host}.ticket.redeem"
 
     @staticmethod
+    def certificate(host: str) -> str:
+        """Asked by a host of the controller, which certifies it for its own identities."""
+        return f"host.{host}.certificate"
+
+    @staticmethod
     def verdict(host: str, source: str) -> str:
         """Asked by a migration's source of the destination: committed or abandoned? Answered from the journal.
 
@@ -83,5 +88,6 @@ def controller_permissions() -> tuple[list[str], list[str]]:
         Subjects.vm_report("*", "*"),
         Subjects.progress("*", "*"),
         Subjects.redeem("*"),
+        Subjects.certificate("*"),
     ]
     return publish, subscribe

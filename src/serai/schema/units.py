@@ -21,8 +21,8 @@ _RATE = {"": 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 1
 _TIME = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _split(text: str, what: str, example: str) -> tuple[float, str]:
-    found = _NUMBER.match(text)
+def _split(text: Any, what: str, example: str) -> tuple[float, str]:
+    found = _NUMBER.match(text) if isinstance(text, str) else None
     if found is None:
         raise ValueError(f"{text!r} is not a {what}; write it like {example}")
     if len(found[1]) > LONGEST:
@@ -34,7 +34,7 @@ def parse_size(value: Any) -> int:
     """Bytes from `5G`, `512MiB`, `4096` or an int. Raises ValueError."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    number, unit = _split(str(value), "size", "512M, 4G or 1.5T")
+    number, unit = _split(value, "size", "512M, 4G or 1.5T")
     unit = unit.removesuffix("ib") if unit.endswith("ib") else (unit.removesuffix("b") or unit)
     if unit not in _SIZE:
         raise ValueError(f"{value!r} has no unit that Serai knows; use K, M, G or T (1024-based)")
@@ -45,7 +45,7 @@ def parse_rate(value: Any) -> int:
     """Bits per second from `100mbit`, `1gbit` or an int. Raises ValueError."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    number, unit = _split(str(value), "rate", "100mbit or 1gbit")
+    number, unit = _split(value, "rate", "100mbit or 1gbit")
     if unit not in _RATE:
         raise ValueError(f"{value!r} has no unit that Serai knows; use kbit, mbit or gbit")
     return int(number * _RATE[unit])
@@ -55,7 +55,7 @@ def parse_duration(value: Any) -> float:
     """Seconds from `30s`, `2ms`, `5m` or a number. Raises ValueError."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    number, unit = _split(str(value), "duration", "2ms, 30s or 5m")
+    number, unit = _split(value, "duration", "2ms, 30s or 5m")
     if unit not in _TIME:
         raise ValueError(f"{value!r} has no unit that Serai knows; use ms, s, m, h or d")
     return number * _TIME[unit]

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ import pytest
 from serai.client.context import Context
 from serai.client.http import Client
 from serai.lib import namespace, process
+from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
+from serai.lib.pki import CertificateAuthority, TlsFiles, qemu_folder
 from serai.schema.errors import SeraiError
 from serai.schema.host import Host
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
@@ -131,6 +134,26 @@ async def test_a_vm_outlives_it_however_it_ends(machine: Machine) -> None:
     assert machine.child is not None
     assert machine.child.returncode == 0
     assert namespace.processes_in(machine.netns) == []
+
+
+async def test_old_certificates_are_renewed(machine: Machine) -> None:
+    await machine.start()
+    await machine.end(signal.SIGTERM)
+    state = machine.folder / "s"
+    old = datetime.now(UTC) - timedelta(days=600)
+    authority = CertificateAuthority.load(state / "controller/ca", clock=ManualClock(old))
+    pki = state / "pki"
+    files = [TlsFiles.in_folder(folder) for folder in (pki, qemu_folder(pki), state / "controller/pki")]
+    for tls in files:
+        authority.renew(tls)
+    await machine.start()
+    deadline = time.monotonic() + PATIENCE
+    while any(tls.expires < datetime.now(UTC) + timedelta(days=700) for tls in files):
+        assert time.monotonic() < deadline, machine.log.read_text()
+        await asyncio.sleep(0.1)
+    async with machine.client() as client:
+        found = [event.resource async for event in client.items("event.list", {"kind": "certificate.renewed"})]
+    assert sorted(found) == ["certificate/controller", "host/solo", "host/solo"]
 
 
 async def test_without_a_sandbox_no_vm_starts_unless_that_is_allowed(machine: Machine) -> None:

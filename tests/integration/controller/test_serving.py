@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from serai.app.controller import KEEP_ALIVE, Controller, ControllerConfig, Extras, running
+from serai.app.controller import KEEP_ALIVE, WS_MESSAGE_MAX, Controller, ControllerConfig, Extras, running
 from serai.client.console import console
 from serai.client.context import Context
+from serai.client.follow import EventStream
 from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.http import Client
 from serai.controller.gateway import Hosts
@@ -85,8 +86,9 @@ class World:
                 raise ConflictError("the VM is not running", field="vm", value=vm.name, remedy="Start it.")
             return self.guest
 
-        async def receive(image: Image, stream: AsyncIterator[bytes]) -> None:
+        async def receive(image: Image, stream: AsyncIterator[bytes], size: int) -> None:
             self.received = b"".join([chunk async for chunk in stream])
+            assert len(self.received) == size
             if self.received.startswith(b"bad"):
                 raise InvalidError("the checksum differs", field="sha256", value="0", remedy="Send it again.")
             manifest = ImageManifest(name=image.name, kind=ImageKind.DISK, files=[])
@@ -178,6 +180,15 @@ async def test_a_restarted_controller_picks_its_jobs_up(world: World) -> None:
         assert (await asyncio.wait_for(client.wait_job(job.id), 10)).state is JobState.DONE
 
 
+async def test_a_silent_stream_shows_life(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serai.controller.api.events.HEARTBEAT", 0.01)
+    world.go_on.set()
+    async with world.started(), Client(world.context) as client:
+        stream = EventStream(client).signals()
+        async with asyncio.timeout(10), contextlib.aclosing(stream):
+            assert [await anext(stream) for _ in range(3)] == [None, None, None]
+
+
 async def test_going_down_ends_streams_and_consoles_at_once(world: World) -> None:
     world.go_on.set()
     async with contextlib.AsyncExitStack() as stack:
@@ -222,6 +233,17 @@ async def test_the_console_passes_bytes_both_ways(world: World) -> None:
                     pass
             while not world.guest.closed:
                 await asyncio.sleep(0.005)
+
+
+async def test_a_console_takes_no_message_without_end(world: World) -> None:
+    async with world.started() as controller, Client(world.context) as client:
+        await add_vm(controller, "web1")
+        async with asyncio.timeout(10), console(client, "web1") as joined:
+            await joined.send(b"x" * WS_MESSAGE_MAX)
+            assert await joined.recv() == b"X" * WS_MESSAGE_MAX
+            await joined.send(b"x" * (WS_MESSAGE_MAX + 1))
+            await joined.wait_closed()
+            assert joined.close_code == 1009
 
 
 async def test_a_console_that_ends_says_why_as_far_as_there_is_room(world: World) -> None:

@@ -122,7 +122,7 @@ async def test_recorded_processes_elsewhere_end_but_no_stranger_of_that_number(w
     world.remember()
     folder = LabFolder.of(name)
     mine, stranger = [await process.spawn(["sleep", "1000"]) for _ in range(2)]
-    starts = [state.start_time(child.pid) or 0 for child in (mine, stranger)]
+    starts = [process.start_time(child.pid) or 0 for child in (mine, stranger)]
     records = [
         state.ProcessRecord(role="mine", pid=mine.pid, start=starts[0]),
         state.ProcessRecord(role="another, long gone", pid=stranger.pid, start=starts[1] - 1),

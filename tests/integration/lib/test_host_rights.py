@@ -128,7 +128,7 @@ async def test_a_host_can_do_all_it_needs(world: World) -> None:
 async def test_what_qemu_can_read_opens_no_door(world: World, tmp_path: Path) -> None:
     """Its certificate is good for migrations: neither the bus nor a stream takes it, nor does it pass for a server."""
     pki = tmp_path / "pki"
-    world.authority.issue_host("h1", dns=["h1", "localhost"], ips=["127.0.0.1"], dir=pki)
+    world.authority.issue_host("h1", pki)
     agent, qemu = TlsFiles.in_folder(pki), TlsFiles.in_folder(qemu_folder(pki))
     assert (agent.identity, qemu.identity) == ("host.h1", "qemu.h1")
     assert agent.key.read_bytes() != qemu.key.read_bytes()

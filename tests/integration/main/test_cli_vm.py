@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 from tests.support.lab import Lab
 from tests.support.looking import PATIENCE
 
@@ -54,7 +54,8 @@ async def test_create_and_look_at_it_in_every_form(lab: Lab, serai: Serai) -> No
     (wide,) = (await serai.well(*query, "-o", "wide")).rows[1:]
     assert {"shared0:32M", mac, "tcg", f"mark={name},tier=web", vm["id"]} <= set(wide)
     assert [item["id"] for item in (await serai.well(*query, "-o", "json")).json] == [vm["id"]]
-    assert [item["id"] for item in yaml.safe_load_all((await serai.well(*query, "-o", "yaml")).out)] == [vm["id"]]
+    documents = YAML(typ="safe").load_all((await serai.well(*query, "-o", "yaml")).out)
+    assert [item["id"] for item in documents] == [vm["id"]]
     assert (await serai.well(*query, "-o", "name")).out == f"{name}\n"
     assert name in (await serai.well("vm", "list", "--host", host, "--state", "running", "-o", "name")).out.split()
     assert name not in (await serai.well("vm", "list", "--state", "stopped", "-o", "name")).out.split()
@@ -66,7 +67,7 @@ async def test_create_and_look_at_it_in_every_form(lab: Lab, serai: Serai) -> No
     assert (await serai.well("vm", "show", vm["id"], "-o", "name")).out == f"{name}\n"
     shown = (await serai.well("vm", "show", name, "-o", "json")).json
     assert shown["spec"] == vm["spec"]
-    assert yaml.safe_load((await serai.well("vm", "show", name, "-o", "yaml")).out)["spec"] == vm["spec"]
+    assert YAML(typ="safe").load((await serai.well("vm", "show", name, "-o", "yaml")).out)["spec"] == vm["spec"]
 
 
 async def test_create_says_where_and_why_or_only_defines_it_or_only_begins(lab: Lab, serai: Serai) -> None:

@@ -52,8 +52,8 @@ def test_qemus_own_certificate_is_not_the_hosts(lab: Lab) -> None:
         pki = folder.host(host) / "state/pki"
         theirs = TlsFiles(*(pki / "qemu" / f"{name}.pem" for name in ("ca-cert", "client-cert", "client-key")))
         assert theirs.identity == f"qemu.{host}"
-        assert theirs.key.read_bytes() != TlsFiles.in_folder(pki).key.read_bytes()
-        others = [file for file in pki.rglob("*key.pem") if file.parent.name != "qemu"]
+        assert theirs.key.read_bytes() not in TlsFiles.in_folder(pki).key.read_bytes()
+        others = list(pki.rglob("identity.pem"))
         assert len(others) == 2
         assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in others)
 

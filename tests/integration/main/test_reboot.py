@@ -7,9 +7,9 @@ import signal
 
 from tests.support.lab import Lab
 
-from serai.drivers.hypervisor.record import start_time
 from serai.host.journal import Journal
 from serai.lab.state import LabFolder
+from serai.lib.process import start_time
 from serai.schema.vm import VmState
 
 HOST = "h2"
@@ -41,8 +41,8 @@ async def test_after_a_reboot_vms_start_in_their_order(lab: Lab) -> None:
         after = await lab.until(vm.name, lambda now: now.status.state is VmState.RUNNING)
         assert after.status.host == HOST
         (pid,) = lab.qemus(vm)[HOST]
-        found.append(start_time(pid))
-    assert found == sorted(found)
+        found.append(start_time(pid) or 0)
+    assert found == sorted(found) and all(found)
     after = await lab.until(manual.name, lambda now: now.status.state is VmState.CRASHED)
     assert after.status.reason == "its host was rebooted"
     assert lab.qemus(manual)[HOST] == []

@@ -198,7 +198,7 @@ def test_an_apt_that_is_broken_otherwise_ends_with_one_sentence(machine: Machine
     done = machine.setup()
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "setup: apt-get update failed: mend what its messages above say, then run this again"
+        "setup: apt-get update failed: fix what its messages above say, then run this again"
     )
     assert machine.installed == {}
 

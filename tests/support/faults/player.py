@@ -26,7 +26,7 @@ from tests.support.lab import Lab, serai_program
 from tests.support.looking import until
 
 from serai.client.http import Client
-from serai.lab import services, state
+from serai.lab import services
 from serai.lab.state import OWN_PATHS, LabFolder
 from serai.lib import process
 from serai.schema.errors import SeraiError
@@ -208,21 +208,21 @@ class Player:
         if action.verb is Verb.THAW_QEMU:
             self._thaw_qemus(action.target)
             return
-        pids = sorted(self.excuses.copies(subject.vm.id), key=lambda pid: (state.start_time(pid) or 0, pid))
+        pids = sorted(self.excuses.copies(subject.vm.id), key=lambda pid: (process.start_time(pid) or 0, pid))
         if not pids:
             self.say(f"  {action.target} has no QEMU")
             return
         pid = pids[0] if action.how == "oldest" else pids[-1]
         self.say(f"  QEMU {pid} of {pids} on {self.lab.host_of(pid)}")
         if action.verb is Verb.FREEZE_QEMU:
-            self._frozen.setdefault(action.target, []).append((pid, state.start_time(pid)))
+            self._frozen.setdefault(action.target, []).append((pid, process.start_time(pid)))
             self.excuses.ill(subject.vm.id)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, SIGNALS[action.verb])
 
     def _thaw_qemus(self, label: str) -> None:
         for pid, start in self._frozen.pop(label, []):
-            if state.start_time(pid) == start:
+            if process.start_time(pid) == start:
                 os.kill(pid, signal.SIGCONT)
         self.excuses.well(self.subjects[label].vm.id)
 
@@ -250,7 +250,7 @@ class Player:
     async def repair(self) -> None:
         """Bring back what of the lab's programs is gone, and wait for all hosts."""
         done = await process.run(
-            [*serai_program(), "lab", "mend", "--name", self.lab.name], check=False, timeout=PATIENCE
+            [*serai_program(), "lab", "repair", "--name", self.lab.name], check=False, timeout=PATIENCE
         )
         self.say(f"repair: {done.text.strip()}{done.stderr.decode(errors='replace').strip()}")
         assert done.returncode == 0, "the lab could not be repaired"

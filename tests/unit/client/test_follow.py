@@ -1,17 +1,20 @@
 """Following events and jobs: nothing missed, nothing twice, whatever breaks."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import UTC, datetime
 
+import httpx
 import pytest
 
 from serai.client import follow
 from serai.client.context import Context
 from serai.client.fake import FakeApi
-from serai.client.follow import Retry
+from serai.client.follow import EventStream, Retry
 from serai.client.http import Client
 from serai.schema.errors import InvalidError, NotFoundError, UnavailableError
-from serai.schema.job import Job, JobState, StepState
+from serai.schema.job import Event, Job, JobState, StepState
 from serai.schema.vm import VmMigrate
 
 
@@ -37,6 +40,38 @@ async def test_events_resume_after_a_break_with_none_missed_and_none_twice(api: 
                 break
     assert seen == list(range(1, 10))
     assert api.streams >= 3
+
+
+async def test_signals_come_out_whole_from_bytes_in_any_pieces(client: Client) -> None:
+    """JSON leaves U+2028 and U+0085 in a text as they are: neither ends a line. What is unfinished is dropped."""
+    told = Event(seq=1, time=datetime.now(UTC), kind="vm.state", resource="vm/a", message="a\u2028b\x85c\x0bd ü")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        lines = [
+            ": events follow",
+            "",
+            "id: 1",
+            f"data: {told.model_dump_json()}",
+            "",
+            "event: alive",
+            "",
+            "data: half",
+        ]
+        for byte in "\r\n".join(lines).encode():
+            yield bytes([byte])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        after = request.url.params.get("after")
+        assert request.headers.get("Last-Event-ID") == after
+        return httpx.Response(
+            200, headers={"Content-Type": "text/event-stream"}, content=pieces() if after is None else b""
+        )
+
+    await client.http.aclose()
+    client.http = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://serai")
+    async with aclosing(EventStream(client).signals()) as signals:
+        # Open, an event, alive; and open again, after that event.
+        assert [await anext(signals) for _ in range(4)] == [None, told, None, None]
 
 
 async def test_a_job_is_seen_through_every_state_until_its_end(api: FakeApi, client: Client) -> None:

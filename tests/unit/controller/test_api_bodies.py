@@ -59,28 +59,30 @@ async def test_a_body_without_a_type(bare: World) -> None:
         assert answer.status_code == 422
 
 
-@pytest.mark.parametrize("levels", [33, 1000, 80_000])
+@pytest.mark.parametrize("levels", [250, 1000, 80_000])
 async def test_a_deep_body(bare: World, levels: int) -> None:
     for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
         error = await refusal(bare, 422, opening * levels + b"1" + closing * levels)
-        assert "more than 32 levels" in error["message"]
+        assert "recursion limit exceeded" in error["message"]
     error = await refusal(bare, 422, b"[" * levels)
-    assert "more than 32 levels" in error["message"]
+    assert "recursion limit exceeded" in error["message"]
 
 
 async def test_brackets_in_text_are_no_levels(bare: World) -> None:
     answer = await bare.http.post("/v1/vms", content=b'{"name": "' + b'[{\\"' * 100 + b'"}', headers=JSON)
-    assert "levels" not in answer.text
+    assert "recursion" not in answer.text
 
 
 async def test_what_is_no_json_is_told_with_its_place(bare: World) -> None:
     error = await refusal(bare, 422, b'{"name": nix}')
-    assert (error["message"], error["value"]) == ("the body is not JSON: Expecting value at character 9", "character 9")
+    assert (error["message"], error["value"]) == ("the body is not JSON: expected ident", "line 1 column 11")
     error = await refusal(bare, 422, b'{"name": "\xff"}')
-    assert error["message"] == "the body is not UTF-8: byte 10 cannot be read"
-    answer = await bare.http.post("/v1/vms", content=b'{"name": ' + b"1" * 5000 + b"}", headers=JSON)
-    assert answer.status_code == 422
-    assert "digit" in answer.json()["error"]["message"]
+    assert (error["message"], error["value"]) == (
+        "the body is not JSON: invalid unicode code point",
+        "line 1 column 11",
+    )
+    error = await refusal(bare, 422, b'{"name": ' + b"1" * 5000 + b"}")
+    assert error["message"] == "the body is not JSON: number out of range"
 
 
 async def test_wrong_paths_and_methods_have_a_remedy(bare: World) -> None:

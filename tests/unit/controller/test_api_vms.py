@@ -118,7 +118,7 @@ async def test_names_and_bodies(world: World) -> None:
         error = await world.refused("POST", "/v1/vms", wrong)
         assert (error["field"], error["status"]) == ("body", 422), error
     error = await world.refused("POST", "/v1/vms", {"name": "x", "spec": 5})
-    assert (error["field"], error["message"]) == ("spec", "this is no object")
+    assert (error["field"], error["message"]) == ("spec", "this has no fields")
     error = await world.refused("PATCH", "/v1/vms/web1", {"cloud_init": {"ssh_keys": ["a\nb"]}})
     assert error["field"] == "cloud_init.ssh_keys[0]"
     answer = await world.http.post("/v1/vms", content="{", headers={"Content-Type": "application/json"})

@@ -8,7 +8,6 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
-import yaml
 
 from serai.core import launch as plan
 from serai.schema.attach import FileDisk, IscsiDisk, Launch
@@ -107,7 +106,7 @@ def test_a_disk_image_boots_from_its_disk_with_a_seed() -> None:
         "local-hostname": "web1",
         "public-keys": ["ssh-ed25519 AAAA me"],
     }
-    assert yaml.safe_load(found.seed.network_config) == {
+    assert json.loads(found.seed.network_config) == {
         "version": 2,
         "ethernets": {
             "eth0": {
@@ -129,7 +128,7 @@ def test_user_data_is_never_empty() -> None:
 
 def test_a_vnic_without_an_address_asks_for_one() -> None:
     found = plan.seed(vm(vnics=[VnicSpec(network="lan", mac="52:54:00:00:00:01")]), {"lan": network()})
-    assert yaml.safe_load(found.network_config)["ethernets"]["eth0"]["dhcp4"] is True
+    assert json.loads(found.network_config)["ethernets"]["eth0"]["dhcp4"] is True
 
 
 def test_a_vnic_has_a_tap_of_its_own_within_the_kernels_limit() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from serai.lab import state
-from serai.lab.state import LabFolder, LabState, Phase, ProcessRecord, start_time
+from serai.lab.state import LabFolder, LabState, Phase, ProcessRecord
 from serai.lib import namespace
+from serai.lib.process import start_time
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError
 
 

@@ -10,10 +10,10 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from serai.app.cli.documents import Document
+from serai.lib import yamltext
 from serai.lib.imageurl import masked_url
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.image import ImageCreate, ImageSource
@@ -197,7 +197,7 @@ def _said(value: Any) -> Any:
 
 
 def _lines(value: Any) -> list[str]:
-    return str(yaml.safe_dump(_readable(value), sort_keys=False, allow_unicode=True)).splitlines()
+    return yamltext.dump(_readable(value)).splitlines()
 
 
 def _readable(value: Any, name: str = "") -> Any:

@@ -1,7 +1,7 @@
 """`serai doctor`: what this machine can do, and what to install for the rest.
 
-Every driver's folder has a `probe` module, and so has the bus; each looks for itself, and none is trusted from a
-version number alone.
+Every driver's folder has a `probe` module, and so have the bus and certificates; each looks for itself, and none is
+trusted from a version number alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PROBES = {
     "network": "serai.drivers.network.probe",
     "image": "serai.drivers.image.probe",
     "bus": "serai.lib.natsprobe",
+    "certificates": "serai.lib.pkiprobe",
 }
 """Room to the module with its `async def probe() -> list[Ability]`, in the order of the report."""
 

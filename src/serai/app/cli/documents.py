@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from serai.app.cli.invalid import describe, worst
+from serai.app.cli.invalid import describe
+from serai.lib.invalid import worst
 from serai.schema.errors import InvalidError
 from serai.schema.image import ImageCreate
 from serai.schema.network import NetworkCreate
@@ -31,20 +33,10 @@ CREATES: dict[str, type[BaseModel]] = {
 """Kinds that can be applied, in the order in which they need one another."""
 READ_OVER = ("kind", "id", "generation", "created", "status")
 NODES_MAX = 100_000
-UNDER_WAY = -1
-INT = "tag:yaml.org,2002:int"
+DEPTH_MAX = 50
 
-
-class Loader(yaml.SafeLoader):
-    """YAML without the numbers of base 60 (`52:54:00:12:34:56` is a MAC) and without octal ones (`010`)."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - the library's own name for a table per class
-        first: [(tag, pattern) for tag, pattern in rules if tag != INT]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-Loader.add_implicit_resolver(INT, re.compile(r"^[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
+Node = Any
+"""A document as the library reads it: mappings and lists that know the lines of what they hold."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class Document:
     name: str
     body: BaseModel | None
     file: str
-    node: yaml.Node
+    node: Node
     wish: dict[str, Any]
     refusal: InvalidError | None = None
     filled: frozenset[str] = frozenset()
@@ -115,14 +107,14 @@ def in_order(documents: list[Document]) -> list[Document]:
     return sorted(documents, key=lambda document: ranks[document.kind])
 
 
-def line_of(node: yaml.Node, loc: tuple[str | int, ...]) -> int:
+def line_of(node: Node, loc: tuple[str | int, ...]) -> int:
     """The line, from 1, of the field at `loc`, or of what comes nearest to it."""
-    line: int = node.start_mark.line
+    line: int = node.lc.line if hasattr(node, "lc") else 0
     for part in loc:
-        found = _child(node, part)
-        if found is None:
+        places = (node.lc.data if hasattr(node, "lc") else None) or {}
+        if part not in places:
             break
-        line, node = found
+        line, node = places[part][0], node[part]
     return line + 1
 
 
@@ -131,96 +123,53 @@ def loc_of(field: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdecimal() else part for part in re.findall(r"[^.\[\]]+", field))
 
 
-def _child(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node] | None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == str(part):
-                return key.start_mark.line, value
-    elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-        return node.value[part].start_mark.line, node.value[part]
-    return None
-
-
-def _nodes(text: str, file: str) -> Iterator[tuple[yaml.Node, Any]]:
-    loader = None
+def _nodes(text: str, file: str) -> Iterator[tuple[Node, Any]]:
+    """Each document twice: with the lines of its fields, and plain."""
+    reader = YAML(typ="rt", pure=True)
+    reader.max_depth = DEPTH_MAX
     try:
-        loader = Loader(text)
-        while loader.check_node():
-            node = loader.get_node()
-            if node is None:
-                break
-            _weigh(node, file, {})
-            _no_twins(node, file)
-            data = loader.construct_document(node)
-            if data is not None:
-                yield node, data
-    except yaml.MarkedYAMLError as error:
+        for node in reader.load_all(text):
+            if node is not None:
+                yield node, _plain(node, file)
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{file}:{mark.line + 1}" if mark is not None else file
         raise InvalidError(
-            f"{place}: this is not YAML: {error.problem}",
+            # The library goes on with both values of a key that is given twice, or with how to call it otherwise.
+            f"{place}: this is not YAML: {re.split(' with value |, if necessary', str(error.problem))[0]}",
             field="file",
             value=file,
             remedy="Look at the indentation, colons and quotes of this line and the one before it.",
-        ) from error
-    except yaml.YAMLError as error:
+        ) from None
+    except YAMLError as error:
         raise InvalidError(f"{file}: this is not YAML: {error}", field="file", value=file) from error
-    except RecursionError as error:
-        raise _too_much(file, "it is nested too deeply") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
-def _weigh(node: yaml.Node, file: str, known: dict[int, int]) -> int:
-    """How many nodes there are once aliases are written out: ten short lines of them can make billions."""
-    weight = known.get(id(node))
-    if weight is None:
-        known[id(node)] = UNDER_WAY
-        weight = 1
-        if isinstance(node, yaml.MappingNode):
-            weight += sum(_weigh(key, file, known) + _weigh(value, file, known) for key, value in node.value)
-        elif isinstance(node, yaml.SequenceNode):
-            weight += sum(_weigh(value, file, known) for value in node.value)
-        known[id(node)] = weight
-    if weight == UNDER_WAY:
-        raise _too_much(f"{file}:{node.start_mark.line + 1}", "an anchor holds itself")
-    if weight > NODES_MAX:
-        raise _too_much(f"{file}:{node.start_mark.line + 1}", f"its aliases stand for more than {NODES_MAX} values")
-    return weight
+def _plain(node: Node, file: str) -> Any:
+    """Plain mappings and lists. Aliases are written out, and counted: ten short lines of them can make billions."""
+    count = 0
+
+    def copy(value: Any, depth: int) -> Any:
+        nonlocal count
+        count += 1
+        if count > NODES_MAX or depth > DEPTH_MAX:
+            raise InvalidError(
+                f"{file}:{line_of(node, ())}: this document is not read: its aliases stand for too much",
+                field="file",
+                value=file,
+                remedy="Write it out, simply.",
+            )
+        if isinstance(value, dict):
+            return {key: copy(inner, depth + 1) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [copy(inner, depth + 1) for inner in value]
+        return str(value) if isinstance(value, str) else value
+
+    return copy(node, 0)
 
 
-def _too_much(where: str, what: str) -> InvalidError:
-    return InvalidError(f"{where}: this document is not read: {what}", field="file", remedy="Write it out, simply.")
-
-
-def _no_twins(node: yaml.Node, file: str) -> None:
-    """YAML's library keeps the last of two equal keys and says nothing: refuse them."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise InvalidError(
-                    f"{file}:{key.start_mark.line + 1}: a field's name is a word, not a list or mapping",
-                    field="file",
-                    value=file,
-                    remedy="Correct this line.",
-                )
-            if key.value in seen:
-                raise InvalidError(
-                    f"{file}:{key.start_mark.line + 1}: '{key.value}' is given twice",
-                    field=str(key.value),
-                    remedy="Keep one of them.",
-                )
-            seen.add(key.value)
-            _no_twins(value, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _no_twins(value, file)
-
-
-def _document(node: yaml.Node, data: Any, file: str) -> Document:
-    where = f"{file}:{node.start_mark.line + 1}"
+def _document(node: Node, data: Any, file: str) -> Document:
+    where = f"{file}:{line_of(node, ())}"
     if not isinstance(data, dict):
         raise InvalidError(
             f"{where}: a document must be a mapping with kind, name and spec", remedy="See: serai apply --help."
@@ -236,12 +185,12 @@ def _document(node: yaml.Node, data: Any, file: str) -> Document:
     return _read(kind, {key: value for key, value in data.items() if key not in READ_OVER}, file, node)
 
 
-def _read(kind: str, wish: dict[str, Any], file: str, node: yaml.Node) -> Document:
+def _read(kind: str, wish: dict[str, Any], file: str, node: Node) -> Document:
     """The document of a wish. Raises InvalidError for what is wrong whether the resource is there or not."""
     try:
         body = CREATES[kind].model_validate(wish)
     except ValidationError as error:
-        line = line_of(node, worst(error)["loc"])
+        line = line_of(node, worst(error.errors())["loc"])
         refusal = describe(error, CREATES[kind], wish, f"{file}:{line}")
         if not all(one["type"] == "missing" and _of_spec(one["loc"]) for one in error.errors()):
             raise refusal from None

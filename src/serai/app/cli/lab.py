@@ -103,21 +103,21 @@ def status(name: NameOption = "lab", output: OutputOption = Output.TABLE) -> Non
         if output is Output.JSON:
             say(json.dumps(report, indent=2))
         else:
-            import yaml
+            from serai.lib import yamltext
 
-            say(yaml.safe_dump(report, sort_keys=False).rstrip())
+            say(yamltext.dump(report))
     else:
         _print(folder, state)
 
 
 @app.command()
-def mend(name: NameOption = "lab") -> None:
+def repair(name: NameOption = "lab") -> None:
     """Start again those of a lab's programs that are gone: agents, the controller, the bus.
 
     \b
-    Example, after kill -9 of an agent: serai lab mend
+    Example, after kill -9 of an agent: serai lab repair
     """
-    from serai.lab.mend import mend as start_again
+    from serai.lab.repair import repair as start_again
 
     _require_root()
     roles = asyncio.run(start_again(name))
@@ -184,9 +184,9 @@ def probe(
     if output is Output.JSON:
         say(report.model_dump_json(indent=2))
     elif output is Output.YAML:
-        import yaml
+        from serai.lib import yamltext
 
-        say(yaml.safe_dump(report.model_dump(mode="json"), sort_keys=False).rstrip())
+        say(yamltext.dump(report.model_dump(mode="json")))
     else:
         for line in report.lines():
             say(line)

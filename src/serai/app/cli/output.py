@@ -88,13 +88,11 @@ def show(kind: str, item: BaseModel, output: Output) -> None:
 
 
 def _yaml(documents: list[Any]) -> str:
-    import yaml
+    from serai.lib import yamltext
 
-    text = str(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True))
-    if any(unsafe(one) for one in text if one != "\n"):
-        # PyYAML escapes control characters by itself, but takes turns of direction for text.
-        text = str(yaml.safe_dump_all(documents, sort_keys=False))
-    return text.rstrip("\n")
+    text = yamltext.dump(*documents)
+    # Turns of direction are text to YAML's library.
+    return yamltext.dump(*documents, allow_unicode=False) if any(map(unsafe, text.replace("\n", ""))) else text
 
 
 def _table(kind: str, items: Sequence[BaseModel], *, wide: bool) -> None:

@@ -65,7 +65,7 @@ def _at(value: Any, place: tuple[str, ...], loc: tuple[str | int, ...]) -> Itera
 
 async def check(client: Client, changes: list[Change]) -> None:
     """Ask for all that the changes need and do not make themselves. Raises NotFoundError with file, line and field."""
-    from serai.app.cli.invalid import path_of
+    from serai.lib.invalid import path_of
 
     there = {(change.document.kind, change.document.name) for change in changes}
     for change in changes:

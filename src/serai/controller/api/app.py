@@ -10,7 +10,7 @@ import inspect
 import logging
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Path, Query, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from serai.controller.api import describe, events, hosts, images, jobs, networks, pools, streams, vms, volumes
 from serai.controller.api.auth import PRINCIPAL, Auth, Guard
-from serai.controller.api.body import BodyGate
+from serai.controller.api.body import BodyRoute, strict
 from serai.controller.api.call import NUMBER_MAX, VERSION, Api, Call, Handler, reason_of, refusal
 from serai.controller.api.checks import refuse_unprintable
 from serai.controller.api.invalid import explain
@@ -76,8 +76,6 @@ def create_app(api: Api, auth: Auth) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
-    app.add_middleware(BodyGate)
-    # Added last, it comes first: who is not let in sends no body.
     app.add_middleware(Guard, auth=auth)
     return app
 
@@ -109,9 +107,10 @@ def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
     result = endpoint.result
     if result is not None and endpoint.paged:
         result = Page[result]  # type: ignore[valid-type]  # made at run time from the table
-    app.add_api_route(
+    app.router.add_api_route(
         endpoint.path,
         route,
+        route_class_override=BodyRoute,
         methods=[endpoint.method],
         name=endpoint.name,
         summary=endpoint.summary,
@@ -130,7 +129,7 @@ def _parameters(endpoint: Endpoint, *, required: bool) -> list[inspect.Parameter
     if "{name}" in endpoint.path:
         found.append(inspect.Parameter("name", kind, annotation=Annotated[str, Path(max_length=80)]))
     if endpoint.body is not None:
-        annotation: Any = Annotated[endpoint.body, Body()] if required else Annotated[endpoint.body | None, Body()]
+        annotation = strict(endpoint.body if required else endpoint.body | None)
         default = inspect.Parameter.empty if required else None
         found.append(inspect.Parameter("body", kind, annotation=annotation, default=default))
     if endpoint.paged:
@@ -191,10 +190,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
         )
     if status == 405:
         return _wrong_method(request)
-    if status == 400 and error.__cause__ is not None:
-        # What the parser says of a body that breaks it without being wrong JSON: a number of 5000 digits.
-        message, remedy = f"the body cannot be read: {error.__cause__}", "Send JSON as /v1/openapi.json describes it."
-        return refusal(InvalidError(message, field="body", remedy=remedy))
     kind = next((kind for kind in TREE.values() if kind.status == status), InvalidError)
     message = f"{error.detail}: {request.method} {path}"
     response = refusal(from_info(ErrorInfo(code=kind.code, message=message, remedy="See /v1/openapi.json.")))

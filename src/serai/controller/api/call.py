@@ -58,8 +58,11 @@ class Console(Protocol):
 
 
 OpenConsole = Callable[[Vm], Awaitable[Console]]
-ReceiveUpload = Callable[[Image, AsyncIterator[bytes]], Awaitable[None]]
-"""Takes an image's content to its end; returns once it is safe, raises SeraiError if it cannot be used."""
+ReceiveUpload = Callable[[Image, AsyncIterator[bytes], int], Awaitable[None]]
+"""Takes an image's content to its end; returns once it is safe, raises SeraiError if it cannot be used.
+
+The number is that of its bytes, 0 if it was not told.
+"""
 
 
 def _never(_: str) -> datetime | None:

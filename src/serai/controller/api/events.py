@@ -13,7 +13,10 @@ from serai.controller.store.events import Narrow
 from serai.schema.errors import InvalidError
 
 HEARTBEAT = 15.0
-"""Seconds of silence after which a comment is sent: proxies and clients give up silent connections after a minute."""
+"""Seconds of silence after which an empty message is sent: proxies and clients give up a silent connection.
+
+It is no comment, which clients do not get to see; a browser passes over it, as it has no data.
+"""
 BATCH = 500
 BREATH = 0.02
 """Seconds between two batches: what happens in a burst goes out together."""
@@ -79,7 +82,7 @@ async def _stream(api: Api, seen: int) -> AsyncIterator[str]:
             finally:
                 more.cancel()
             if not done:
-                yield ": alive\n\n"
+                yield "event: alive\n\n"
     finally:
         stopping.cancel()
 

@@ -101,7 +101,8 @@ async def _upload(api: Api, name: str, request: Request) -> Response:
             value=image.status.state,
             remedy="Create another image.",
         )
-    await api.receive_upload(image, _body(request))
+    size = request.headers.get("content-length", "0")
+    await api.receive_upload(image, _body(request), int(size) if size.isdecimal() else 0)
     async with api.store.read() as view:
         found = await view.images.seek(image.id)
     return nothing() if found is None else answer(found)

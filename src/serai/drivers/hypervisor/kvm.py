@@ -8,14 +8,15 @@ after `PATIENCE` by the clock, it is given up.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from serai.drivers.hypervisor.argv import BINARY
-from serai.drivers.hypervisor.identity import KVM, accel_groups, owner
-from serai.lib.process import Child, spawn
+from serai.drivers.hypervisor.identity import KVM, accel_groups
+from serai.lib.process import Child, owner, spawn
 from serai.lib.timeouts import time_limit
 from serai.schema.host import KVM_ABILITY, Ability
 
@@ -119,8 +120,7 @@ async def _end(child: Child, patience: float, cpu_limit: float) -> int | None:
 def _processor_time(pid: int) -> float:
     """Seconds of it that a process's threads have taken, in the guest and for it; 0 once it is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        spent = psutil.Process(pid).cpu_times()
+    except psutil.Error:
         return 0.0
-    fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return spent.user + spent.system

@@ -30,6 +30,8 @@ DRAIN_TIMEOUT = 2.0
 FINALIZE_TIMEOUT = 5.0
 FINALIZE_LOOK = 0.005
 """Seconds that a source may take from `completed` to its end, and between two looks: no event tells of it."""
+LOG_LOOK = 2.0
+"""Seconds between two looks at the size of QEMU's log."""
 ENDED_BY_GUEST = {RunState.SHUTDOWN: "guest-shutdown", RunState.GUEST_PANICKED: "guest-panic"}
 ANNOUNCE = {"initial": 20, "max": 250, "rounds": 5, "step": 50}
 """Milliseconds, and rounds: the first at once."""
@@ -136,7 +138,14 @@ class QemuMachine:
         return self._exit_info()
 
     async def _watch(self) -> ExitInfo:
-        await self._process.exited()
+        exiting = asyncio.ensure_future(self._process.exited())
+        try:
+            while not exiting.done():
+                await asyncio.wait({exiting}, timeout=LOG_LOOK)
+                record.bound_log(self._run_dir)
+        finally:
+            exiting.cancel()
+        await exiting
         # The last events, SHUTDOWN among them, may still be on their way through the socket.
         with contextlib.suppress(TimeoutError):
             async with time_limit(DRAIN_TIMEOUT):

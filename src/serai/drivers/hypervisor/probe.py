@@ -29,10 +29,10 @@ from typing import Any
 from serai.drivers.hypervisor import cgroup, kvm
 from serai.drivers.hypervisor.argv import BINARY, SANDBOX, Features
 from serai.drivers.hypervisor.base import HypervisorFacts, QmpError
-from serai.drivers.hypervisor.identity import KVM, owner
+from serai.drivers.hypervisor.identity import KVM
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.lib import atomicfile
-from serai.lib.process import Child, ProgramMissingError, spawn
+from serai.lib.process import Child, ProgramMissingError, owner, spawn
 from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, SeraiError, UnavailableError
 from serai.schema.host import SANDBOX_ABILITY, Ability

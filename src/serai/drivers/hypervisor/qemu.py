@@ -18,12 +18,12 @@ from pathlib import Path
 from serai.drivers.hypervisor import cgroup, record
 from serai.drivers.hypervisor.argv import MICROVM, Features, Handles, qemu_argv
 from serai.drivers.hypervisor.base import Found, HypervisorFacts, Placing
-from serai.drivers.hypervisor.identity import accel_groups, owner
+from serai.drivers.hypervisor.identity import accel_groups
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import ALLOW, Findings, find_out, look_again
 from serai.drivers.hypervisor.record import Runtime
 from serai.drivers.hypervisor.tsc import measure_khz
-from serai.lib.process import Child, spawn
+from serai.lib.process import Child, owner, spawn, start_time
 from serai.lib.rollback import Rollback
 from serai.lib.timeouts import time_limit
 from serai.schema.attach import IscsiDisk, Launch
@@ -119,10 +119,9 @@ class QemuHypervisor:
     async def _answering(
         self, argv: list[str], child: Child, groups: tuple[Path, ...], launch: Launch, placing: Placing
     ) -> QemuMachine:
-        try:
-            started = record.start_time(child.pid)
-        except OSError as error:
-            raise UnavailableError(f"QEMU of VM {launch.vm} ended at once") from error
+        started = start_time(child.pid)
+        if started is None:
+            raise UnavailableError(f"QEMU of VM {launch.vm} ended at once")
         runtime = Runtime(child.pid, started, record.argv_hash(argv), launch, placing.tls_dir, groups)
         record.write(placing.run_dir, runtime)
         machine = QemuMachine(placing.run_dir, runtime, child)

@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from serai.lib import atomicfile
-from serai.lib.process import Watched, adopt
+from serai.lib.process import Watched, adopt, start_time
 from serai.schema.attach import Launch
 from serai.schema.encoding import to_dict
 
+log = logging.getLogger(__name__)
+
 FILE = "runtime.json"
 LOG = "qemu.log"
-_NAME = re.compile(rb"[^\0]*qemu-system[^\0/]*\0-name\0guest=([0-9a-f]{12}),")
-"""The begin of the command line that `argv` makes."""
+LOG_MAX = 1 << 20
+"""Bytes: the folder is in memory on most machines."""
+LOG_KEPT = 64 << 10
+LOG_CUT = b"(earlier lines were cut)\n"
+_NAME = re.compile(r"guest=([0-9a-f]{12}),.*", re.DOTALL)
+"""What `argv` gives to `-name`, its first option."""
 SOCKETS = ("qmp.sock", "console.sock", "qga.sock")
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """`start_time` in clock ticks since boot; `argv_hash` of /proc's cmdline; `launch` as it is now, with secrets."""
+    """`start_time` in clock ticks since boot; `argv_hash` of the command line; `launch` as it is now, with secrets."""
 
     pid: int
     start_time: int
@@ -38,16 +47,9 @@ class Runtime:
     cgroups: tuple[Path, ...]
 
 
-def start_time(pid: int) -> int:
-    """When a process started. Raises OSError if it is gone."""
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    # The name in parentheses may hold anything; the fields after it are counted from the third.
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def argv_hash(argv: Sequence[str]) -> str:
-    """The same for a command line to be started and for what /proc says of it."""
-    return hashlib.sha256(b"".join(argument.encode() + b"\0" for argument in argv)).hexdigest()
+    """The same for a command line to be started and for that of the process."""
+    return hashlib.sha256(b"".join(os.fsencode(argument) + b"\0" for argument in argv)).hexdigest()
 
 
 def write(run_dir: Path, runtime: Runtime) -> None:
@@ -86,10 +88,9 @@ def find(runtime: Runtime) -> Watched | None:
         return None
     try:
         same = start_time(runtime.pid) == runtime.start_time
-        command = Path(f"/proc/{runtime.pid}/cmdline").read_bytes()
-    except OSError:
+        same = same and argv_hash(psutil.Process(runtime.pid).cmdline()) == runtime.argv_hash
+    except psutil.Error:
         return None
-    same = same and hashlib.sha256(command).hexdigest() == runtime.argv_hash
     return watched if same and watched.alive else None
 
 
@@ -98,17 +99,20 @@ def find_all() -> list[tuple[str, Watched]]:
     # Agents that share a kernel, as a lab's do, each have a network of their own; mounts they may not tell apart.
     here = os.stat("/proc/self/ns/net")
     found = []
-    for entry in Path("/proc").glob("[0-9]*"):
+    for one in psutil.process_iter(["cmdline"]):
+        match one.info["cmdline"]:
+            case [program, "-name", name, *_] if "qemu-system" in Path(program).name:
+                named = _NAME.fullmatch(name)
+            case _:
+                continue
         try:
-            named = _NAME.match((entry / "cmdline").read_bytes())
-            if named is None or not os.path.samestat(os.stat(entry / "ns/net"), here):
+            if named is None or not os.path.samestat(os.stat(f"/proc/{one.pid}/ns/net"), here):
                 continue
         except OSError:
             continue  # gone meanwhile
-        vm = named[1].decode()
-        watched = adopt(int(entry.name), expect=f"guest={vm},")
+        watched = adopt(one.pid, expect=f"guest={named[1]},")
         if watched is not None:
-            found.append((vm, watched))
+            found.append((named[1], watched))
     return found
 
 
@@ -119,6 +123,25 @@ def clear(run_dir: Path, pid: int) -> None:
         return
     for name in (FILE, *SOCKETS):
         (run_dir / name).unlink(missing_ok=True)
+
+
+def bound_log(run_dir: Path) -> None:
+    """Cut QEMU's log down to its end once it is longer than `LOG_MAX`: a guest can have QEMU complain for ever.
+
+    QEMU appends, so it goes on at the new end. What it writes between the reading and the cut is lost.
+    """
+    try:
+        with (run_dir / LOG).open("r+b") as file, (run_dir / LOG).open("ab") as end:
+            size = file.seek(0, os.SEEK_END)
+            if size > LOG_MAX:
+                file.seek(size - LOG_KEPT)
+                kept = file.read(LOG_KEPT)
+                file.truncate(0)
+                end.write(LOG_CUT + kept)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("%s cannot be cut: %s", run_dir / LOG, error)
 
 
 def log_tail(run_dir: Path, size: int = 2000) -> str:

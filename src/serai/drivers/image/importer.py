@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import json
 import os
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -19,24 +18,22 @@ from typing import BinaryIO
 import httpx
 
 from serai.drivers.image.base import Progress, write_manifest
+from serai.lib import qemuimg
 from serai.lib.imageurl import check_url, hide_url, masked_url
-from serai.lib.process import ProcessError, run
 from serai.lib.redact import redact
+from serai.lib.room import need_room
 from serai.schema.errors import CapacityError, HostError, InvalidError, NotFoundError, UnavailableError
 from serai.schema.image import ImageKind, ImageManifest
 
 CHUNK = 1 << 20
+SHOWN = 40
+READABLE = 0o644
+"""QEMU's user looks at it."""
 SLOW = (60.0, 60 << 10)
 """A download that brings less than so many bytes in so many seconds is given up: it would never end."""
 HEAD = 512
 SECTOR = 512
 QCOW2 = b"QFI\xfb"
-QCOW2_HEADER = 72
-EXTERNAL_DATA = 1 << 2
-LEAKS = 3
-"""What `qemu-img check` answers for clusters that nobody uses: a waste, no damage."""
-CHECK_TIMEOUT = 600.0
-AGAIN = "Download it again, and give its checksum."
 OTHERS = (
     (b"KDMV", "VMDK"), (b"# Disk Desc", "VMDK"), (b"conectix", "VHD"), (b"vhdxfile", "VHDX"), (b"<<< ", "VDI"),
     (b"QED\0", "QED"), (b"LUKS\xba\xbe", "LUKS"), (b"\x1f\x8b", "gzip"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2"),
@@ -65,7 +62,11 @@ async def from_url(
     try:
         async with (
             httpx.AsyncClient(
-                follow_redirects=True, timeout=httpx.Timeout(30.0), event_hooks={"request": [look]}
+                # Unpacked, an image has any size, whatever was announced.
+                headers={"Accept-Encoding": "identity"},
+                follow_redirects=True,
+                timeout=httpx.Timeout(30.0),
+                event_hooks={"request": [look]},
             ) as client,
             client.stream("GET", url) as response,
         ):
@@ -80,8 +81,16 @@ async def from_url(
                     value=shown,
                     remedy="Try again later, or look at the address again.",
                 )
+            packed = response.headers.get("content-encoding", "identity")
+            if packed != "identity":
+                raise InvalidError(
+                    f"the server packs the image ({packed[:SHOWN]}) although it was asked not to",
+                    field="spec.url",
+                    value=shown,
+                    remedy="Download and unpack it yourself, and import the file.",
+                )
             total = int(response.headers.get("content-length", 0))
-            pieces = steady(response.aiter_bytes(), shown, asyncio.get_running_loop().time)
+            pieces = steady(response.aiter_raw(), shown, asyncio.get_running_loop().time)
             return await from_stream(pieces, total, sha256, name, folder, progress, wanted)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         # Without the cause, which holds the request and with it the credentials.
@@ -117,19 +126,6 @@ async def steady(pieces: AsyncIterator[bytes], shown: str, now: Callable[[], flo
         yield bytes(chunk)
 
 
-def _check_room(folder: Path, total: int, name: str) -> None:
-    """An image that cannot fit is refused before a byte of it is taken: others need the room that is left."""
-    room = os.statvfs(folder)
-    free = room.f_bavail * room.f_frsize
-    if total > free:
-        raise CapacityError(
-            f"no room for the image: it has {total} bytes, and {free} are free",
-            field="image",
-            value=name,
-            remedy="Free space on the file system of the host's state folder.",
-        )
-
-
 def _check(url: str, sha256: str | None) -> None:
     check_url(url)
     if url.lower().startswith("http:") and sha256 is None:
@@ -149,25 +145,11 @@ async def from_stream(
 ) -> ImageManifest:
     """Take a disk image from a stream of bytes into an empty folder; `total` in bytes, 0 if unknown.
 
+    More than `total` is refused, and so is what would take the reserve of the file system (see `lib/room.py`).
     Content of another format than `wanted` is refused: a web server's error page, saved as qcow2, is no raw disk.
     """
-    _check_room(folder, total, name)
-    digest = hashlib.sha256()
-    done = 0
     target = folder / "incoming"
-    try:
-        with target.open("wb") as file:
-            async for chunk in source:
-                await asyncio.to_thread(_take, file, digest, chunk)
-                done += len(chunk)
-                progress("receiving", done / total if total else None)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CapacityError(
-                f"no room for the image after {done} bytes", field="image", value=name, remedy="Free space on the host."
-            ) from error
-        raise HostError(f"the image cannot be written: {error}", field="image", value=name) from error
-    found = digest.hexdigest()
+    done, found = await _receive(source, total, name, target, progress)
     if sha256 is not None and found != sha256.lower():
         raise InvalidError(
             f"the image's checksum is {found}, not the one given",
@@ -198,6 +180,37 @@ async def from_stream(
     )
 
 
+async def _receive(
+    source: AsyncIterator[bytes], total: int, name: str, target: Path, progress: Progress
+) -> tuple[int, str]:
+    """Write the stream into a file; its bytes, and their SHA-256."""
+    need_room(target.parent, total, "image", name)
+    digest = hashlib.sha256()
+    done = 0
+    try:
+        with target.open("wb") as file:
+            os.fchmod(file.fileno(), READABLE)
+            async for chunk in source:
+                if total and done + len(chunk) > total:
+                    raise InvalidError(
+                        f"there is more of the image than the {total} bytes that were announced",
+                        field="image",
+                        value=name,
+                        remedy="Look at what sends it; nothing was kept.",
+                    )
+                need_room(target.parent, len(chunk), "image", name)
+                await asyncio.to_thread(_take, file, digest, chunk)
+                done += len(chunk)
+                progress("receiving", done / total if total else None)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CapacityError(
+                f"no room for the image after {done} bytes", field="image", value=name, remedy="Free space on the host."
+            ) from error
+        raise HostError(f"the image cannot be written: {error}", field="image", value=name) from error
+    return done, digest.hexdigest()
+
+
 def _take(file: BinaryIO, digest: hashlib._Hash, chunk: bytes) -> None:
     digest.update(chunk)
     file.write(chunk)
@@ -208,38 +221,12 @@ async def inspect(file: Path, name: str) -> tuple[str, int]:
     with file.open("rb") as opened:
         head = opened.read(HEAD)
     image_format = "qcow2" if head.startswith(QCOW2) else "raw"
-    if image_format == "qcow2":
-        _check_header(head, name)
-    else:
+    if image_format == "raw":
         _check_raw(head, name)
-    try:
-        shown = await run(["qemu-img", "info", "--output=json", "-f", image_format, str(file)])
-        if image_format == "qcow2":
-            await _check_whole(file, name)
-    except ProcessError as error:
-        raise InvalidError(
-            f"this is no sound {image_format} image: {error.stderr}", field="image", value=name, remedy=AGAIN
-        ) from error
-    return image_format, int(json.loads(shown.stdout)["virtual-size"])
-
-
-def _check_header(head: bytes, name: str) -> None:
-    """Refuse a qcow2 that refers to other files, before QEMU's own tools see it: they would open them.
-
-    The layout is in QEMU's docs/interop/qcow2.txt: version at 4, the backing file's offset at 8, incompatible features
-    at 72 from version 3 on, of which bit 2 says that there is an external data file.
-    """
-    if len(head) < QCOW2_HEADER:
-        raise InvalidError("this qcow2 image is cut off", field="image", value=name, remedy=AGAIN)
-    version, backing = struct.unpack_from(">IQ", head, 4)
-    features = struct.unpack_from(">Q", head, 72)[0] if version >= 3 and len(head) >= 80 else 0
-    if backing or features & EXTERNAL_DATA:
-        raise InvalidError(
-            "the image refers to another file",
-            field="image",
-            value=name,
-            remedy="Flatten it first: qemu-img convert -O qcow2 IMAGE FLAT.",
-        )
+    facts = await qemuimg.info(file, image_format, name)
+    if image_format == "qcow2":
+        await _check_whole(file, name)
+    return image_format, int(facts["virtual-size"])
 
 
 def _check_raw(head: bytes, name: str) -> None:
@@ -262,22 +249,18 @@ def _check_sectors(size: int, name: str) -> None:
             field="image",
             value=name,
             remedy="See that it is the right file, and all of it; "
-            f"a disk that was cut so is mended by: truncate -s %{SECTOR} IMAGE.",
+            f"a disk that was cut so is repaired with: truncate -s %{SECTOR} IMAGE.",
         )
 
 
 async def _check_whole(file: Path, name: str) -> None:
-    """Refuse a qcow2 that is damaged or shorter than what its tables say. Raises ProcessError, InvalidError."""
-    argv = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(file)]
-    checked = await run(argv, check=False, timeout=CHECK_TIMEOUT)
-    if checked.returncode not in {0, LEAKS}:
-        raise ProcessError(argv, checked.returncode, checked.stderr or checked.stdout, "found it damaged")
-    end = int(json.loads(checked.stdout).get("image-end-offset", 0))
+    """Refuse a qcow2 that is damaged or shorter than what its tables say. Raises InvalidError."""
+    end = int((await qemuimg.check(file, name)).get("image-end-offset", 0))
     size = file.stat().st_size
     with file.open("rb") as opened:
         cluster = 1 << struct.unpack_from(">I", opened.read(HEAD), 20)[0]
     # The tables count in clusters, of which the last may be cut short in a sound file.
     if end >= size + cluster:
         raise InvalidError(
-            f"the image is cut off: it has {size} bytes of {end}", field="image", value=name, remedy=AGAIN
+            f"the image is cut off: it has {size} bytes of {end}", field="image", value=name, remedy=qemuimg.AGAIN
         )

@@ -20,11 +20,9 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -41,19 +39,15 @@ from serai.drivers.storage.base import (
     volume_exists,
 )
 from serai.drivers.storage.pool_folder import SUFFIX, PoolFolder, gid_of
-from serai.lib import poolmark
+from serai.lib import poolmark, qemuimg
 from serai.lib.atomicfile import sync_folder
 from serai.lib.makings import to_the_end
-from serai.lib.process import ProcessError, run, spawn
+from serai.lib.process import ProcessError
 from serai.schema.errors import HostError, InvalidError, NotFoundError
 
 FICLONE = 0x40049409
 """The ioctl that makes one file share another's blocks (linux/fs.h)."""
 
-PROGRESS_PERIOD = 0.2
-"""Seconds between two looks at how far a copy is: fast enough for a progress bar."""
-
-_PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -126,7 +120,7 @@ class DirectoryPool:
         if virtual > size:
             raise refuse_shrinking(size, virtual)
         async with self._new(volume_id, size) as file:
-            await self._fill(image_file, kind, file, progress or _silent)
+            await self._fill(image_file, kind, file, size, progress or _silent, foreign=True)
             await asyncio.to_thread(os.truncate, file, size)
 
     async def clone_volume(self, src_id: str, dst_id: str, progress: Progress | None = None) -> None:
@@ -134,7 +128,7 @@ class DirectoryPool:
         source = self.volume_path(src_id)
         size = self._size(src_id)
         async with self._new(dst_id, size) as file:
-            await self._fill(source, ImageFormat.RAW, file, progress or _silent)
+            await self._fill(source, ImageFormat.RAW, file, size, progress or _silent, foreign=False)
             await asyncio.to_thread(os.truncate, file, size)
 
     async def delete_volume(self, volume_id: str) -> None:
@@ -230,7 +224,7 @@ class DirectoryPool:
     def _commit(self, temporary: Path, path: Path) -> None:
         descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fchown(descriptor, -1, self._gid)
+            os.fchown(descriptor, os.geteuid(), self._gid)
             os.fchmod(descriptor, 0o600 if self._group is None else 0o660)
             os.fsync(descriptor)
         finally:
@@ -251,14 +245,16 @@ class DirectoryPool:
             remedy="Look at the file system's health (dmesg).",
         )
 
-    async def _fill(self, source: Path, kind: ImageFormat, target: Path, progress: Progress) -> None:
+    async def _fill(
+        self, source: Path, kind: ImageFormat, target: Path, size: int, progress: Progress, *, foreign: bool
+    ) -> None:
         """Put the content of an image or volume into an empty file, sharing blocks where that is possible."""
         total = source.stat().st_size
         if kind is ImageFormat.RAW and self._reflink and await asyncio.to_thread(share_blocks, source, target):
             progress(total, total)
             return
         try:
-            await _convert(source, kind, target, progress)
+            await qemuimg.convert(source, kind.value, target, size, progress, foreign=foreign)
         except ProcessError as error:
             if "No space left" in error.stderr or "Disk quota" in error.stderr or "File too large" in error.stderr:
                 # The half-written file must be gone before the room that is left is told.
@@ -312,49 +308,4 @@ async def _virtual_size(image: Path, kind: ImageFormat) -> int:
     if kind is ImageFormat.RAW:
         size = image.stat().st_size
         return size + -size % 512
-    try:
-        done = await run(["qemu-img", "info", "-U", "-f", kind.value, "--output=json", str(image)])
-    except ProcessError as error:
-        raise InvalidError(
-            f"this is not a {kind.value} image: {error.stderr}",
-            field="image",
-            value=image,
-            remedy="Say its true format, or fetch it again.",
-        ) from error
-    facts = json.loads(done.stdout)
-    details = facts.get("format-specific", {}).get("data", {})
-    leans = facts.get("backing-filename") or facts.get("full-backing-filename") or details.get("data-file")
-    if leans:
-        raise InvalidError(
-            "the image takes its content from another file",
-            field="image",
-            value=f"{image} -> {leans}",
-            remedy="Flatten it: 'qemu-img convert -O qcow2 OLD NEW'.",
-        )
-    return int(facts["virtual-size"])
-
-
-async def _convert(source: Path, kind: ImageFormat, target: Path, progress: Progress) -> None:
-    """Run `qemu-img convert`, passing its percentages on. Raises ProcessError with what it said."""
-    argv = ["qemu-img", "convert", "-p", "-U", "-f", kind.value, "-O", "raw", str(source), str(target)]
-    total = source.stat().st_size
-    # What it says is kept in memory: on a full file system its last words would be lost.
-    with open(os.memfd_create("said"), "rb") as said, open(os.memfd_create("wrong"), "rb") as wrong:  # noqa: ASYNC230 - memory, not a disk
-        child = await spawn(argv, stdout=said.fileno(), stderr=wrong.fileno())
-        over = asyncio.ensure_future(child.wait())
-        try:
-            while not over.done():
-                await asyncio.wait({over}, timeout=PROGRESS_PERIOD)
-                if percents := _PERCENT.findall(_tail(said.fileno())):
-                    progress(int(total * float(percents[-1]) / 100), total)
-        finally:
-            if not over.done():
-                child.send_signal(signal.SIGKILL)
-            code = await asyncio.shield(over)
-        if code != 0:
-            raise ProcessError(argv, code, _tail(wrong.fileno()), f"failed with code {code}")
-    progress(total, total)
-
-
-def _tail(descriptor: int, length: int = 2000) -> bytes:
-    return os.pread(descriptor, length, max(0, os.fstat(descriptor).st_size - length))
+    return int((await qemuimg.info(image, kind.value, str(image)))["virtual-size"])

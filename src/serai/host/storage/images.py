@@ -14,6 +14,7 @@ from pathlib import Path
 from serai.drivers.image.base import MANIFEST, Build, ImageImporter, Store, read_manifest
 from serai.lib.makings import Makings
 from serai.lib.pki import TlsFiles
+from serai.lib.room import need_room
 from serai.lib.stream import Reader, Writer, stream
 from serai.lib.streamfile import receive_file, send_file
 from serai.schema.attach import Launch
@@ -101,6 +102,7 @@ class HostImages:
             self.store.adding(body.image) as folder,
             stream(body.address, body.port, self._tls, body.ticket, server=body.server) as (reader, writer),
         ):
+            need_room(folder, total, "image", body.manifest.name)
             for file in sorted(body.manifest.files, key=lambda row: row.name):
 
                 def progress(done: int, _total: int, before: int = before) -> None:

@@ -109,6 +109,20 @@ def status(pid: int) -> dict[str, list[str]]:
     return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
 
 
+async def test_its_log_is_bounded_while_it_runs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serai.drivers.hypervisor.machine.LOG_LOOK", 0.01)
+    machine = await host.start(await host.launch())
+    log = machine.run_dir / record.LOG
+    with log.open("ab") as file:
+        file.write(b"x" * (record.LOG_MAX + 1) + b"\nthe reason\n")
+    async with asyncio.timeout(DEADLINE):
+        while log.stat().st_size > record.LOG_MAX:
+            await asyncio.sleep(0.01)
+    await machine.kill()
+    assert (await machine.ended()).log_tail.endswith("the reason\n")
+    await machine.close()
+
+
 # --- what it runs as --------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +203,7 @@ def certificates(host: Host) -> dict[str, Path]:
     for name, ca in (("h1", "ca"), ("h2", "ca"), ("stranger", "other")):
         authority = CertificateAuthority.ensure(host.folder / ca)
         pki = host.folder / "pki" / name
-        authority.issue_host("h1" if name == "stranger" else name, dns=[name], ips=["127.0.0.1"], dir=pki)
+        authority.issue_host("h1" if name == "stranger" else name, pki)
         folders[name] = write_qemu_folder(TlsFiles.in_folder(qemu_folder(pki)), host.folder / f"qemu-{name}", gid)
     return folders
 

@@ -138,7 +138,7 @@ def test_a_field_in_another_ones_place_is_sent_there() -> None:
         ({"autostart": "perhaps"}, "Give true or false."),
         ({"disks": "d"}, "Give a list."),
         ({"cloud_init": "x"}, "Give fields and their values."),
-        ({"cmdline": 5}, "Give text."),
+        ({"cmdline": 5}, "Give text, in quotes."),
         ({"cmdline": "x" * 3000}, "Give at most 2048 characters."),
         ({"disks": [{}] * 16}, "Give at most 15."),
         ({"memory": "90000T"}, "Use at most 16T."),

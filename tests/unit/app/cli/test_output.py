@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 from tests.unit.app.cli.conftest import Serai
 
 from serai.app.cli.lab import _tell_context
@@ -52,7 +52,7 @@ def test_json_and_yaml_hold_the_very_text(nasty: FakeApi, serai: Serai) -> None:
         for form in ("json", "yaml"):
             ran = serai(*argv, "-o", form)
             assert harmless(ran.out), (argv, form)
-            found = json.loads(ran.out) if form == "json" else yaml.safe_load(ran.out)
+            found = json.loads(ran.out) if form == "json" else YAML(typ="safe").load(ran.out)
             assert NASTY in _texts(found), (argv, form)
     assert "שלום ü" in serai_json("שלום ü")
 

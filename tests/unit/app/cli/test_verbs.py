@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from serai.app.cli.vm_reach import ssh_argv
 from serai.client.context import Context
@@ -78,7 +78,7 @@ def test_a_list_in_every_form(serai: Serai, api: FakeApi) -> None:
     assert "ACCEL" in serai("vm", "list", "-o", "wide").out
     assert serai("vm", "list", "-o", "name").out == "web1\nweb2\n"
     assert [vm["name"] for vm in serai("vm", "list", "-o", "json").json] == ["web1", "web2"]
-    assert [vm["kind"] for vm in yaml.safe_load_all(serai("vm", "list", "-o", "yaml").out)] == ["vm", "vm"]
+    assert [vm["kind"] for vm in YAML(typ="safe").load_all(serai("vm", "list", "-o", "yaml").out)] == ["vm", "vm"]
     assert serai("vm", "list", "--limit", "1", "-o", "name").out == "web1\n"
 
 

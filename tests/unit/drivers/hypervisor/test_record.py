@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import os
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from serai.drivers.hypervisor import record
 from serai.drivers.hypervisor.record import Runtime
-from serai.lib.process import spawn
+from serai.lib.process import spawn, start_time
 from serai.schema.attach import Disk, IscsiDisk, Launch
 
 VM = "0123456789ab"
@@ -37,7 +39,9 @@ async def test_found_while_it_lives(tmp_path: Path) -> None:
     argv = ["sh", "-c", "kill -STOP $$", f"guest={VM}"]
     child = await spawn(argv)
     try:
-        runtime = Runtime(child.pid, record.start_time(child.pid), record.argv_hash(argv), launch(), tmp_path, ())
+        started = start_time(child.pid)
+        assert started is not None
+        runtime = Runtime(child.pid, started, record.argv_hash(argv), launch(), tmp_path, ())
         record.write(tmp_path, runtime)
         assert (tmp_path / record.FILE).stat().st_mode & 0o777 == 0o600
         again = record.read(tmp_path)
@@ -55,6 +59,30 @@ async def test_found_while_it_lives(tmp_path: Path) -> None:
 def test_no_record(tmp_path: Path) -> None:
     assert record.read(tmp_path) is None
     assert record.log_tail(tmp_path) == ""
+
+
+async def test_a_log_is_cut_to_its_end_while_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / record.LOG
+    last = tmp_path / "last"
+    os.mkfifo(last)
+    script = f"head -c 3000000 /dev/zero | tr '\\0' x; echo; echo the reason; cat {last}"
+    child = await spawn(["sh", "-c", script], stdout=file, stderr=file)
+    try:
+        async with asyncio.timeout(20):
+            while "the reason" not in record.log_tail(tmp_path):
+                await asyncio.sleep(0.01)
+        record.bound_log(tmp_path)
+        assert file.stat().st_size == len(record.LOG_CUT) + record.LOG_KEPT
+        last.write_text("the last word\n")
+        assert await child.wait() == 0
+    finally:
+        await child.kill()
+    text = file.read_bytes()
+    assert text.startswith(record.LOG_CUT)
+    assert text.endswith(b"\nthe reason\nthe last word\n")
+    assert b"\0" not in text
+    record.bound_log(tmp_path)
+    assert file.read_bytes() == text, "what is short is left alone"
 
 
 def test_clear_leaves_the_log_and_a_successor(tmp_path: Path) -> None:

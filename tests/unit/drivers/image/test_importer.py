@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
+import os
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from serai.drivers.image.importer import CHUNK, SLOW, from_stream, from_url, ins
 from serai.drivers.image.store import ImageStore
 from serai.lib.ids import new_id
 from serai.lib.process import run
+from serai.lib.room import reserve
 from serai.schema.errors import CapacityError, InvalidError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.image import ImageKind, ImageManifest
 
@@ -174,6 +177,46 @@ async def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path) -> None:
         await run(["umount", str(small)])
 
 
+@pytest.fixture
+async def small(tmp_path: Path) -> AsyncIterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    await run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)])
+    yield folder
+    await run(["umount", str(folder)])
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_the_reserve_of_the_file_system_stays_free(small: Path, announced: bool) -> None:
+    """It would fit, but the host's journal needs room as well."""
+    store = ImageStore(small / "images")
+    store.open()
+    data = b"\x55" * (MIB - (64 << 10))
+    least = MIB
+
+    async def watched() -> AsyncIterator[bytes]:
+        nonlocal least
+        async for chunk in chunks(data, 16 << 10):
+            yield chunk
+            room = os.statvfs(small)
+            least = min(least, room.f_bavail * room.f_frsize)
+
+    with pytest.raises(CapacityError, match="no room for the image") as caught:
+        async with store.adding(new_id()) as folder:
+            await from_stream(watched(), len(data) if announced else 0, None, "cloud", folder, silent)
+    assert "kept free" in (caught.value.info.remedy or "")
+    assert least >= reserve(MIB)
+    assert list((small / "images").iterdir()) == []
+
+
+async def test_more_than_was_announced_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="more of the image than the 4096 bytes"):
+        async with store.adding(new_id()) as folder:
+            await from_stream(chunks(bytes(8192), 1024), 4096, None, "cloud", folder, silent)
+    assert list((tmp_path / "images").iterdir()) == []
+
+
 # --- over http ---
 
 Handler = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -184,6 +227,7 @@ class Server:
 
     def __init__(self, answer: Handler) -> None:
         self._answer = answer
+        self.asked = b""
         self._server: asyncio.Server | None = None
         self.url = ""
 
@@ -199,7 +243,7 @@ class Server:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await reader.readuntil(b"\r\n\r\n")
+            self.asked = await reader.readuntil(b"\r\n\r\n")
             await self._answer(writer)
             await writer.drain()
         finally:
@@ -247,6 +291,22 @@ async def test_a_download_that_fails_leaves_nothing(
     assert list((tmp_path / "images").iterdir()) == []
 
 
+async def test_an_image_that_the_server_packs_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    """A small body that unpacks to any size: nothing of it is unpacked."""
+    body = gzip.compress(bytes(8 * MIB))
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + body)
+
+    async with Server(answer) as server:
+        with pytest.raises(InvalidError, match=r"packs the image \(gzip\)") as caught:
+            await download(store, server.url, hashlib.sha256(bytes(8 * MIB)).hexdigest())
+    assert (caught.value.info.field, caught.value.info.value) == ("spec.url", server.url)
+    assert b"accept-encoding: identity\r\n" in server.asked.lower()
+    assert list((tmp_path / "images").iterdir()) == []
+
+
 async def test_nobody_there(store: ImageStore) -> None:
     async with Server(answers("200 OK", b"")) as server:
         url = server.url
@@ -283,7 +343,7 @@ async def test_an_image_that_cannot_fit_is_refused_before_it_comes(tmp_path: Pat
         asked.append("a byte")
         yield b"."
 
-    with pytest.raises(CapacityError, match="no room for the image: it has") as caught:
+    with pytest.raises(CapacityError, match="no room for the image: it needs") as caught:
         await from_stream(watched(), 1 << 60, None, "cloud", tmp_path, silent)
     assert caught.value.info.remedy
     assert asked == []

@@ -1,7 +1,7 @@
-"""Starts again what of a lab's programs is gone: after `kill -9` of an agent, the controller or the nats-server.
+"""Starts those programs of a lab again that are gone: after `kill -9` of an agent, the controller or the nats-server.
 
-Each comes back with the configuration that it had, on the state that it left: that is what shows adoption, and jobs
-that are taken up again.
+Each comes back with its old configuration on the state that it left: that shows how VMs are adopted, and how jobs
+are resumed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BUS = "nats-server ctl"
 AGENT = "agent "
 
 
-async def mend(name: str) -> list[str]:
+async def repair(name: str) -> list[str]:
     """Start each program that is gone, and wait until all hosts are online; return their roles (`agent h1`).
 
     Raises NotFoundError if there is no such lab, HostError if a program ends again or the hosts do not come online.
