@@ -15,6 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydantic_core import from_json
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -29,7 +30,12 @@ def open_engine(file: Path, *, write: bool) -> AsyncEngine:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
-    engine = create_async_engine(f"sqlite+aiosqlite:///{file}", pool_size=1 if write else READERS, max_overflow=0)
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{file}",
+        pool_size=1 if write else READERS,
+        max_overflow=0,
+        json_deserializer=from_json,  # twice as fast as the standard library's, which counts in lists
+    )
 
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, _: Any) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 from itertools import islice
@@ -19,6 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
+from sqlalchemy import literal, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from serai.controller.store.database import migrate, open_engine
@@ -30,6 +31,7 @@ from serai.controller.store.jobs import Jobs
 from serai.controller.store.leases import Leases
 from serai.controller.store.networks import Networks
 from serai.controller.store.pools import Pools, Volumes
+from serai.controller.store.resources import Resources
 from serai.controller.store.secrets import Secrets, Tickets, Tokens
 from serai.controller.store.vms import Vms
 from serai.lib.clock import Clock, SystemClock
@@ -77,6 +79,22 @@ class View:
     def vms(self) -> Vms:
         """VMs."""
         return Vms(self.connection)
+
+    def of(self, kind: str) -> Resources[Any, Any]:
+        """The table of a kind of resource."""
+        every: list[Resources[Any, Any]]
+        every = [self.hosts, self.pools, self.volumes, self.images, self.networks, self.vms]
+        return next(table for table in every if table.kind == kind)
+
+    async def names(self, ids: Mapping[str, Collection[str]]) -> dict[str, dict[str, str]]:
+        """The names of resources, by kind and id, in one query; those that are gone are left out."""
+        names: dict[str, dict[str, str]] = {kind: {} for kind in ids}
+        if ids:
+            tables = {kind: self.of(kind).table.c for kind in ids}
+            queries = [select(literal(kind), of.id, of.name).where(of.id.in_(ids[kind])) for kind, of in tables.items()]
+            for kind, resource_id, name in await self.connection.execute(union_all(*queries)):
+                names[kind][resource_id] = name
+        return names
 
     @cached_property
     def jobs(self) -> Jobs:

@@ -26,6 +26,7 @@ from serai.drivers.storage.tgt_targets import LUN, TARGET_PREFIX
 from serai.lib.paths import HostPaths
 from serai.schema.attach import Admission, IscsiDisk
 from serai.schema.errors import UnavailableError
+from serai.schema.ids import VolumeId
 
 DEADLINE = 30
 VOLUME = "0123456789ab"
@@ -56,7 +57,7 @@ class Host:
 
     def disk(self, admission: Admission, volume: str = VOLUME) -> IscsiDisk:
         return IscsiDisk(
-            volume=volume,
+            volume=VolumeId(volume),
             portal=f"{self.address}:{self.port}",
             target=TARGET_PREFIX + volume,
             lun=LUN,

@@ -24,6 +24,7 @@ from serai.lib.paths import HostPaths
 from serai.lib.process import run, spawn
 from serai.schema.attach import Admission, IscsiDisk
 from serai.schema.errors import HostError, InvalidError, UnavailableError
+from serai.schema.ids import VolumeId
 
 DEADLINE = 30
 VOLUME = "0123456789ab"
@@ -54,7 +55,7 @@ class Host:
 
     def disk(self, admission: Admission, volume: str = VOLUME) -> IscsiDisk:
         return IscsiDisk(
-            volume=volume,
+            volume=VolumeId(volume),
             portal=f"{self.address}:{self.port}",
             target=TARGET_PREFIX + volume,
             lun=LUN,
