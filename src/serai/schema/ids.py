@@ -11,10 +11,10 @@ A host is the exception: its name is its identity, and a field that refers to on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, NewType, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, NewType, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, GetCoreSchemaHandler, StringConstraints
 from pydantic_core import CoreSchema, core_schema
@@ -102,9 +102,8 @@ def _places_in(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tupl
             yield from (((*prefix, *place), kind) for place, kind in _places_in(inner))
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """One reference in a document: `document[...][key]` at `loc`, which can be replaced."""
+class Reference(NamedTuple):
+    """One reference in a document: `holder[key]`, at `loc` from the outside."""
 
     kind: str
     loc: Loc
@@ -116,26 +115,18 @@ class Reference:
         """What it holds."""
         return str(self.holder[self.key])
 
-    def put(self, text: str) -> None:
-        """Write another text into the document."""
-        self.holder[self.key] = text
 
-
-def references(model: type[BaseModel], document: dict[str, Any]) -> Iterator[Reference]:
-    """Every reference in a document (plain dicts and lists) of a model."""
+def references(model: type[BaseModel], documents: Sequence[dict[str, Any]]) -> Iterator[Reference]:
+    """Every reference in documents (plain dicts and lists) of a model."""
     for place, kind in places(model):
-        yield from _at(kind, document, place, ())
-
-
-def _at(kind: str, value: Any, place: Place, loc: Loc) -> Iterator[Reference]:
-    key, rest = place[0], place[1:]
-    keys: Any = ()
-    if isinstance(value, dict):
-        keys = (key,) if value.get(key) is not None else ()
-    elif isinstance(value, list):
-        keys = range(len(value))
-    for here in keys:
-        if rest:
-            yield from _at(kind, value[here], rest, (*loc, here))
-        elif isinstance(value[here], str):
-            yield Reference(kind, (*loc, here), value, here)
+        found: list[tuple[Loc, Any, Any]] = [((), documents, number) for number in range(len(documents))]
+        for step in place:
+            outer, found = found, []
+            for loc, holder, key in outer:
+                value = holder[key]
+                if step != "*":
+                    if isinstance(value, dict) and value.get(step) is not None:
+                        found.append(((*loc, step), value, step))
+                elif isinstance(value, list):
+                    found += [((*loc, index), value, index) for index in range(len(value))]
+        yield from (Reference(kind, *one) for one in found if isinstance(one[1][one[2]], str))

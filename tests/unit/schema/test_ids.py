@@ -50,17 +50,17 @@ def test_references_are_found_where_the_schema_marks_them() -> None:
         "hosts": ["h1", 7],
         "home": "h2",
     }
-    found = list(references(Wish, document))
+    found = list(references(Wish, [document]))
     assert [(one.kind, one.loc, one.text) for one in found] == [
         ("pool", ("disks", 0, "pool"), "a"),
         ("pool", ("disks", 1, "pool"), "b"),
         ("volume", ("disks", 1, "volume"), "c"),
         ("host", ("hosts", 0), "h1"),
     ]
-    found[1].put("d")
-    found[3].put("h3")
+    for one, text in ((found[1], "d"), (found[3], "h3")):
+        one.holder[one.key] = text
     assert (document["disks"][1], document["hosts"]) == ({"pool": "d", "volume": "c"}, ["h3", 7])
-    assert list(references(Wish, {"disks": {"pool": "a"}, "hosts": "h1"})) == []
+    assert list(references(Wish, [{"disks": {"pool": "a"}, "hosts": "h1"}])) == []
 
 
 def test_what_vms_and_volumes_refer_to() -> None:

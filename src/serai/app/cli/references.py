@@ -24,7 +24,7 @@ async def check(client: Client, changes: list[Change]) -> None:
     there = {(change.document.kind, change.document.name) for change in changes}
     for change in changes:
         document = change.document
-        for one in references(CREATES[document.kind], document.wanted()) if change.calls else ():
+        for one in references(CREATES[document.kind], [document.wanted()]) if change.calls else ():
             if (one.kind, one.text) in there:
                 continue
             try:

@@ -18,7 +18,7 @@ from serai.controller.api.call import page
 from serai.controller.api.invalid import path
 from serai.controller.store import RawPage, Store, View
 from serai.controller.store.resources import Document
-from serai.schema.ids import Place, Reference, places, references
+from serai.schema.ids import Reference, places, references
 from serai.schema.resource import Resource
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -31,39 +31,24 @@ async def resolved(store: Store, body: BodyT) -> BodyT:
         return body
     document = body.model_dump(exclude_unset=True)
     async with store.read() as view:
-        for kind, found in _by_kind(references(model, document)).items():
+        for kind, found in _by_kind(references(model, [document])).items():
             known = await view.of(kind).identify({one.text for one in found})
             for one in found:
                 if one.text not in known:
                     raise view.of(kind).missing(one.text, path(one.loc))
-                one.put(known[one.text])
+                one.holder[one.key] = known[one.text]
     return model.model_validate(document)
 
 
 async def named(view: View, model: type[BaseModel], documents: list[Document]) -> list[Document]:
     """The documents, changed in place: names for ids. What is gone meanwhile stays an id."""
-    found: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
-    for place, kind in places(model):
-        if view.of(kind).reference == "id":
-            found[kind] += _holders(documents, place)
-    names = await view.names({kind: {holder[key] for holder, key in holders} for kind, holders in found.items()})
-    for kind, holders in found.items():
-        for holder, key in holders:
-            holder[key] = names[kind].get(holder[key], holder[key])
+    every = _by_kind(references(model, documents))
+    found = {kind: refs for kind, refs in every.items() if view.of(kind).reference == "id"}
+    names = await view.names({kind: {one.text for one in refs} for kind, refs in found.items()})
+    for kind, refs in found.items():
+        for one in refs:
+            one.holder[one.key] = names[kind].get(one.text, one.text)
     return documents
-
-
-def _holders(documents: list[Document], place: Place) -> list[tuple[Any, Any]]:
-    """Of every reference at a place: the dict or list that holds it, and its key there. Fast, for a page has many."""
-    level: list[Any] = documents
-    for step in place[:-1]:
-        level = (
-            [one for item in level for one in item] if step == "*" else [item[step] for item in level if item.get(step)]
-        )
-    key = place[-1]
-    if key == "*":
-        return [(item, index) for item in level for index in range(len(item))]
-    return [(item, key) for item in level if item.get(key) is not None]
 
 
 async def respond(view: View, item: Resource[Any, Any], status: int = 200) -> Response:

@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -23,6 +23,12 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_MS = 10_000
 """Milliseconds to wait for another process's lock (a backup, an operator's shell)."""
 READERS = 4
+
+
+def _dump(value: Any) -> str:
+    # Pydantic's JSON, in both directions: faster than the standard library's, which counts in lists, and what it writes
+    # it can read, while the other writes half a surrogate pair.
+    return to_json(value).decode()
 
 
 def open_engine(file: Path, *, write: bool) -> AsyncEngine:
@@ -34,7 +40,8 @@ def open_engine(file: Path, *, write: bool) -> AsyncEngine:
         f"sqlite+aiosqlite:///{file}",
         pool_size=1 if write else READERS,
         max_overflow=0,
-        json_deserializer=from_json,  # twice as fast as the standard library's, which counts in lists
+        json_serializer=_dump,
+        json_deserializer=from_json,
     )
 
     @event.listens_for(engine.sync_engine, "connect")
