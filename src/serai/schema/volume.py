@@ -94,9 +94,3 @@ class VolumeEdit(Frozen):
     size: Size | None = Field(default=None, gt=0, le=SIZE_MAX)
     description: Description | None = None
     labels: Labels | None = None
-
-
-__all__ = [
-    "ExportKind", "Pool", "PoolCreate", "PoolDriverName", "PoolSpec", "PoolStatus",
-    "Volume", "VolumeCreate", "VolumeEdit", "VolumeSpec", "VolumeState", "VolumeStatus",
-]  # fmt: skip

@@ -22,7 +22,7 @@ from serai.schema.errors import InvalidError, SeraiError
 from serai.schema.ids import HostName
 from serai.schema.image import Image
 from serai.schema.job import Job
-from serai.schema.resource import Frozen, Resource
+from serai.schema.resource import Resource
 from serai.schema.text import one_line
 from serai.schema.vm import Vm
 
@@ -176,9 +176,3 @@ def refusal(error: SeraiError) -> Response:
     fields = error.info.model_dump()
     told = {key: text and text.encode(errors="backslashreplace").decode() for key, text in fields.items()}
     return JSONResponse({"error": told}, error.status, headers)
-
-
-__all__ = [
-    "Api", "Call", "Console", "Frozen", "Handler", "OpenConsole", "ReceiveUpload",
-    "accepted", "answer", "nothing", "page", "refusal",
-]  # fmt: skip

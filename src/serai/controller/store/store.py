@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import cached_property
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -49,36 +48,18 @@ class View:
     def __init__(self, connection: AsyncConnection, clock: Clock) -> None:
         self.connection = connection
         self.now = clock.now()
-
-    @cached_property
-    def hosts(self) -> Hosts:
-        """Hosts."""
-        return Hosts(self.connection)
-
-    @cached_property
-    def pools(self) -> Pools:
-        """Pools."""
-        return Pools(self.connection)
-
-    @cached_property
-    def volumes(self) -> Volumes:
-        """Volumes."""
-        return Volumes(self.connection)
-
-    @cached_property
-    def images(self) -> Images:
-        """Images."""
-        return Images(self.connection)
-
-    @cached_property
-    def networks(self) -> Networks:
-        """Networks and addresses."""
-        return Networks(self.connection)
-
-    @cached_property
-    def vms(self) -> Vms:
-        """VMs."""
-        return Vms(self.connection)
+        self.hosts = Hosts(connection)
+        self.pools = Pools(connection)
+        self.volumes = Volumes(connection)
+        self.images = Images(connection)
+        self.networks = Networks(connection)
+        self.vms = Vms(connection)
+        self.jobs = Jobs(connection)
+        self.events = Events(connection)
+        self.leases = Leases(connection, self.now)
+        self.tickets = Tickets(connection)
+        self.tokens = Tokens(connection)
+        self.secrets = Secrets(connection)
 
     def of(self, kind: str) -> Resources[Any, Any]:
         """The table of a kind of resource."""
@@ -95,36 +76,6 @@ class View:
             for kind, resource_id, name in await self.connection.execute(union_all(*queries)):
                 names[kind][resource_id] = name
         return names
-
-    @cached_property
-    def jobs(self) -> Jobs:
-        """Jobs."""
-        return Jobs(self.connection)
-
-    @cached_property
-    def events(self) -> Events:
-        """Events."""
-        return Events(self.connection)
-
-    @cached_property
-    def leases(self) -> Leases:
-        """Leases."""
-        return Leases(self.connection, self.now)
-
-    @cached_property
-    def tickets(self) -> Tickets:
-        """Tickets of the data channel."""
-        return Tickets(self.connection)
-
-    @cached_property
-    def tokens(self) -> Tokens:
-        """Tokens of the API."""
-        return Tokens(self.connection)
-
-    @cached_property
-    def secrets(self) -> Secrets:
-        """Secrets."""
-        return Secrets(self.connection)
 
 
 class Transaction(View):
