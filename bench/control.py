@@ -24,6 +24,7 @@ import sqlite3
 import tempfile
 import time
 from datetime import UTC, datetime
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
 from serai.schema.errors import NotFoundError
+from serai.schema.ids import HostName, ImageId, NetworkId, PoolId, VmId
+from serai.schema.network import Network, NetworkSpec, NetworkStatus
 from serai.schema.vm import DiskSpec, Vm, VmCreate, VmSpec, VmState, VmStatus, VmStop, VnicSpec
 from serai.schema.volume import PoolCreate, PoolSpec
 
@@ -114,13 +117,20 @@ def bare_transactions(folder: Path, count: int) -> list[float]:
     return times
 
 
-def stored_vm(number: int) -> Vm:
+def stored_network() -> Network:
+    """The one that all stored VMs are on."""
+    spec = NetworkSpec(bridge="br-lan", subnet=IPv4Network("10.77.0.0/16"))
+    status = NetworkStatus()
+    return Network(name="lan", id=new_id(NetworkId), generation=1, created=datetime.now(UTC), spec=spec, status=status)
+
+
+def stored_vm(number: int, network: NetworkId) -> Vm:
     """One VM as it is stored."""
-    spec = VmSpec(cpus=2, memory=512 << 20, vnics=[VnicSpec(network="lan")])
-    status = VmStatus(state=VmState.STOPPED, host=f"h{number % 10}", placement="fewest committed resources")
+    spec = VmSpec(cpus=2, memory=512 << 20, vnics=[VnicSpec(network=network)])
+    status = VmStatus(state=VmState.STOPPED, host=HostName(f"h{number % 10}"), placement="fewest committed resources")
     return Vm(
         name=f"vm{number:04}",
-        id=new_id(),
+        id=new_id(VmId),
         generation=1,
         created=datetime.now(UTC),
         labels={"tier": "web", "number": str(number)},
@@ -135,8 +145,10 @@ async def list_(count: int) -> dict[str, Any]:
         folder = Path(place)
         store = await Store.open(folder / "serai.db")
         async with store.transaction() as tx:
+            network = stored_network()
+            await tx.networks.insert(network)
             for number in range(STORED):
-                await tx.vms.insert(stored_vm(number))
+                await tx.vms.insert(stored_vm(number, network.id))
         await store.close()
         config = ControllerConfig(
             state=folder, listen="127.0.0.1:0", socket=folder / "api.sock", token_file=folder / "token"
@@ -194,9 +206,16 @@ async def rest(client: Client, vms: int, seconds: float) -> dict[str, Any]:
     """The agent of h2 with these VMs, and with the pool that their disks are in."""
     names = [f"rest{number}-{secrets.token_hex(2)}" for number in range(vms)]
     pool = f"rest-{secrets.token_hex(2)}"
-    await done(client, await client.call("pool.create", body=PoolCreate(name=pool, spec=PoolSpec(host="h2"))))
-    disk = DiskSpec(pool=pool, size=32 << 20)
-    spec = VmSpec(image="tiny", cpus=1, memory=REST_MEMORY, disks=[disk], vnics=[VnicSpec(network="lan")], host="h2")
+    await done(client, await client.call("pool.create", body=PoolCreate(name=pool, spec=PoolSpec(host=HostName("h2")))))
+    disk = DiskSpec(pool=PoolId(pool), size=32 << 20)
+    spec = VmSpec(
+        image=ImageId("tiny"),
+        cpus=1,
+        memory=REST_MEMORY,
+        disks=[disk],
+        vnics=[VnicSpec(network=NetworkId("lan"))],
+        host=HostName("h2"),
+    )
     try:
         for name in names:
             await done(client, await client.call("vm.create", body=VmCreate(name=name, spec=spec)))

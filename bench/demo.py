@@ -34,6 +34,7 @@ from serai.lib import namespace
 from serai.lib.process import run
 from serai.schema.errors import SeraiError
 from serai.schema.host import HostState
+from serai.schema.ids import HostName, ImageId, NetworkId, PoolId
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import Job, JobState
 from serai.schema.vm import CloudInit, DiskSpec, Vm, VmCreate, VmMigrate, VmSpec, VnicSpec
@@ -70,19 +71,19 @@ async def done(client: Client, job: Job) -> Job:
 async def build_image(client: Client, recipe: str) -> None:
     """Build an image on the first host, from the machine's cache where it is there."""
     spec = ImageSpec(source=ImageSource.BUILD, recipe=recipe)
-    await done(client, await client.call("image.create", body=ImageCreate(name=recipe, spec=spec, host="h1")))
+    await done(client, await client.call("image.create", body=ImageCreate(name=recipe, spec=spec, host=HostName("h1"))))
 
 
 def tiny_vm(name: str) -> VmCreate:
     """The demo's guest: 128 MB, one vCPU, a shared disk, writing 4 MB/s in 2 MB of memory."""
     spec = VmSpec(
-        image="tiny",
+        image=ImageId("tiny"),
         cpus=1,
         memory=GUEST_MEMORY,
-        disks=[DiskSpec(pool="shared0", size=64 << 20)],
-        vnics=[VnicSpec(network="lan")],
+        disks=[DiskSpec(pool=PoolId("shared0"), size=64 << 20)],
+        vnics=[VnicSpec(network=NetworkId("lan"))],
         cmdline="serai.mem=4:2",
-        host="h1",
+        host=HostName("h1"),
     )
     return VmCreate(name=name, spec=spec)
 
@@ -92,7 +93,7 @@ async def migrate(client: Client, vm: str, to: str) -> tuple[Job, float]:
 
     The lab has one clock for the source, which says when, and for us.
     """
-    job = await client.call("vm.migrate", vm, body=VmMigrate(to=to))
+    job = await client.call("vm.migrate", vm, body=VmMigrate(to=HostName(to)))
     began = datetime.now(UTC)
     ended = await done(client, job)
     resumed = (ended.result or {}).get("resumed")
@@ -253,11 +254,11 @@ async def debian_job(client: Client, lab: str, report: Report) -> None:
         key = await ssh_key(REPORT.parent / "demo-ssh")
         await build_image(client, "debian")
         spec = VmSpec(
-            image="debian",
+            image=ImageId("debian"),
             cpus=2,
             memory=768 << 20,
-            disks=[DiskSpec(pool="shared0", size=4 << 30)],
-            vnics=[VnicSpec(network="lan")],
+            disks=[DiskSpec(pool=PoolId("shared0"), size=4 << 30)],
+            vnics=[VnicSpec(network=NetworkId("lan"))],
             cloud_init=CloudInit(ssh_keys=[key.with_suffix(".pub").read_text().strip()], user_data=USER_DATA),
         )
         await done(client, await client.call("vm.create", body=VmCreate(name="deb1", spec=spec)))

@@ -36,6 +36,7 @@ from serai.host.store import HostStore, VmRecord
 from serai.lib.ids import new_id
 from serai.schema.attach import Launch
 from serai.schema.commands.envelope import Reply
+from serai.schema.ids import VmId
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -56,8 +57,8 @@ class SyncEach(Journal):
 def record(vm: str) -> VmRecord:
     """What is journaled of a small VM."""
     launch = Launch(
-        vm=vm, name=f"vm-{vm}", generation=1, machine="pc-q35-10.0", accel="kvm", cpus=2, max_cpus=8, memory=1 << 30,
-        uuid="00000000-0000-0000-0000-000000000001",
+        vm=VmId(vm), name=f"vm-{vm}", generation=1, machine="pc-q35-10.0", accel="kvm", cpus=2, max_cpus=8,
+        memory=1 << 30, uuid="00000000-0000-0000-0000-000000000001",
     )  # fmt: skip
     return VmRecord(
         launch=launch, epoch=1, restart=RestartPolicy.ALWAYS, autostart=True, autostart_order=0, state=VmState.RUNNING
@@ -81,7 +82,7 @@ async def command(store: HostStore, number: int, until: float, times: list[float
 
 def claim(store: HostStore, asked: float, times: list[float]) -> None:
     """The commit of a move."""
-    store.put_claim(LeaseRecord(vm="f" * 12, epoch=1, claim=Claim.HELD))
+    store.put_claim(LeaseRecord(vm=VmId("f" * 12), epoch=1, claim=Claim.HELD))
     times.append((time.perf_counter() - asked) * 1000)
 
 

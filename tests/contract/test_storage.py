@@ -28,6 +28,7 @@ from serai.schema.errors import (
     SeraiError,
     UnavailableError,
 )
+from serai.schema.ids import VolumeId
 
 MIB = 1 << 20
 POOL = "b" * 12
@@ -230,7 +231,7 @@ class TgtLab:
 
     async def opens(self, volume_id: str, admission: Admission) -> bool:
         disk = IscsiDisk(
-            volume=volume_id,
+            volume=VolumeId(volume_id),
             portal=self._tgt.portal,
             target=f"iqn.2026-01.io.serai:vol.{volume_id}",
             lun=1,

@@ -14,6 +14,7 @@ from serai.drivers.storage.tgt_socket import TgtSocket
 from serai.drivers.storage.tgt_targets import LUN, TARGET_PREFIX
 from serai.lib.paths import HostPaths
 from serai.schema.attach import Admission, IscsiDisk
+from serai.schema.ids import VolumeId
 
 VOLUME = "0123456789ab"
 SIZE = 8 << 20
@@ -43,7 +44,7 @@ class Host:
 
     def disk(self, admission: Admission, volume: str = VOLUME) -> IscsiDisk:
         return IscsiDisk(
-            volume=volume,
+            volume=VolumeId(volume),
             portal=f"{self.address}:{self.port}",
             target=TARGET_PREFIX + volume,
             lun=LUN,

@@ -30,6 +30,7 @@ from serai.lib.ids import new_id
 from serai.lib.pki import TlsFiles
 from serai.schema.errors import NotFoundError, SeraiError
 from serai.schema.host import HostState
+from serai.schema.ids import HostName, NetworkId, PoolId
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import Job, JobState
 from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmCreate, VmMigrate, VmSpec, VmState, VnicSpec
@@ -65,8 +66,8 @@ class Lab:
         values: dict[str, Any] = {
             "image": "tiny",
             "memory": 128 << 20,
-            "disks": [DiskSpec(pool="shared0", size=32 << 20)],
-            "vnics": [VnicSpec(network="lan")],
+            "disks": [DiskSpec(pool=PoolId("shared0"), size=32 << 20)],
+            "vnics": [VnicSpec(network=NetworkId("lan"))],
             "cmdline": "serai.mem=4:2",
             "host": host,
             "restart": RestartPolicy.NEVER,
@@ -86,7 +87,7 @@ class Lab:
         return Guest(self.name, str(vm.spec.vnics[0].ip))
 
     async def migrate(self, vm: str, to: str) -> Job:
-        job: Job = await self.client.call("vm.migrate", vm, body=VmMigrate(to=to))
+        job: Job = await self.client.call("vm.migrate", vm, body=VmMigrate(to=HostName(to)))
         return job
 
     async def until(self, name: str, wanted: Callable[[Vm], bool], timeout: float = PATIENCE) -> Vm:
@@ -246,6 +247,6 @@ async def _up(name: str) -> None:
     await up(name, 3, link_rate=LINK_RATE)
     async with Client(contexts.resolve(name)[1]) as client:
         spec = ImageSpec(source=ImageSource.BUILD, recipe="tiny")
-        job = await client.call("image.create", body=ImageCreate(name="tiny", spec=spec, host="h1"))
+        job = await client.call("image.create", body=ImageCreate(name="tiny", spec=spec, host=HostName("h1")))
         ended = await client.wait_job(job.id)
         assert ended.state is JobState.DONE, ended.error

@@ -52,6 +52,7 @@ from serai.schema.commands.migration import Verdict, VerdictAsk
 from serai.schema.encoding import encode
 from serai.schema.errors import UnavailableError
 from serai.schema.host import Ability, HostFacts
+from serai.schema.ids import HostName
 from serai.schema.resource import Frozen
 from serai.schema.subjects import Subjects
 from serai.schema.ticket import Purpose, RedeemTicket, Ticket
@@ -74,7 +75,7 @@ class AgentConfig(Frozen):
     `allow_unsandboxed`: on a machine whose QEMU has no sandbox VMs run without one; off, none is started there.
     """
 
-    name: str
+    name: HostName
     bus_url: str = ""
     pki: Path
     addresses: dict[str, str]

@@ -24,6 +24,7 @@ from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, NotFoundError
 from serai.schema.host import HostState
+from serai.schema.ids import NAME_MAX, HostName, is_id
 from serai.schema.job import JobState
 from serai.schema.network import NetworkCreate, NetworkWish
 from serai.schema.resource import Frozen
@@ -43,7 +44,7 @@ class UpConfig(Frozen):
     agent's configuration.
     """
 
-    name: str
+    name: HostName
     state: Path = Path("/var/lib/serai")
     run: Path = Path("/run/serai")
     listen: str | None = "127.0.0.1:7440"
@@ -61,9 +62,9 @@ class UpConfig(Frozen):
 
 
 def own_name() -> str:
-    """This machine's host name as a resource's name."""
-    plain = re.sub(r"[^a-z0-9-]", "-", socket.gethostname().split(".")[0].lower()).strip("-")
-    return plain[:63] or "host"
+    """This machine's host name as a resource's name; a container's, which is often an id, as `host-<id>`."""
+    plain = re.sub(r"[^a-z0-9-]", "-", socket.gethostname().split(".")[0].lower())[:NAME_MAX].strip("-") or "host"
+    return f"host-{plain}" if is_id(plain) else plain
 
 
 def _certificates(config: UpConfig) -> tuple[TlsFiles, Path]:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from serai.lib.pki import TlsFiles
 from serai.schema.endpoints import ENDPOINTS, Endpoint
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError, UnauthorizedError
+from serai.schema.ids import JobId
 from serai.schema.job import Event, Job, JobState, Step, StepState
 
 STEPS = ("check", "work", "finish")
@@ -204,7 +205,7 @@ class FakeApi:
             self._carry_out(kind, verb, item, body)
             return _json(self.resources[kind][name]) if endpoint.result else Response(status_code=204)
         job = Job(
-            id=self._id(),
+            id=JobId(self._id()),
             kind=endpoint.name,
             target=f"{kind}/{name}",
             requested_by="test",

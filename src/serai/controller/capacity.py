@@ -10,13 +10,14 @@ from serai.controller.store.vms import Committed
 from serai.core import ipam
 from serai.core.placement import Ties
 from serai.schema.host import Host
+from serai.schema.ids import VmId
 from serai.schema.network import MISSING, READY, Network
 from serai.schema.vm import Vm
 from serai.schema.volume import ExportKind, Pool
 
 
-async def with_committed(view: View, hosts: Sequence[Host], *, but_vm: str | None = None) -> list[Host]:
-    """The hosts with what VMs have been promised on them, one VM (by id) left out: what placement needs."""
+async def with_committed(view: View, hosts: Sequence[Host], *, but_vm: VmId | None = None) -> list[Host]:
+    """The hosts with what VMs have been promised on them, one VM left out: what placement needs."""
     committed = await view.vms.committed(but=but_vm)
     filled = []
     for host in hosts:
@@ -26,7 +27,7 @@ async def with_committed(view: View, hosts: Sequence[Host], *, but_vm: str | Non
     return filled
 
 
-async def all_hosts(view: View, *, but_vm: str | None = None) -> list[Host]:
+async def all_hosts(view: View, *, but_vm: VmId | None = None) -> list[Host]:
     """Every host, with what is promised there."""
     return await with_committed(view, await view.hosts.all(), but_vm=but_vm)
 
@@ -36,7 +37,7 @@ async def with_volumes(view: View, pools: Sequence[Pool]) -> list[Pool]:
     committed = await view.pools.committed()
     filled = []
     for pool in pools:
-        size, count = committed.get(pool.name, (0, 0))
+        size, count = committed.get(pool.id, (0, 0))
         status = pool.status.model_copy(update={"committed": size, "volumes": count})
         filled.append(pool.model_copy(update={"status": status}))
     return filled
@@ -64,11 +65,11 @@ async def ties(view: View, vm: Vm, *, starts: bool = True) -> Ties:
     """What ties a VM to some hosts: its pools that are not exported and, if it starts there, its networks' bridges."""
     local, bridges = set(), {}
     for disk in vm.spec.disks:
-        name = disk.pool if disk.pool is not None else (await view.volumes.find(disk.volume or "")).spec.pool
-        pool = await view.pools.find(name)
+        assert disk.pool is not None, "a disk in the store has a pool"
+        pool = await view.pools.get(disk.pool)
         if pool.spec.export is ExportKind.NONE:
             local.add(pool.spec.host)
     for vnic in vm.spec.vnics if starts else ():
-        network = await view.networks.find(vnic.network)
+        network = await view.networks.get(vnic.network)
         bridges[network.spec.bridge] = network.name
     return Ties(local, bridges)

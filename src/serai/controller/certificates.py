@@ -18,6 +18,7 @@ from serai.lib.pki import CA_WARNING, WARNING, CertificateAuthority, TlsFiles, q
 from serai.schema.certificate import SignCertificate, SignedCertificate
 from serai.schema.encoding import encode
 from serai.schema.errors import UnauthorizedError
+from serai.schema.ids import HostName
 from serai.schema.subjects import Subjects
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,9 @@ class Certificates:
     async def sign(self, message: Message) -> bytes:
         """Answer a host. Raises UnauthorizedError for a host that is not known, or another's identity."""
         asked = SignCertificate.model_validate_json(message.payload)
-        name = Subjects.host_of(message.subject)
+        name = HostName(Subjects.host_of(message.subject))
         async with self._store.transaction() as tx:
-            host = await tx.hosts.seek(name)
+            host = await tx.hosts.named(name)
             if host is None or asked.identity not in (f"host.{name}", qemu_identity(name)):
                 raise UnauthorizedError(
                     "a host is certified for its own identities only", field="identity", value=asked.identity

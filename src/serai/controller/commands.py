@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from serai.schema.commands.base import BodyT, Command, ReplyT
 from serai.schema.commands.envelope import CommandProgress
+from serai.schema.ids import HostName, VmId
 
 OnProgress = Callable[[CommandProgress], None]
 
@@ -20,8 +21,8 @@ class VmTarget:
     sent. A command is never sent to another holder than that.
     """
 
-    vm: str
-    host: str | None = None
+    vm: VmId
+    host: HostName | None = None
     epoch: int | None = None
 
 

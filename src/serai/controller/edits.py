@@ -1,20 +1,18 @@
 """What an edit's job remembers, and how the store is brought back by it when the edit fails or is cancelled.
 
-The memory is the job's state, which is shown to nobody: a VM's fields may hold user-data. Disks are remembered with the
-ids of their volumes, since these may be renamed meanwhile.
+The memory is the job's state, which is shown to nobody: a VM's fields may hold user-data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
-from serai.controller import naming
 from serai.controller.store import Transaction, View
 from serai.controller.store.networks import Address
 from serai.core.edits import Changes, changes, taken_back
+from serai.schema.ids import VmId, VolumeId
 from serai.schema.resource import Frozen
 from serai.schema.units import format_size
 from serai.schema.vm import Vm, VmSpec, VnicSpec
@@ -26,12 +24,12 @@ OWN = ("name", "labels", "description")
 """Fields of a resource beside its spec."""
 
 
-async def document(view: View, vm: Vm) -> dict[str, Any]:
+def document(vm: Vm) -> dict[str, Any]:
     """All that an edit may change, as JSON. A disk's size is its volume's own, which may grow meanwhile."""
     fields = vm.model_dump(mode="json", include={"spec", *OWN})
     spec = fields.pop("spec")
     for disk in spec["disks"]:
-        disk.update(volume=(await view.volumes.find(disk["volume"])).id, size=None)
+        disk["size"] = None
     return {**spec, **fields}
 
 
@@ -40,65 +38,59 @@ class EditState(Frozen):
 
     changes: dict[str, list[Any]] = Field(default_factory=dict)
     generation: int = 0
-    made: list[str] = Field(default_factory=list)
-    taken: list[str] = Field(default_factory=list)
+    made: list[VolumeId] = Field(default_factory=list)
+    taken: list[VolumeId] = Field(default_factory=list)
     told: bool = False
     """The VM's host was sent what the VM is to be."""
     stays: list[str] | None = None
     """What could not be taken back in the store; none: it was not tried."""
 
 
-async def record(view: View, before: Mapping[str, Any], after: Vm, generation: int) -> EditState:
+async def record(view: View, before: Vm, after: Vm) -> EditState:
     """The memory of an edit."""
-    now = await document(view, after)
-    had = {disk["volume"] for disk in before["disks"]}
-    made: list[str] = []
-    taken: list[str] = []
-    for volume_id in [disk["volume"] for disk in now["disks"] if disk["volume"] not in had]:
+    made: list[VolumeId] = []
+    taken: list[VolumeId] = []
+    for volume_id in [one for one in after.spec.volumes if one not in before.spec.volumes]:
         new = (await view.volumes.get(volume_id)).status.state is VolumeState.CREATING
         (made if new else taken).append(volume_id)
-    return EditState(changes=changes(before, now), generation=generation, made=made, taken=taken)
+    found = changes(document(before), document(after))
+    return EditState(changes=found, generation=before.generation, made=made, taken=taken)
 
 
-async def take_back_vm(tx: Transaction, vm_id: str, made: Changes) -> list[str]:
+async def take_back_vm(tx: Transaction, vm_id: VmId, made: Changes) -> list[str]:
     """Bring back what the edit changed, as a new generation; returns the fields that stay, for the reason given."""
     vm = await tx.vms.get(vm_id)
-    back, stays = taken_back(await document(tx, vm), made)
+    back, stays = taken_back(document(vm), made)
     stays = [f"{name} (changed again since)" for name in stays]
-    if "name" in back and await tx.vms.seek(back["name"]) is not None:
+    if "name" in back and await tx.vms.named(back["name"]) is not None:
         stays.append(f"name ({back.pop('name')} is another's now)")
-    if "name" in back:
-        vm = await naming.rename(tx, vm, back.pop("name"))
-    addresses = await _addresses(tx, back["vnics"]) if "vnics" in back else None
+    addresses = _addresses(back["vnics"]) if "vnics" in back else None
     taken = None if addresses is None else await _taken(tx, vm_id, addresses)
     if taken is not None:
         del back["vnics"]
         stays.append(f"vnics ({taken} is another VM's now)")
     if "disks" in back:
-        volumes = [await tx.volumes.get(disk["volume"]) for disk in back["disks"]]
-        back["disks"] = [
-            {**disk, "volume": volume.name, "size": volume.spec.size}
-            for disk, volume in zip(back["disks"], volumes, strict=True)
-        ]
+        sizes = [(await tx.volumes.get(disk["volume"])).spec.size for disk in back["disks"]]
+        back["disks"] = [{**disk, "size": size} for disk, size in zip(back["disks"], sizes, strict=True)]
     own = {name: back.pop(name) for name in OWN if name in back}
     spec = VmSpec.model_validate({**vm.spec.model_dump(mode="json"), **back})
     if addresses is not None and taken is None:
         await tx.networks.hold(vm_id, addresses)
         own["status"] = vm.status.model_copy(update={"addresses": [str(address.ip) for address in addresses]})
-    await tx.vms.replace(vm.model_copy(update={**own, "spec": spec, "generation": vm.generation + (spec != vm.spec)}))
-    await tx.emit("vm.changed", f"vm/{vm.name}", vm_id, "taken back: " + ", ".join(sorted(made)))
+    changed = vm.model_copy(update={**own, "spec": spec, "generation": vm.generation + (spec != vm.spec)})
+    await tx.vms.replace(changed)
+    if changed.name != vm.name:
+        await tx.emit("vm.renamed", f"vm/{changed.name}", vm_id, f"{vm.name} is {changed.name} now", before=vm.name)
+    await tx.emit("vm.changed", f"vm/{changed.name}", vm_id, "taken back: " + ", ".join(sorted(made)))
     return stays
 
 
-async def _addresses(view: View, vnics: list[dict[str, Any]]) -> list[Address]:
-    found = []
-    for vnic in map(VnicSpec.model_validate, vnics):
-        if vnic.ip is not None and vnic.mac is not None:
-            found.append(Address((await view.networks.find(vnic.network)).id, vnic.ip, vnic.mac))
-    return found
+def _addresses(vnics: list[dict[str, Any]]) -> list[Address]:
+    found = map(VnicSpec.model_validate, vnics)
+    return [Address(one.network, one.ip, one.mac) for one in found if one.ip is not None and one.mac is not None]
 
 
-async def _taken(view: View, vm_id: str, addresses: list[Address]) -> str | None:
+async def _taken(view: View, vm_id: VmId, addresses: list[Address]) -> str | None:
     """The first address that another VM got after the edit had given it up."""
     for address in addresses:
         if address.ip in await view.networks.used(address.network_id, but_vm=vm_id):
@@ -113,7 +105,7 @@ def volume_document(volume: Volume) -> dict[str, Any]:
     return {"size": volume.spec.size, "labels": volume.labels, "description": volume.description}
 
 
-async def take_back_volume(tx: Transaction, volume_id: str, made: Changes, real: int | None) -> list[str]:
+async def take_back_volume(tx: Transaction, volume_id: VolumeId, made: Changes, real: int | None) -> list[str]:
     """Bring back what the edit changed; returns the fields that stay, for the reason given.
 
     `real`: the bytes that its host says it has; none: it was not asked to grow it. What has grown stays so.
@@ -140,10 +132,10 @@ async def take_back_volume(tx: Transaction, volume_id: str, made: Changes, real:
 
 async def follow_size(tx: Transaction, volume: Volume) -> None:
     """The spec of the VM that has the volume says how large its disks are, too."""
-    vm = None if volume.status.vm is None else await tx.vms.seek(volume.status.vm)
-    if vm is None:
+    if volume.status.vm is None:
         return
+    vm = await tx.vms.get(volume.status.vm)
     update = {"size": volume.spec.size}
-    disks = [disk.model_copy(update=update) if disk.volume == volume.name else disk for disk in vm.spec.disks]
+    disks = [disk.model_copy(update=update) if disk.volume == volume.id else disk for disk in vm.spec.disks]
     if disks != vm.spec.disks:
         await tx.vms.set_spec(vm.id, vm.spec.model_copy(update={"disks": disks}))

@@ -40,6 +40,7 @@ from serai.schema.errors import (
     from_info,
 )
 from serai.schema.host import HostState
+from serai.schema.ids import HostId, HostName
 from serai.schema.reports import Hello, HostReport, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.ticket import RedeemTicket
@@ -69,8 +70,8 @@ class Hosts:
         self._store = store
         self._clock = clock or SystemClock()
         self._silence = silence
-        self._seen: dict[str, float] = {}
-        self._heard: dict[str, datetime] = {}
+        self._seen: dict[HostName, float] = {}
+        self._heard: dict[HostName, datetime] = {}
         """By host: when it spoke last. Kept here: a write for each report would be for this alone."""
         self._hearing: Counter[str] = Counter()
         """By host: its reports that are being written. One that waits for the database is not silent."""
@@ -146,7 +147,7 @@ class Hosts:
                 subject, who = Subjects.vm_command(host, target.vm), f"the agent of VM {target.vm} on {host}"
             self._sent[request.id] = (host, options)
             try:
-                answer = await self._request(host, subject, payload)
+                answer = await self._request(HostName(host), subject, payload)
             except UnavailableError as error:
                 silent = self._clock.monotonic() - answered
                 if silent >= patience:
@@ -172,7 +173,7 @@ class Hosts:
                 silent_told = False
             pause, answered = PAUSE_FIRST, self._clock.monotonic()
 
-    async def _request(self, host: str, subject: str, payload: bytes) -> bytes | None:
+    async def _request(self, host: HostName, subject: str, payload: bytes) -> bytes | None:
         """The answer; None if the host said hello before it came: then it is to be asked again."""
         hello = self._hellos.setdefault(host, asyncio.Event())
         asking = asyncio.ensure_future(self._bus.request(subject, payload, timeout=ASK))
@@ -185,7 +186,7 @@ class Hosts:
             greeted.cancel()
             await asyncio.gather(asking, greeted, return_exceptions=True)
 
-    async def _holder(self, target: VmTarget, command: str) -> tuple[str, VmTarget]:
+    async def _holder(self, target: VmTarget, command: str) -> tuple[HostName, VmTarget]:
         """The host that holds the VM's lease, and the target bound to it. Raises ConflictError if it is another now."""
         async with self._store.read() as view:
             lease = await view.leases.need(target.vm)
@@ -212,7 +213,7 @@ class Hosts:
         if message.subject != Subjects.hello(hello.host):
             raise InvalidError("a hello on another host's subject", field="host", value=hello.host)
         async with self._store.transaction() as tx:
-            host = await reports.greet(tx, hello.host, hello.facts, new_id())
+            host = await reports.greet(tx, hello.host, hello.facts, new_id(HostId))
         self._note(hello.host)
         if (waiting := self._hellos.pop(hello.host, None)) is not None:
             waiting.set()
@@ -251,7 +252,7 @@ class Hosts:
     async def _take_host_report(self, report: HostReport) -> bool:
         """Write what it says that is new; False if the host is not known here."""
         async with self._store.read() as view:
-            host = await view.hosts.seek(report.host)
+            host = await view.hosts.named(report.host)
             if host is None:
                 # Its hello was to another controller's database. It says hello again once it reconnects.
                 log.warning("host %s reports, but never said hello here", report.host)
@@ -282,10 +283,10 @@ class Hosts:
                     await reports.write_bridges(tx, host, bridges)
         return True
 
-    def _note(self, host: str) -> None:
+    def _note(self, host: HostName) -> None:
         self._seen[host], self._heard[host] = self._clock.monotonic(), self._clock.now()
 
-    def heard(self, host: str) -> datetime | None:
+    def heard(self, host: HostName) -> datetime | None:
         """When the host spoke last, if it did since this controller was started."""
         return self._heard.get(host)
 

@@ -15,6 +15,7 @@ from serai.lib import stream
 from serai.lib.pki import TlsFiles
 from serai.schema.errors import ConflictError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.host import HostState
+from serai.schema.ids import HostName, VmId
 from serai.schema.image import Image, ImageManifest
 from serai.schema.ticket import Purpose
 from serai.schema.vm import Vm, VmState
@@ -33,8 +34,8 @@ QUEUED_MAX = 64 << 10
 RUNS = (VmState.RUNNING, VmState.PAUSED)
 ENDS = (VmState.STOPPED, VmState.CRASHED)
 
-Join = Callable[[str, str], Awaitable[tuple[stream.Reader, stream.Writer]]]
-Find = Callable[[str], Awaitable[Vm]]
+Join = Callable[[HostName, VmId], Awaitable[tuple[stream.Reader, stream.Writer]]]
+Find = Callable[[VmId], Awaitable[Vm]]
 
 
 class Console:
@@ -44,7 +45,7 @@ class Console:
     that moment nobody sees.
     """
 
-    def __init__(self, vm: str, join: Join, find: Find, on_close: Callable[[], None]) -> None:
+    def __init__(self, vm: VmId, join: Join, find: Find, on_close: Callable[[], None]) -> None:
         self._vm = vm
         self._join = join
         self._find = find
@@ -60,7 +61,7 @@ class Console:
         self._closing: asyncio.Task[None] | None = None
         self.ended = ""
 
-    async def join(self, host: str) -> None:
+    async def join(self, host: HostName) -> None:
         """Join it on this host. Raises SeraiError."""
         self._reader, self._writer = await self._join(host, self._vm)
         self._joined = asyncio.get_running_loop().time()
@@ -144,11 +145,11 @@ class Relay:
         self._shelf = shelf
         self._uploads = uploads
         self._tls = tls
-        self._joined: set[str] = set()
+        self._joined: set[VmId] = set()
         """VMs whose console somebody has: QEMU takes one at a time, and would let a second one wait without a word."""
 
     async def _open(
-        self, host: str, purpose: Purpose, resource: str, params: dict[str, str] | None = None
+        self, host: HostName, purpose: Purpose, resource: str, params: dict[str, str] | None = None
     ) -> tuple[stream.Reader, stream.Writer]:
         found = await self._shelf.host(host)
         facts = found.status.facts
@@ -188,7 +189,7 @@ class Relay:
             raise
         return console
 
-    async def _join(self, host: str, vm: str) -> tuple[stream.Reader, stream.Writer]:
+    async def _join(self, host: HostName, vm: VmId) -> tuple[stream.Reader, stream.Writer]:
         return await self._open(host, Purpose.CONSOLE, vm)
 
     async def receive_upload(self, image: Image, content: AsyncIterator[bytes], size: int) -> None:

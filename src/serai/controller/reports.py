@@ -19,6 +19,7 @@ from serai.controller.store import Transaction, View
 from serai.core import lease as rules
 from serai.schema.errors import StaleError
 from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
+from serai.schema.ids import HostId, HostName
 from serai.schema.lease import Claim, Lease, LeaseRecord
 from serai.schema.reports import HostReport
 from serai.schema.resource import Condition
@@ -101,13 +102,13 @@ async def apply(tx: Transaction, report: VmReport) -> Vm | None:
     return after
 
 
-async def commit(tx: Transaction, vm: Vm, epoch: int, host: str) -> None:
+async def commit(tx: Transaction, vm: Vm, epoch: int, host: HostName) -> None:
     """The destination has committed: the lease is its."""
     await tx.leases.commit(vm.id, epoch, host)
     await tx.emit("vm.moved", f"vm/{vm.name}", vm.id, f"{vm.name} is on {host}", host=host, epoch=epoch)
 
 
-async def journals(tx: Transaction, host: str, records: Iterable[LeaseRecord]) -> None:
+async def journals(tx: Transaction, host: HostName, records: Iterable[LeaseRecord]) -> None:
     """What a host's journal says of standing offers: committed ones are committed, abandoned ones withdrawn."""
     offers = {lease.vm: lease for lease in await tx.leases.offered() if lease.offered_to == host}
     for record in records:
@@ -123,7 +124,7 @@ async def journals(tx: Transaction, host: str, records: Iterable[LeaseRecord]) -
             await tx.leases.withdraw(record.vm, lease.offer_id)
 
 
-async def offers_concern(view: View, host: str, records: Iterable[LeaseRecord]) -> bool:
+async def offers_concern(view: View, host: HostName, records: Iterable[LeaseRecord]) -> bool:
     """Whether `journals` would have anything to do."""
     epochs = {(record.vm, record.epoch) for record in records}
     if not epochs:
@@ -166,9 +167,9 @@ async def write_unlisted(tx: Transaction, said: HostReport) -> None:
         await tx.emit("vm.state", f"vm/{vm.name}", vm.id, text, state=state.value, host=said.host, epoch=lease.epoch)
 
 
-async def greet(tx: Transaction, name: str, facts: HostFacts, new_id: str) -> Host:
+async def greet(tx: Transaction, name: HostName, facts: HostFacts, new_id: HostId) -> Host:
     """A host said hello: made if it is new, its facts written, online."""
-    known = await tx.hosts.seek(name)
+    known = await tx.hosts.named(name)
     bridges = None if known is None else known.status.bridges
     status = HostStatus(state=HostState.ONLINE, seen=tx.now, facts=facts, bridges=bridges)
     if known is None:
@@ -196,12 +197,12 @@ async def back(tx: Transaction, host: Host) -> None:
             await tx.emit("vm.status", f"vm/{vm.name}", vm.id, f"its host {host.name} answers again")
 
 
-async def gone_silent(tx: Transaction, name: str, seconds: float, heard: datetime | None) -> None:
+async def gone_silent(tx: Transaction, name: HostName, seconds: float, heard: datetime | None) -> None:
     """A host does not answer; `heard`: when it did last, if that is known.
 
     Its VMs keep their state: silence never means that a VM is dead.
     """
-    host = await tx.hosts.seek(name)
+    host = await tx.hosts.named(name)
     if host is None or host.status.state is not HostState.ONLINE:
         return
     await tx.hosts.update_status(host.id, state=HostState.OFFLINE, seen=heard or host.status.seen)

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from serai.schema.attach import Admission, Disk, FileDisk, IscsiDisk, KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.errors import ConflictError, UnsupportedError
 from serai.schema.host import HostFacts
+from serai.schema.ids import ImageId, NetworkId, VmId
 from serai.schema.image import Image, ImageKind
 from serai.schema.network import Network
 from serai.schema.vm import MachineKind, Vm, VmSpec
@@ -47,18 +48,18 @@ class Parts:
 
     vm: Vm
     disks: Sequence[DiskPlan]
-    networks: Mapping[str, Network]
+    networks: Mapping[NetworkId, Network]
     image: Image | None
-    image_id: str | None
+    image_id: ImageId | None
 
 
-def admission(secret: bytes, vm: str, epoch: int) -> Admission:
+def admission(secret: bytes, vm: VmId, epoch: int) -> Admission:
     """The right of one lease epoch of a VM to open its volumes."""
     digest = hmac.new(secret, f"chap/{vm}/{epoch}".encode(), hashlib.sha256).hexdigest()[:32]
     return Admission(initiator=initiator(vm, epoch), user=f"vm-{vm}-{epoch}", password=SecretStr(digest), epoch=epoch)
 
 
-def initiator(vm: str, epoch: int) -> str:
+def initiator(vm: VmId, epoch: int) -> str:
     """The iSCSI initiator name of one lease epoch."""
     return f"iqn.2026-01.io.serai:vm.{vm}.{epoch}"
 
@@ -182,7 +183,7 @@ def launch(parts: Parts, *, epoch: int, accel: str, machine: str, secret: bytes)
     )
 
 
-def _disk(index: int, plan: DiskPlan, vm: str, epoch: int, secret: bytes) -> Disk:
+def _disk(index: int, plan: DiskPlan, vm: VmId, epoch: int, secret: bytes) -> Disk:
     source: FileDisk | IscsiDisk
     if plan.pool.spec.export is ExportKind.NONE:
         source = FileDisk(pool=plan.pool.id, volume=plan.volume.id)
@@ -214,7 +215,7 @@ def _vnic(vm: Vm, index: int, network: Network) -> VnicAttachment:
     )
 
 
-def _cmdline(base: str, vm: Vm, vnics: Sequence[VnicAttachment], networks: Mapping[str, Network]) -> str:
+def _cmdline(base: str, vm: Vm, vnics: Sequence[VnicAttachment], networks: Mapping[NetworkId, Network]) -> str:
     """A kernel image has no cloud-init: its first address comes on the command line."""
     words = [base]
     if vnics and vnics[0].ips:
@@ -227,7 +228,7 @@ def _cmdline(base: str, vm: Vm, vnics: Sequence[VnicAttachment], networks: Mappi
     return " ".join(words)
 
 
-def seed(vm: Vm, networks: Mapping[str, Network]) -> Seed:
+def seed(vm: Vm, networks: Mapping[NetworkId, Network]) -> Seed:
     """The NoCloud documents of cloud-init's data source of that name; JSON is YAML, too.
 
     The user's own user-data is handed over as it is; SSH keys go into meta-data, so that they never have to be merged.

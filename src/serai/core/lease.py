@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from serai.schema.errors import ConflictError, StaleError
+from serai.schema.ids import HostName, VmId
 from serai.schema.lease import Claim, Lease, LeaseRecord
 
 NEXT: dict[Claim | None, frozenset[Claim]] = {
@@ -57,12 +58,12 @@ class Heard:
     restored: bool = False
 
 
-def first(vm: str, host: str) -> Lease:
+def first(vm: VmId, host: HostName) -> Lease:
     """The lease of a VM that is about to be started for the first time."""
     return Lease(vm=vm, epoch=1, host=host, highest=1)
 
 
-def offer(lease: Lease, to: str, offer_id: str) -> Lease:
+def offer(lease: Lease, to: HostName, offer_id: str) -> Lease:
     """Epoch `highest + 1` may go to `to`. Raises ConflictError while another offer stands, or to the holder itself."""
     if lease.offered_to is not None:
         if lease.offer_id == offer_id and lease.offered_to == to:
@@ -89,13 +90,13 @@ def waits_for(lease: Lease, heard: Heard) -> frozenset[str]:
     Those that may hold the VM by the record: the holder, and the host that it is offered to. Any host may hold it if
     the record is not proven, or if the database was restored from a backup.
     """
-    concerned = {lease.host} if lease.offered_to is None else {lease.host, lease.offered_to}
+    concerned: set[str] = {lease.host} if lease.offered_to is None else {lease.host, lease.offered_to}
     if heard.restored or not heard.proven:
         concerned |= set(heard.hosts)
     return frozenset(concerned - set(heard.reported) - set(heard.fenced))
 
 
-def commit(lease: Lease, epoch: int, host: str) -> Lease:
+def commit(lease: Lease, epoch: int, host: HostName) -> Lease:
     """The destination's journal says committed. Idempotent; raises StaleError for any epoch but the one on offer."""
     if lease.epoch == epoch and lease.host == host:
         return lease
@@ -111,7 +112,7 @@ def withdraw(lease: Lease, offer_id: str) -> Lease:
     return lease.model_copy(update={"offered_to": None, "offer_id": None})
 
 
-def advance(lease: Lease, host: str) -> Lease:
+def advance(lease: Lease, host: HostName) -> Lease:
     """A fresh start, after the old holder's journal says released. Raises ConflictError during a move.
 
     On the same host too: it never runs a released epoch again.
@@ -128,7 +129,7 @@ def is_over(lease: Lease) -> bool:
     return lease.epoch <= lease.ended
 
 
-def end(lease: Lease, host: str) -> Lease:
+def end(lease: Lease, host: HostName) -> Lease:
     """The holder was fenced: its epoch is over. An offer to another host stands until that host's journal decides."""
     if host != lease.host or is_over(lease):
         return lease
@@ -146,7 +147,7 @@ def end_move(lease: Lease, offer_id: str) -> Lease:
     return lease.model_copy(update={"ended": lease.highest, "offered_to": None, "offer_id": None})
 
 
-def learn(lease: Lease, host: str, record: LeaseRecord) -> Lease:
+def learn(lease: Lease, host: HostName, record: LeaseRecord) -> Lease:
     """The lease as it must be in view of a claim in a host's journal. Idempotent, and in any order of the hosts.
 
     A claim above `highest` burns that epoch. One to run, above the present epoch, makes its host the holder: epochs are
@@ -171,7 +172,7 @@ def burn(lease: Lease, epoch: int) -> Lease:
     return lease.model_copy(update={"highest": epoch, "offered_to": None, "offer_id": None})
 
 
-def gives_up(lease: Lease | None, host: str, record: LeaseRecord) -> bool:
+def gives_up(lease: Lease | None, host: HostName, record: LeaseRecord) -> bool:
     """Whether a host must give up a claim: its epoch has ended, is another host's, or is below the present one.
 
     `lease` none: no VM of that id is known, and nothing is to run.

@@ -24,6 +24,7 @@ from serai.schema.errors import (
     UnsupportedError,
 )
 from serai.schema.host import SANDBOX_ABILITY, Host, HostFacts, HostState
+from serai.schema.ids import HostName
 from serai.schema.units import format_size
 from serai.schema.vm import Vm, VmSpec
 
@@ -36,7 +37,7 @@ class Ties:
     """What ties a VM to some hosts. `local`: the only ones that hold disks which are not exported (none: any will do).
     `bridges`: what the host must have, each with the name of a network that is on it."""
 
-    local: Collection[str] = ()
+    local: Collection[HostName] = ()
     bridges: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -47,9 +48,9 @@ FREE = Ties()
 class Choice:
     """A host, and a sentence for people. `others` says of each other host why not."""
 
-    host: str
+    host: HostName
     why: str
-    others: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[HostName, str] = field(default_factory=dict)
 
 
 def usable(host: Host) -> int:
@@ -120,7 +121,7 @@ def _unlike(vm: Vm, source: Host | None, host: Host) -> str | None:
     return None
 
 
-def place(vm: Vm | VmSpec, hosts: Iterable[Host], ties: Ties = FREE, *, prefer: str | None = None) -> Choice:
+def place(vm: Vm | VmSpec, hosts: Iterable[Host], ties: Ties = FREE, *, prefer: HostName | None = None) -> Choice:
     """Choose a host for a VM that starts. `hosts` come with what other VMs have been promised on them.
 
     `prefer` is taken if it will do. Raises CapacityError, UnavailableError, ConflictError, with the reason for each
@@ -139,8 +140,8 @@ def place(vm: Vm | VmSpec, hosts: Iterable[Host], ties: Ties = FREE, *, prefer: 
 def choose_start(
     vm: Vm,
     hosts: Iterable[Host],
-    wanted: str | None,
-    home: str | None,
+    wanted: HostName | None,
+    home: HostName | None,
     ties: Ties = FREE,
 ) -> Choice:
     """Choose where a VM that is down starts. `home` holds its lease (none: nobody has it yet).
@@ -169,7 +170,7 @@ def choose_start(
     return replace(choice, why=f"{home}, where it was, {choice.others[home]}; {choice.why}")
 
 
-def choose_destination(vm: Vm, hosts: Iterable[Host], wanted: str | None, ties: Ties = FREE) -> Choice:
+def choose_destination(vm: Vm, hosts: Iterable[Host], wanted: HostName | None, ties: Ties = FREE) -> Choice:
     """Choose where a running VM moves. A host named by `wanted` is the answer or the refusal names `to`.
 
     Naming a host outweighs `spec.host` and `schedulable`. Raises NotFoundError, ConflictError, UnavailableError,
@@ -197,7 +198,7 @@ def choose_destination(vm: Vm, hosts: Iterable[Host], wanted: str | None, ties: 
     return _named(vm, candidates, wanted, "to", lambda host: objection(asked, host, ties) or _unlike(vm, source, host))
 
 
-def _find(hosts: list[Host], wanted: str, field: str) -> Host:
+def _find(hosts: list[Host], wanted: HostName, field: str) -> Host:
     host = next((host for host in hosts if host.name == wanted), None)
     if host is None:
         raise NotFoundError(
@@ -206,11 +207,11 @@ def _find(hosts: list[Host], wanted: str, field: str) -> Host:
     return host
 
 
-def _bound_to(vm: Vm, wanted: str) -> VmSpec:
+def _bound_to(vm: Vm, wanted: HostName) -> VmSpec:
     return vm.spec.model_copy(update={"host": wanted})
 
 
-def _named(vm: Vm, hosts: list[Host], wanted: str, field: str, against: Callable[[Host], str | None]) -> Choice:
+def _named(vm: Vm, hosts: list[Host], wanted: HostName, field: str, against: Callable[[Host], str | None]) -> Choice:
     """The host that was asked for. Raises NotFoundError, or what speaks against it."""
     host = _find(hosts, wanted, field)
     reason = against(host)
@@ -224,7 +225,7 @@ def _named(vm: Vm, hosts: list[Host], wanted: str, field: str, against: Callable
     raise kind(f"host {wanted} {reason}", field=field, value=wanted, remedy="Name another host: serai host list.")
 
 
-def _choose(spec: VmSpec, fit: list[Host], others: Mapping[str, str], prefer: str | None) -> Choice:
+def _choose(spec: VmSpec, fit: list[Host], others: Mapping[HostName, str], prefer: HostName | None) -> Choice:
     preferred = next((host for host in fit if host.name == prefer), None)
     if preferred is not None:
         return Choice(preferred.name, _crowded("it was there before", spec, preferred), others)
@@ -252,7 +253,7 @@ def _load(spec: VmSpec, host: Host) -> float:
     return round(memory + CPU_WEIGHT * cpus, 9)
 
 
-def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[str, str], ties: Ties) -> SeraiError:
+def _nothing_fits(spec: VmSpec, hosts: list[Host], others: Mapping[HostName, str], ties: Ties) -> SeraiError:
     if not hosts:
         return UnavailableError(
             "there is no host yet", field="spec.host", value=spec.host, remedy="Start a host agent: see serai doctor."
@@ -311,7 +312,7 @@ def _may_have(host: Host, bridge: str) -> bool:
     return host.status.bridges is None or bridge in host.status.bridges
 
 
-def _reasons(others: Mapping[str, str]) -> str:
+def _reasons(others: Mapping[HostName, str]) -> str:
     return "; ".join(f"{name} {reason}" for name, reason in sorted(others.items())) or "there is none"
 
 

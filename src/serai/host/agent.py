@@ -30,6 +30,7 @@ from serai.schema.commands.migration import Verdict, VerdictAsk
 from serai.schema.encoding import encode, invalid
 from serai.schema.errors import ErrorInfo, SeraiError, StaleError, UnavailableError
 from serai.schema.host import HostFacts
+from serai.schema.ids import HostName, PoolId, VmId
 from serai.schema.lease import Claim
 from serai.schema.reports import Hello, HostReport
 from serai.schema.subjects import Subjects
@@ -147,7 +148,7 @@ class HostAgent:
             if not self._welcomed:
                 facts = self._facts
                 await self._bus.request(
-                    Subjects.hello(self._name), encode(Hello(host=self._name, facts=facts)), timeout=5.0
+                    Subjects.hello(self._name), encode(Hello(host=HostName(self._name), facts=facts)), timeout=5.0
                 )
                 self._welcomed = facts is self._facts
             if self._is_whole():
@@ -159,12 +160,12 @@ class HostAgent:
     async def report_all(self) -> None:
         """Everything that this host has, at once."""
         report = HostReport(
-            host=self._name,
+            host=HostName(self._name),
             time=self._clock.now(),
             vms=self._vms.reports(),
-            silent=self._vms.silent(),
+            silent=[VmId(vm) for vm in self._vms.silent()],
             leases=self._store.leases(),
-            pools=await self._pools.statuses(),
+            pools={PoolId(pool): status for pool, status in (await self._pools.statuses()).items()},
             bridges=await self._bridges(),
         )
         await self._bus.publish(Subjects.host_report(self._name), encode(report))

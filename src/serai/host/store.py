@@ -12,8 +12,9 @@ from serai.schema.commands.envelope import Reply
 from serai.schema.commands.pool import OpenPool
 from serai.schema.commands.vm import LaunchBody
 from serai.schema.encoding import to_dict
+from serai.schema.ids import HostName
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.resource import Frozen, Name
+from serai.schema.resource import Frozen
 from serai.schema.vm import RestartPolicy, VmState
 
 CLAIMS_KEPT = 8
@@ -30,7 +31,7 @@ class Incoming(Frozen):
 
     offer_id: str
     epoch: int
-    source: Name
+    source: HostName
     port: int = 0
     """Where QEMU listens; 0 until it does."""
 
@@ -40,7 +41,7 @@ class Outgoing(Frozen):
 
     offer_id: str
     epoch: int
-    destination: Name
+    destination: HostName
     sent: bool = False
     """All state was sent: only the destination's journal may let this VM go on here."""
 

@@ -30,6 +30,7 @@ from serai.lib.natsserver import NatsConfig, NatsServer, Permissions
 from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.schema.errors import HostError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.host import HostState
+from serai.schema.ids import HostName
 from serai.schema.job import Job, JobState
 from serai.schema.network import NetworkCreate, NetworkWish
 from serai.schema.subjects import controller_permissions, host_permissions
@@ -254,7 +255,7 @@ async def _defaults(client: Client, plan: Plan) -> None:
     first, last = (IPv4Address(subnet[number]) for number in (topology.VM_FIRST, topology.VM_LAST))
     spec = NetworkWish(bridge=topology.HOST_BRIDGE, subnet=subnet, range_start=first, range_end=last)
     await client.call("network.create", body=NetworkCreate(name=NETWORK, spec=spec))
-    pool = PoolSpec(host=plan.hosts[0], driver=PoolDriverName.DIR, export=ExportKind.ISCSI)
+    pool = PoolSpec(host=HostName(plan.hosts[0]), driver=PoolDriverName.DIR, export=ExportKind.ISCSI)
     job: Job = await client.call("pool.create", body=PoolCreate(name=POOL, spec=pool))
     job = await client.wait_job(job.id)
     if job.state is not JobState.DONE:

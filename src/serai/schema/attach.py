@@ -12,22 +12,23 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from serai.schema.encoding import Secret
-from serai.schema.resource import Frozen, Id
+from serai.schema.ids import ImageId, PoolId, VmId, VolumeId
+from serai.schema.resource import Frozen
 
 
 class FileDisk(Frozen):
     """A raw volume opened as a file: only where the pool is on the same host and not exported."""
 
     kind: Literal["file"] = "file"
-    pool: Id
-    volume: Id
+    pool: PoolId
+    volume: VolumeId
 
 
 class IscsiDisk(Frozen):
     """A volume opened by QEMU through libiscsi. `initiator` is one per VM and epoch: a target can refuse it."""
 
     kind: Literal["iscsi"] = "iscsi"
-    volume: Id
+    volume: VolumeId
     portal: str
     """`address:port`."""
     target: str
@@ -70,7 +71,7 @@ class Admission(Frozen):
 class KernelBoot(Frozen):
     """Direct boot from an image's files, relative to the host's copy of the image."""
 
-    image: Id
+    image: ImageId
     kernel: str = "vmlinuz"
     initrd: str = "initrd.img"
     cmdline: str = ""
@@ -87,7 +88,7 @@ class Seed(Frozen):
 class Launch(Frozen):
     """All that a host needs to start one VM, or to receive it."""
 
-    vm: Id
+    vm: VmId
     name: str
     generation: int
     machine: str

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from serai.schema.ids import HostId, HostName
 from serai.schema.resource import Description, Frozen, Labels, Resource
 from serai.schema.units import SIZE_MAX, Size
 
@@ -87,6 +88,8 @@ class HostStatus(Frozen):
 
 class Host(Resource[HostSpec, HostStatus]):
     kind: str = "host"
+    name: HostName
+    id: HostId
 
 
 class HostEdit(Frozen):

@@ -6,7 +6,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from serai.schema.resource import Description, Frozen, Labels, Name, Resource
+from serai.schema.ids import HostName, HostRef, ImageId, NewName
+from serai.schema.resource import Description, Frozen, Labels, Resource
 
 
 class ImageKind(StrEnum):
@@ -65,19 +66,20 @@ class ImageStatus(Frozen):
     """`hosts` are those that hold a copy; others fetch it over the data channel when they first need it."""
 
     state: ImageState = ImageState.CREATING
-    hosts: list[Name] = Field(default_factory=list)
+    hosts: list[HostName] = Field(default_factory=list)
     manifest: ImageManifest | None = None
     reason: str = ""
 
 
 class Image(Resource[ImageSpec, ImageStatus]):
     kind: str = "image"
+    id: ImageId
 
 
 class ImageCreate(Frozen):
-    name: Name
+    name: NewName
     spec: ImageSpec
-    host: Name | None = None
+    host: HostRef | None = None
     """Where it is built or received; none: any online host."""
     labels: Labels = Field(default_factory=dict)
     description: Description = ""

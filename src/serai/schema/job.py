@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import Field
 
 from serai.schema.errors import ErrorInfo
-from serai.schema.resource import Frozen, Id
+from serai.schema.ids import JobId
+from serai.schema.resource import Frozen
 
 
 class JobState(StrEnum):
@@ -46,7 +47,7 @@ class Step(Frozen):
 class Job(Frozen):
     """`kind` names the workflow (`vm.migrate`), `target` the resource (`vm/web1`). `progress` is 0 to 1, or none."""
 
-    id: Id
+    id: JobId
     kind: str
     target: str
     target_id: str | None = None

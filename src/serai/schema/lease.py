@@ -7,7 +7,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from serai.schema.resource import Frozen, Id, Name
+from serai.schema.ids import HostName, VmId
+from serai.schema.resource import Frozen
 
 
 class Lease(Frozen):
@@ -16,12 +17,12 @@ class Lease(Frozen):
     `ended`: no epoch up to this one runs any more, by the word of an operator who fenced its host; 0 if none ended so.
     """
 
-    vm: Id
+    vm: VmId
     epoch: int = Field(ge=1)
-    host: Name
+    host: HostName
     highest: int = Field(default=1, ge=1)
     """The highest epoch ever offered or held: an epoch that was abandoned is never offered again."""
-    offered_to: Name | None = None
+    offered_to: HostName | None = None
     offer_id: str | None = None
     ended: int = Field(default=0, ge=0)
     updated: datetime | None = None
@@ -45,9 +46,9 @@ class Claim(StrEnum):
 class LeaseRecord(Frozen):
     """One line in a host's journal."""
 
-    vm: Id
+    vm: VmId
     epoch: int
     claim: Claim
     offer_id: str | None = None
-    peer: Name | None = None
+    peer: HostName | None = None
     reason: str = ""

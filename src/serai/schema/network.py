@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from serai.schema.resource import Description, Frozen, Labels, Name, Resource
+from serai.schema.ids import HostName, NetworkId, NewName
+from serai.schema.resource import Description, Frozen, Labels, Resource
 
 READY, MISSING = "ready", "missing"
 NAMESERVERS_MAX = 8
@@ -108,18 +109,19 @@ class NetworkStatus(Frozen):
     host has it, so that no VM can start on this network."""
 
     state: str = READY
-    hosts: list[str] = Field(default_factory=list)
-    without: list[str] = Field(default_factory=list)
+    hosts: list[HostName] = Field(default_factory=list)
+    without: list[HostName] = Field(default_factory=list)
     addresses_used: int = 0
     addresses_total: int = 0
 
 
 class Network(Resource[NetworkSpec, NetworkStatus]):
     kind: str = "network"
+    id: NetworkId
 
 
 class NetworkCreate(Frozen):
-    name: Name
+    name: NewName
     spec: NetworkWish
     labels: Labels = Field(default_factory=dict)
     description: Description = ""

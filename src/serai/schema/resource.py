@@ -7,6 +7,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from serai.schema.ids import Id, Name
 from serai.schema.text import one_line
 
 
@@ -15,11 +16,6 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-"""A DNS label in lower case: it becomes host names and file names as it is."""
-
-Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 
 LABELS_MAX = 64
 LABEL_MAX = 255

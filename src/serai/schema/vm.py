@@ -8,8 +8,9 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from serai.schema.ids import HostName, HostRef, ImageRef, NetworkRef, NewName, PoolRef, VmId, VolumeId, VolumeRef
 from serai.schema.network import Address
-from serai.schema.resource import Condition, Description, Frozen, Id, Labels, Name, Resource
+from serai.schema.resource import Condition, Description, Frozen, Labels, Resource
 from serai.schema.units import SIZE_MAX, Size
 
 MEMORY_MIN = 32 << 20
@@ -39,16 +40,16 @@ class RestartPolicy(StrEnum):
 class DiskSpec(Frozen):
     """A new volume of `size` in `pool` (deleted with the VM unless `keep`), or an existing `volume`."""
 
-    pool: Name | None = None
+    pool: PoolRef | None = None
     size: Size | None = Field(default=None, gt=0, le=SIZE_MAX)
-    volume: Name | None = None
+    volume: VolumeRef | None = None
     keep: bool = False
 
 
 class VnicSpec(Frozen):
     """MAC and address are chosen and written here when the VM is created, if not given."""
 
-    network: Name
+    network: NetworkRef
     mac: str | None = Field(default=None, pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
     ip: Address | None = None
 
@@ -62,7 +63,7 @@ class CloudInit(Frozen):
 
 
 class VmSpec(Frozen):
-    image: Name | None = None
+    image: ImageRef | None = None
     machine: MachineKind = MachineKind.Q35
     machine_type: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")
     """The versioned type, pinned when the VM is created."""
@@ -77,7 +78,7 @@ class VmSpec(Frozen):
     cloud_init: CloudInit = CloudInit()
     cmdline: str = Field(default="", max_length=CMDLINE_MAX)
     """Appended to a kernel image's own command line."""
-    host: Name | None = None
+    host: HostRef | None = None
     """Only this host will do; none: placement chooses."""
     running: bool = True
     restart: RestartPolicy = RestartPolicy.ON_FAILURE
@@ -85,6 +86,11 @@ class VmSpec(Frozen):
     """Start again when the host has rebooted."""
     autostart_order: int = Field(default=0, ge=-ORDER_MAX, le=ORDER_MAX)
     template: bool = False
+
+    @property
+    def volumes(self) -> list[VolumeId]:
+        """Those of its disks, in their order: once the VM is created, each has one."""
+        return [disk.volume for disk in self.disks if disk.volume is not None]
 
 
 HOST_SILENT = "host-silent"
@@ -110,8 +116,8 @@ class MigrationSummary(Frozen):
     """Of the VM's last migration. A figure is none where it is not known: who measured it was gone before telling."""
 
     mode: str
-    source: Name
-    destination: Name
+    source: HostName
+    destination: HostName
     total_s: float | None = None
     downtime_ms: float | None = None
     rounds: int | None = None
@@ -124,7 +130,7 @@ class MigrationSummary(Frozen):
 
 class VmStatus(Frozen):
     state: VmState = VmState.DEFINED
-    host: Name | None = None
+    host: HostName | None = None
     epoch: int = 0
     reason: str = ""
     since: datetime | None = None
@@ -143,10 +149,11 @@ class VmStatus(Frozen):
 
 class Vm(Resource[VmSpec, VmStatus]):
     kind: str = "vm"
+    id: VmId
 
 
 class VmCreate(Frozen):
-    name: Name
+    name: NewName
     spec: VmSpec
     labels: Labels = Field(default_factory=dict)
     description: Description = ""
@@ -155,7 +162,7 @@ class VmCreate(Frozen):
 class VmEdit(Frozen):
     """Only what is given changes. `rename` is a new name."""
 
-    rename: Name | None = None
+    rename: NewName | None = None
     labels: Labels | None = None
     description: Description | None = None
     cpus: int | None = Field(default=None, ge=1, le=256)
@@ -173,13 +180,13 @@ class VmEdit(Frozen):
 class VmStart(Frozen):
     """`host` none: where it was before, or where placement puts it."""
 
-    host: Name | None = None
+    host: HostRef | None = None
 
 
 class VmMigrate(Frozen):
     """`to` none: placement chooses another host."""
 
-    to: Name | None = None
+    to: HostRef | None = None
 
 
 class VmStop(Frozen):
@@ -190,14 +197,14 @@ class VmStop(Frozen):
 
 
 class VmClone(Frozen):
-    name: Name
+    name: NewName
 
 
 class VmReport(Frozen):
     """What the VM agent on a host says of one VM: the VM's own subject, wherever it runs."""
 
-    vm: Id
-    host: Name
+    vm: VmId
+    host: HostName
     epoch: int
     state: VmState
     reason: str = ""

@@ -6,7 +6,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from serai.schema.resource import Description, Frozen, Id, Labels, Name, Resource
+from serai.schema.ids import HostRef, ImageRef, NewName, PoolId, PoolRef, VmRef, VolumeId
+from serai.schema.resource import Description, Frozen, Labels, Resource
 from serai.schema.units import SIZE_MAX, Size
 
 
@@ -21,7 +22,7 @@ class ExportKind(StrEnum):
 
 
 class PoolSpec(Frozen):
-    host: Name
+    host: HostRef
     driver: PoolDriverName = PoolDriverName.DIR
     path: str = ""
     """Directory on the host; empty: pools/<id> in the agent's own state directory."""
@@ -42,19 +43,20 @@ class PoolStatus(Frozen):
 
 class Pool(Resource[PoolSpec, PoolStatus]):
     kind: str = "pool"
+    id: PoolId
 
 
 class PoolCreate(Frozen):
-    name: Name
+    name: NewName
     spec: PoolSpec
     labels: Labels = Field(default_factory=dict)
     description: Description = ""
 
 
 class VolumeSpec(Frozen):
-    pool: Name
+    pool: PoolRef
     size: Size = Field(gt=0, le=SIZE_MAX)
-    image: Name | None = None
+    image: ImageRef | None = None
     """The image whose content the volume starts with."""
 
 
@@ -67,16 +69,20 @@ class VolumeState(StrEnum):
 class VolumeStatus(Frozen):
     state: VolumeState = VolumeState.CREATING
     size: int = 0
-    vm: Name | None = None
+    vm: VmRef | None = None
+    """The VM that has it as a disk."""
+    owner: VmRef | None = None
+    """The VM that it was made for, and is deleted with unless that disk says `keep`."""
     reason: str = ""
 
 
 class Volume(Resource[VolumeSpec, VolumeStatus]):
     kind: str = "volume"
+    id: VolumeId
 
 
 class VolumeCreate(Frozen):
-    name: Name
+    name: NewName
     spec: VolumeSpec
     labels: Labels = Field(default_factory=dict)
     description: Description = ""
@@ -88,9 +94,3 @@ class VolumeEdit(Frozen):
     size: Size | None = Field(default=None, gt=0, le=SIZE_MAX)
     description: Description | None = None
     labels: Labels | None = None
-
-
-__all__ = [
-    "ExportKind", "Id", "Pool", "PoolCreate", "PoolDriverName", "PoolSpec", "PoolStatus",
-    "Volume", "VolumeCreate", "VolumeEdit", "VolumeSpec", "VolumeState", "VolumeStatus",
-]  # fmt: skip

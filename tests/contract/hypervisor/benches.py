@@ -26,6 +26,7 @@ from serai.lib.ids import new_id
 from serai.lib.mount import unmount_below
 from serai.lib.process import run
 from serai.schema.attach import Disk, FileDisk, Launch
+from serai.schema.ids import PoolId, VmId, VolumeId
 
 DEADLINE = 60.0
 MIB = 1 << 20
@@ -219,9 +220,11 @@ class QemuBench:
 
 
 def make_launch(machine: str) -> Launch:
-    disk = Disk(index=0, name="root", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()), serial="root")
+    disk = Disk(
+        index=0, name="root", size=MIB, source=FileDisk(pool=new_id(PoolId), volume=new_id(VolumeId)), serial="root"
+    )
     return Launch(
-        vm=new_id(),
+        vm=new_id(VmId),
         name="guest",
         generation=1,
         machine=machine,

@@ -10,6 +10,7 @@ from tests.contract.hypervisor.benches import MIB, Bench, started
 from serai.lib.ids import new_id
 from serai.schema.attach import Disk, FileDisk, VnicAttachment
 from serai.schema.errors import ConflictError, UnavailableError, UnsupportedError
+from serai.schema.ids import PoolId, VolumeId
 
 
 async def test_cpus_grow_up_to_what_was_planned(bench: Bench) -> None:
@@ -30,7 +31,7 @@ async def test_disk_plugged_in_is_part_of_the_launch(bench: Bench, tmp_path: Pat
     await machine.cont()
     file = tmp_path / "more.raw"
     file.write_bytes(bytes(MIB))
-    more = Disk(index=1, name="more", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()))
+    more = Disk(index=1, name="more", size=MIB, source=FileDisk(pool=new_id(PoolId), volume=new_id(VolumeId)))
     await machine.attach_disk(more, file)
     assert [disk.index for disk in machine.launch.disks] == [0, 1]
     with pytest.raises(ConflictError):

@@ -24,6 +24,7 @@ from serai.lib.ids import new_id
 from serai.lib.pki import CertificateAuthority, TlsFiles, qemu_folder
 from serai.schema.errors import SeraiError
 from serai.schema.host import Host
+from serai.schema.ids import ImageId, NetworkId, PoolId, VolumeId
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import Job, JobState
 from serai.schema.vm import DiskSpec, Vm, VmCreate, VmSpec, VmState, VnicSpec
@@ -106,10 +107,10 @@ async def test_a_vm_outlives_it_however_it_ends(machine: Machine) -> None:
         image = ImageCreate(name="tiny", spec=ImageSpec(source=ImageSource.BUILD, recipe="tiny"))
         await done(client, await client.call("image.create", body=image))
         spec = VmSpec(
-            image="tiny",
+            image=ImageId("tiny"),
             memory=128 << 20,
-            disks=[DiskSpec(pool="local", size=16 << 20)],
-            vnics=[VnicSpec(network="default")],
+            disks=[DiskSpec(pool=PoolId("local"), size=16 << 20)],
+            vnics=[VnicSpec(network=NetworkId("default"))],
         )
         await done(client, await client.call("vm.create", body=VmCreate(name="v1", spec=spec)))
         vm: Vm = await client.call("vm.show", "v1")
@@ -163,11 +164,11 @@ async def test_without_a_sandbox_no_vm_starts_unless_that_is_allowed(machine: Ma
     refuses = 'case "$*" in *-sandbox*) echo "-sandbox support is not enabled" >&2; exit 1;; esac'
     script.write_text(f'#!/bin/sh\n{refuses}\nexec {shutil.which(script.name)} "$@"\n')
     script.chmod(0o755)
-    body = VmCreate(name="v1", spec=VmSpec(memory=64 << 20, disks=[DiskSpec(volume="d1")]))
+    body = VmCreate(name="v1", spec=VmSpec(memory=64 << 20, disks=[DiskSpec(volume=VolumeId("d1"))]))
     await machine.start()
     assert "no VM is started" in machine.log.read_text()
     async with machine.client() as client:
-        volume = VolumeCreate(name="d1", spec=VolumeSpec(pool="local", size=1 << 20))
+        volume = VolumeCreate(name="d1", spec=VolumeSpec(pool=PoolId("local"), size=1 << 20))
         await done(client, await client.call("volume.create", body=volume))
         with pytest.raises(SeraiError, match="starts no VMs: QEMU does not start in its sandbox"):
             await client.call("vm.create", body=body)

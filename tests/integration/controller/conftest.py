@@ -36,6 +36,7 @@ from serai.schema.commands.volume import VOLUME_ADMIT, VolumeExport
 from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import HostError, StaleError, UnavailableError
 from serai.schema.host import Ability, HostFacts, HostState
+from serai.schema.ids import HostName
 from serai.schema.image import ImageKind, ImageManifest
 from serai.schema.job import Job, JobState
 from serai.schema.lease import Claim
@@ -113,7 +114,7 @@ class Agents:
         """
         while True:
             for host in self._joined - self.silent:
-                report = HostReport(host=host, time=LONG_AGO)
+                report = HostReport(host=HostName(host), time=LONG_AGO)
                 with contextlib.suppress(UnavailableError):
                     await self.bus.publish(Subjects.host_report(host), encode(report))
             await asyncio.sleep(1)
@@ -124,7 +125,7 @@ class Agents:
 
         await self.bus.subscribe(Subjects.host_command(host), answer)
         await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
-        await self.bus.request(Subjects.hello(host), encode(Hello(host=host, facts=FACTS)), timeout=5)
+        await self.bus.request(Subjects.hello(host), encode(Hello(host=HostName(host), facts=FACTS)), timeout=5)
         self._joined.add(host)
 
     def hold(self, command: AnyCommand) -> Held:
@@ -164,7 +165,7 @@ class Agents:
         self.sequence += 1
         return VmReport(
             vm=vm,
-            host=host,
+            host=HostName(host),
             epoch=self._epochs[vm],
             state=state,
             reason="as asked" if state is VmState.STOPPED else "",
@@ -213,10 +214,11 @@ class World:
     async def moving(self, vm: str) -> None:
         """What the source reports once the move has begun."""
         found = await self.vm(vm)
+        assert found.status.host is not None
         self.agents.sequence += 1
         report = VmReport(
             vm=found.id,
-            host=found.status.host or "",
+            host=found.status.host,
             epoch=found.status.epoch,
             state=VmState.MIGRATING,
             since=SystemClock().now(),

@@ -31,6 +31,7 @@ from serai.schema.commands.vm import VM_START
 from serai.schema.commands.volume import VOLUME_ADMIT, VOLUME_CREATE, VolumeExport
 from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import InvalidError, NotFoundError, SeraiError
+from serai.schema.ids import HostName
 from serai.schema.image import Image, ImageFile, ImageKind, ImageManifest, ImageState
 from serai.schema.job import Job, JobState
 from serai.schema.reports import Hello
@@ -79,7 +80,7 @@ class Fleet:
 
             await self.bus.subscribe(Subjects.host_command(host), answer)
             await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
-            await self.bus.request(Subjects.hello(host), encode(Hello(host=host, facts=FACTS)), timeout=5)
+            await self.bus.request(Subjects.hello(host), encode(Hello(host=HostName(host), facts=FACTS)), timeout=5)
 
     async def _answer(self, host: str, command: AnyCommand, body: dict[str, Any]) -> BaseModel | None:
         if command is IMAGE_CREATE:
@@ -105,7 +106,9 @@ class Fleet:
             self._need(host, body["launch"]["boot"]["image"])
         if command is VM_START:
             now, vm = SystemClock().now(), body["launch"]["vm"]
-            return VmReport(vm=vm, host=host, epoch=body["epoch"], state=VmState.RUNNING, since=now, sequence=1)
+            return VmReport(
+                vm=vm, host=HostName(host), epoch=body["epoch"], state=VmState.RUNNING, since=now, sequence=1
+            )
         if command is MIGRATION_PREPARE:
             return MigrationEndpoint(address="10.0.0.2", port=49152, tls_hostname="qemu.h2")
         if command is MIGRATION_START:

@@ -30,6 +30,7 @@ from serai.schema.certificate import SignCertificate
 from serai.schema.encoding import encode
 from serai.schema.errors import UnauthorizedError, UnavailableError
 from serai.schema.host import Host, HostSpec, HostState, HostStatus
+from serai.schema.ids import HostId, HostName
 from serai.schema.subjects import Subjects, controller_permissions, host_permissions
 from serai.schema.ticket import Purpose, Ticket
 
@@ -105,7 +106,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         for name in ("h1", "h2"):
             status = HostStatus(state=HostState.ONLINE)
             await tx.hosts.insert(
-                Host(name=name, id=new_id(), generation=1, created=tx.now, spec=HostSpec(), status=status)
+                Host(
+                    name=HostName(name),
+                    id=HostId(new_id()),
+                    generation=1,
+                    created=tx.now,
+                    spec=HostSpec(),
+                    status=status,
+                )
             )
     await it.server.start()
     async with it.streams:

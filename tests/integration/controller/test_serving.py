@@ -28,6 +28,7 @@ from serai.lib.membus import MemBus
 from serai.schema.encoding import encode
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
 from serai.schema.host import HostFacts
+from serai.schema.ids import HostName, VmId
 from serai.schema.image import Image, ImageCreate, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState
 from serai.schema.job import JobState
 from serai.schema.reports import Hello
@@ -104,7 +105,7 @@ class World:
         bus = MemBus()
         try:
             async with running(self.config, bus, self.extras) as controller:
-                await bus.request(Subjects.hello("h1"), encode(Hello(host="h1", facts=FACTS)), timeout=5)
+                await bus.request(Subjects.hello("h1"), encode(Hello(host=HostName("h1"), facts=FACTS)), timeout=5)
                 yield controller
         finally:
             await bus.close()
@@ -211,7 +212,7 @@ async def add_vm(controller: Controller, name: str) -> None:
     from serai.schema.vm import VmSpec, VmStatus
 
     async with controller.store.transaction() as tx:
-        vm = Vm(name=name, id=new_id(), generation=1, created=tx.now, spec=VmSpec(), status=VmStatus())
+        vm = Vm(name=name, id=new_id(VmId), generation=1, created=tx.now, spec=VmSpec(), status=VmStatus())
         await tx.vms.insert(vm)
 
 

@@ -28,6 +28,7 @@ from serai.schema.commands.vm import VM_CONFIGURE, VM_RELEASE, VM_START, VM_STOP
 from serai.schema.commands.volume import VOLUME_ADMIT, VOLUME_CREATE, VOLUME_REFUSE
 from serai.schema.encoding import encode
 from serai.schema.errors import ConflictError, UnavailableError
+from serai.schema.ids import HostName
 from serai.schema.job import JobState
 from serai.schema.lease import Claim
 from serai.schema.network import NetworkStatus
@@ -60,7 +61,7 @@ async def test_a_move_is_refused_before_it_begins_where_an_end_lacks_a_clean_end
     host = (await world.vm("web1")).status.host
     other = "h2" if host == "h1" else "h1"
     poor = FACTS.model_copy(update={"suppress_vmdesc": False})
-    await world.agents.bus.request(Subjects.hello(other), encode(Hello(host=other, facts=poor)), timeout=5)
+    await world.agents.bus.request(Subjects.hello(other), encode(Hello(host=HostName(other), facts=poor)), timeout=5)
     with pytest.raises(ConflictError, match="no suppress-vmdesc"):
         await world.do("vm.migrate", "web1", {"to": other})
     assert not {command for _, command in world.agents.asked} & {MIGRATION_PREPARE, MIGRATION_START}
@@ -93,7 +94,7 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
 async def test_a_vm_of_which_its_host_has_no_word_is_stopped_by_force_alone(world: World) -> None:
     await world.create()
     vm = await world.vm("web1")
-    report = HostReport(host="h1", time=SystemClock().now(), silent=[vm.id])
+    report = HostReport(host=HostName("h1"), time=SystemClock().now(), silent=[vm.id])
     await world.agents.bus.request(Subjects.host_report("h1"), encode(report), timeout=5)
     status = (await world.vm("web1")).status
     assert (status.state, "does not answer" in status.reason) == (VmState.UNKNOWN, True)
@@ -118,7 +119,7 @@ async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
         return [host.status.seen for host in (shown, edited, listed)]
 
     before = await seen()
-    report = HostReport(host="h1", time=SystemClock().now())
+    report = HostReport(host=HostName("h1"), time=SystemClock().now())
     await world.agents.bus.request(Subjects.host_report("h1"), encode(report), timeout=5)
     after = await seen()
     assert len(set(before)) == len(set(after)) == 1
@@ -127,7 +128,7 @@ async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
 
 async def test_who_has_a_networks_bridge_is_shown_and_placement_goes_by_it(world: World) -> None:
     async def says(host: str, *bridges: str) -> None:
-        report = HostReport(host=host, time=SystemClock().now(), bridges=list(bridges))
+        report = HostReport(host=HostName(host), time=SystemClock().now(), bridges=list(bridges))
         await world.agents.bus.request(Subjects.host_report(host), encode(report), timeout=5)
 
     async def shown() -> NetworkStatus:
@@ -230,7 +231,7 @@ async def test_a_vm_whose_host_is_silent_starts_nowhere(world: World) -> None:
     vm = await world.vm("web1")
     world.agents.asked.clear()
     async with world.controller.store.transaction() as tx:
-        params = StartParams(vm=vm.id, host="h2")
+        params = StartParams(vm=vm.id, host=HostName("h2"))
         job = await world.controller.engine.submit(tx, START_VM, "vm/web1", vm.id, params, requested_by="test")
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
     assert (ended.state, ended.error and ended.error.value) == (JobState.FAILED, "h1")
@@ -253,7 +254,7 @@ async def test_an_answer_that_is_older_than_a_report_changes_nothing(world: Worl
     await world.create()
     vm = await world.vm("web1")
     now = SystemClock().now()
-    crashed = VmReport(vm=vm.id, host="h1", epoch=1, state=VmState.CRASHED, since=now, sequence=100)
+    crashed = VmReport(vm=vm.id, host=HostName("h1"), epoch=1, state=VmState.CRASHED, since=now, sequence=100)
     await world.agents.bus.request(Subjects.vm_report("h1", vm.id), encode(crashed), timeout=5)
     world.agents.sequence = 99
     assert (await world.do("vm.stop", "web1", {"force": True})).state is JobState.DONE
@@ -291,7 +292,7 @@ async def test_a_move_queued_behind_an_edit_that_waits_for_a_restart_prepares_no
     edit = await world.client.call("vm.edit", "web1", {"cpus": 2})
     # Written by the API's own transaction before the edit's job ends; the move's job runs after it either way.
     async with world.controller.store.transaction() as tx:
-        params = MigrateParams(vm=vm.id, to="h2")
+        params = MigrateParams(vm=vm.id, to=HostName("h2"))
         job = await world.controller.engine.submit(tx, MIGRATE_VM, "vm/web1", vm.id, params, requested_by="test")
     await world.client.wait_job(edit.id)
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 20)
@@ -355,7 +356,7 @@ async def test_a_stop_by_force_does_not_wait_for_one_that_asks_the_guest(world: 
     await world.until(forced, lambda _: world.agents.asked.count(("h1", VM_STOP)) == 2)
     vm = await world.vm("web1")
     now = SystemClock().now()
-    stopped = VmReport(vm=vm.id, host="h1", epoch=1, state=VmState.STOPPED, since=now, sequence=100)
+    stopped = VmReport(vm=vm.id, host=HostName("h1"), epoch=1, state=VmState.STOPPED, since=now, sequence=100)
     world.agents.release(VM_STOP, stopped)
     for job in (gentle, forced):
         assert (await asyncio.wait_for(world.client.wait_job(job.id), 20)).state is JobState.DONE

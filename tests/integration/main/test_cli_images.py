@@ -22,6 +22,7 @@ from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.process import run
 from serai.schema.errors import InvalidError, NotFoundError
+from serai.schema.ids import HostName
 from serai.schema.image import ImageCreate, ImageSource, ImageSpec
 from serai.schema.job import JobState
 
@@ -160,7 +161,7 @@ async def test_a_file_that_arrives_otherwise_leaves_nothing_on_the_host(
     """The sum is checked at the far end too: here by a client that does not look first."""
     before, name = on_host(lab, "h2"), f"i{new_id()[:6]}"
     spec = ImageSpec(source=ImageSource.UPLOAD, sha256=ZEROS)
-    job = await lab.client.call("image.create", body=ImageCreate(name=name, spec=spec, host="h2"))
+    job = await lab.client.call("image.create", body=ImageCreate(name=name, spec=spec, host=HostName("h2")))
     with pytest.raises(InvalidError) as caught:
         await lab.client.upload(name, disk["raw"])
     assert (caught.value.info.field, caught.value.info.value) == ("spec.sha256", ZEROS)
@@ -250,7 +251,7 @@ async def test_an_image_in_use_stays(lab: Lab, serai: Serai, disk: dict[str, Pat
 async def test_an_image_that_is_still_awaited_can_be_given_up(lab: Lab, serai: Serai) -> None:
     name = f"i{new_id()[:6]}"
     spec = ImageSpec(source=ImageSource.UPLOAD, sha256=ZEROS)
-    job = await lab.client.call("image.create", body=ImageCreate(name=name, spec=spec, host="h2"))
+    job = await lab.client.call("image.create", body=ImageCreate(name=name, spec=spec, host=HostName("h2")))
     ran = await serai("image", "delete", name)
     refused(ran, "job", job.id, f"serai job cancel {job.id}")
     ran = await serai("vm", "create", f"t{new_id()[:6]}", "--image", name, "--disk", "shared0:4M", "--no-start")
@@ -267,7 +268,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(lab: Lab, serai: Serai, 
     """As if `serai image import` were killed half-way."""
     before, name = on_host(lab, "h2"), f"i{new_id()[:6]}"
     spec = ImageSpec(source=ImageSource.UPLOAD, sha256=sum_of(disk["raw"]))
-    job = await lab.client.call("image.create", body=ImageCreate(name=name, spec=spec, host="h2"))
+    job = await lab.client.call("image.create", body=ImageCreate(name=name, spec=spec, host=HostName("h2")))
     context = lab.client.context
     _, writer = await asyncio.open_unix_connection(str(context.socket))
     head = f"PUT /v1/images/{name}/content HTTP/1.1\r\nHost: serai\r\nAuthorization: Bearer {context.token()}\r\n"

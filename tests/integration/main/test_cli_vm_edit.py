@@ -75,7 +75,7 @@ async def test_what_can_be_changed_live_is_seen_by_the_guest_and_a_new_name_chan
     assert (await serai.well("vm", "rename", vm.name, name)).out == f"vm {vm.name} is now {name}\n"
     after = await lab.vm(name)
     assert (after.id, after.spec.vnics, after.status.state) == (vm.id, changed.spec.vnics, VmState.RUNNING)
-    assert [disk.volume for disk in after.spec.disks] == [f"{name}-disk0", f"{name}-disk1"]
+    assert [disk.volume for disk in after.spec.disks] == [f"{vm.name}-disk0", f"{vm.name}-disk1"]
     refused(await serai("vm", "show", vm.name), "vm", vm.name, "serai vm list")
     # It is the same VM, and what was plugged in goes along.
     moved = await serai.well("vm", "migrate", name, "--to", "h2")
@@ -89,9 +89,9 @@ async def test_what_can_be_changed_live_is_seen_by_the_guest_and_a_new_name_chan
     after = await lab.vm(name)
     assert len(await taps(lab, after)) == len(after.spec.disks) == len(after.status.addresses) == 1
     # The disk was taken away, not its data: it is a volume that anybody may use now.
-    free = (await serai.well("volume", "show", f"{name}-disk1", "-o", "json")).json
-    assert free["status"]["vm"] is None
-    await serai.well("volume", "delete", f"{name}-disk1")
+    free = (await serai.well("volume", "show", f"{vm.name}-disk1", "-o", "json")).json
+    assert (free["status"]["vm"], free["status"]["owner"]) == (None, None)
+    await serai.well("volume", "delete", f"{vm.name}-disk1")
 
 
 async def test_what_is_said_of_a_vm_changes_at_once(lab: Lab, serai: Serai) -> None:

@@ -16,6 +16,7 @@ from serai.lab.workload import Guest
 from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.process import run
+from serai.schema.ids import HostName, PoolId
 from serai.schema.vm import DiskSpec, RestartPolicy, VmState, VmStop
 from serai.schema.volume import PoolCreate, PoolSpec
 
@@ -76,7 +77,7 @@ async def small_pool(lab: Lab) -> AsyncIterator[SmallPool]:
     await run([*inside, "mkdir", str(place)])
     await run([*inside, "mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "small", str(place)])
     try:
-        body = PoolCreate(name=name, spec=PoolSpec(host="h3", path=str(place)))
+        body = PoolCreate(name=name, spec=PoolSpec(host=HostName("h3"), path=str(place)))
         await lab.done(await lab.client.call("pool.create", body=body))
         yield SmallPool(name, inside, place)
         await lab.clean()
@@ -98,7 +99,7 @@ async def writes(guest: Guest) -> None:
 
 async def test_a_full_pool_pauses_its_vm_which_goes_on_once_there_is_room(lab: Lab) -> None:
     async with small_pool(lab) as pool:
-        vm = await lab.create(disks=[DiskSpec(pool=pool.name, size=6 << 20)])
+        vm = await lab.create(disks=[DiskSpec(pool=PoolId(pool.name), size=6 << 20)])
         guest = lab.guest(vm)
         boot_id, qemus = await guest.boot_id(), lab.qemus(vm)
         await pool.fill()

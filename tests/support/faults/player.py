@@ -30,6 +30,7 @@ from serai.lab import services
 from serai.lab.state import OWN_PATHS, LabFolder
 from serai.lib import process
 from serai.schema.errors import SeraiError
+from serai.schema.ids import PoolId
 from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmState
 
 PATIENCE = 120.0
@@ -124,7 +125,7 @@ class Player:
                 await asyncio.gather(*tasks, *self._asking)
 
     async def _create(self, label: str) -> Subject:
-        disks = [DiskSpec(pool=POOL, size=DISK)]
+        disks = [DiskSpec(pool=PoolId(POOL), size=DISK)]
         vm = await self.lab.create(host=None, disks=disks, **{"cmdline": "serai.mem=4:2", **SPECS[label]})
         self.say(f"{label} is {vm.name} ({vm.id}) on {vm.status.host}")
         return Subject(label, vm, self.lab.guest(vm), await self._volume(vm))

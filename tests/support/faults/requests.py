@@ -6,6 +6,7 @@ from tests.support.faults.actions import Action, Verb
 
 from serai.client.http import Client
 from serai.schema.errors import NotFoundError
+from serai.schema.ids import HostName, PoolId
 from serai.schema.job import Job
 from serai.schema.vm import DiskSpec, VmEdit, VmMigrate, VmStop
 
@@ -29,7 +30,7 @@ class Requests:
         job: Job
         match action.verb:
             case Verb.MIGRATE:
-                job = await call("vm.migrate", vm, body=VmMigrate(to=action.how))
+                job = await call("vm.migrate", vm, body=VmMigrate(to=HostName(action.how)))
             case Verb.START:
                 job = await call("vm.start", vm)
             case Verb.STOP | Verb.STOP_BY_FORCE:
@@ -59,4 +60,4 @@ class Requests:
         if how == "no disk":
             return VmEdit(disks=disks[:1])
         # Another one in the place of the second would need a restart, and keep the VM from moving until then.
-        return VmEdit(disks=disks if len(disks) > 1 else [*disks, DiskSpec(pool=POOL, size=DISK)])
+        return VmEdit(disks=disks if len(disks) > 1 else [*disks, DiskSpec(pool=PoolId(POOL), size=DISK)])

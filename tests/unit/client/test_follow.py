@@ -14,13 +14,14 @@ from serai.client.fake import FakeApi
 from serai.client.follow import EventStream, Retry
 from serai.client.http import Client
 from serai.schema.errors import InvalidError, NotFoundError, UnavailableError
+from serai.schema.ids import HostName
 from serai.schema.job import Event, Job, JobState, StepState
 from serai.schema.vm import VmMigrate
 
 
 async def started(api: FakeApi, client: Client) -> Job:
     api.add("vm", "web1", {}, {"state": "running", "host": "h1"})
-    job = await client.call("vm.migrate", "web1", VmMigrate(to="h2"))
+    job = await client.call("vm.migrate", "web1", VmMigrate(to=HostName("h2")))
     assert isinstance(job, Job)
     return job
 
@@ -135,7 +136,7 @@ async def test_the_controller_may_go_away_and_come_back(api: FakeApi) -> None:
     async with Client(Context(socket=api.socket)) as client:
         job = await started(api, client)
         api.hold.clear()
-        running = await client.call("vm.migrate", "web1", VmMigrate(to="h3"))
+        running = await client.call("vm.migrate", "web1", VmMigrate(to=HostName("h3")))
         opened = asyncio.Event()
         waiting = asyncio.create_task(client.wait_job(running.id, lambda _: opened.set()))
         await asyncio.wait_for(opened.wait(), 10)

@@ -25,6 +25,7 @@ from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
 from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostState, HostStatus
+from serai.schema.ids import HostId, HostName, ImageId, NetworkId, PoolId, VolumeId
 from serai.schema.image import Image, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState, ImageStatus
 from serai.schema.job import Job
 from serai.schema.network import Network, NetworkSpec, NetworkStatus
@@ -103,8 +104,8 @@ class World:
         state = HostState.ONLINE if online else HostState.OFFLINE
         async with self.store.transaction() as tx:
             host = Host(
-                name=name,
-                id=new_id(),
+                name=HostName(name),
+                id=new_id(HostId),
                 generation=1,
                 created=tx.now,
                 spec=HostSpec(memory_reserve=0),
@@ -116,10 +117,10 @@ class World:
         async with self.store.transaction() as tx:
             pool = Pool(
                 name=name,
-                id=new_id(),
+                id=new_id(PoolId),
                 generation=1,
                 created=tx.now,
-                spec=PoolSpec(host=host, **spec),
+                spec=PoolSpec(host=HostName(host), **spec),
                 status=PoolStatus(state="ready", total=100 * GIB, free=50 * GIB),
             )
             await tx.pools.insert(pool)
@@ -129,10 +130,10 @@ class World:
             volume = Volume(
                 kind="volume",
                 name=name,
-                id=new_id(),
+                id=new_id(VolumeId),
                 generation=1,
                 created=tx.now,
-                spec=VolumeSpec(pool=pool, size=GIB),
+                spec=VolumeSpec(pool=(await tx.pools.find(pool)).id, size=GIB),
                 status=VolumeStatus(state=VolumeState.READY, size=GIB),
             )
             await tx.volumes.insert(volume)
@@ -144,11 +145,11 @@ class World:
         async with self.store.transaction() as tx:
             image = Image(
                 name=name,
-                id=new_id(),
+                id=new_id(ImageId),
                 generation=1,
                 created=tx.now,
                 spec=ImageSpec(source=ImageSource.BUILD, recipe="tiny"),
-                status=ImageStatus(state=state, manifest=manifest, hosts=["h1"]),
+                status=ImageStatus(state=state, manifest=manifest, hosts=[HostName("h1")]),
             )
             await tx.images.insert(image)
 
@@ -163,16 +164,19 @@ class World:
             }
         )
         async with self.store.transaction() as tx:
-            network = Network(name=name, id=new_id(), generation=1, created=tx.now, spec=spec, status=NetworkStatus())
+            network = Network(
+                name=name, id=new_id(NetworkId), generation=1, created=tx.now, spec=spec, status=NetworkStatus()
+            )
             await tx.networks.insert(network)
 
     async def create(self, name: str, **spec: Any) -> Vm:
         """A VM that was created, with its volumes ready."""
         await self.done("POST", "/v1/vms", {"name": name, "spec": {"image": "tiny", "memory": "256M", **spec}})
         async with self.store.transaction() as tx:
-            for volume in await tx.volumes.of_vm(name):
+            vm = await tx.vms.find(name)
+            for volume in await tx.volumes.of_vm(vm.id):
                 await tx.volumes.update_status(volume.id, state=VolumeState.READY, size=volume.spec.size)
-            return await tx.vms.find(name)
+            return vm
 
     async def becomes(self, name: str, state: VmState, host: str | None = "h1") -> None:
         async with self.store.transaction() as tx:

@@ -19,13 +19,14 @@ from serai.schema.commands.pool import POOL_OPEN, OpenPool
 from serai.schema.commands.vm import VM_PAUSE, SignalVm
 from serai.schema.encoding import encode
 from serai.schema.host import HostFacts
+from serai.schema.ids import HostName, PoolId, VmId
 from serai.schema.reports import Hello, HostReport, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm, VmReport, VmSpec, VmState, VmStatus
 from serai.schema.volume import ExportKind, PoolDriverName, PoolStatus
 
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
-OPEN = OpenPool(pool=new_id(), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
+OPEN = OpenPool(pool=new_id(PoolId), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -35,7 +36,9 @@ class Kit:
         self.requests: list[Request] = []
 
     async def host(self, name: str) -> None:
-        answer = await self.bus.request(Subjects.hello(name), encode(Hello(host=name, facts=FACTS)), timeout=5)
+        answer = await self.bus.request(
+            Subjects.hello(name), encode(Hello(host=HostName(name), facts=FACTS)), timeout=5
+        )
         Welcome.model_validate_json(answer)
 
     async def answers(self, subject: str, *replies: Reply) -> None:
@@ -50,10 +53,10 @@ class Kit:
 
     async def vm(self, host: str = "h1") -> str:
         async with self.store.transaction() as tx:
-            status = VmStatus(state=VmState.RUNNING, host=host, epoch=1)
-            vm = Vm(name="web1", id=new_id(), generation=1, created=tx.now, spec=VmSpec(), status=status)
+            status = VmStatus(state=VmState.RUNNING, host=HostName(host), epoch=1)
+            vm = Vm(name="web1", id=new_id(VmId), generation=1, created=tx.now, spec=VmSpec(), status=status)
             await tx.vms.insert(vm)
-            await tx.leases.create(vm.id, host)
+            await tx.leases.create(vm.id, HostName(host))
         return vm.id
 
     def said(self, vm: str, **fields: Any) -> VmReport:
@@ -68,10 +71,10 @@ class Kit:
 
     async def status(self, vm: str) -> VmStatus:
         async with self.store.read() as view:
-            return (await view.vms.get(vm)).status
+            return (await view.vms.get(VmId(vm))).status
 
     async def full_report(self, host: str, **fields: Any) -> None:
-        said = HostReport(host=host, time=self.clock.now(), **fields)
+        said = HostReport(host=HostName(host), time=self.clock.now(), **fields)
         await self.bus.request(Subjects.host_report(host), encode(said), timeout=5)
 
     async def advance(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:

@@ -13,6 +13,7 @@ from serai.controller.api.auth import prepare
 from serai.controller.store import Store
 from serai.schema.endpoints import ENDPOINTS
 from serai.schema.errors import InvalidError
+from serai.schema.ids import HostName
 from serai.schema.image import ImageKind
 from serai.schema.vm import VmState
 
@@ -194,8 +195,7 @@ async def test_volumes(world: World) -> None:
         assert (await world.refused("POST", create, {"name": "v", "spec": spec}))["field"] == field
     await world.done("POST", create, {"name": "v", "spec": {"pool": "shared0", "size": "2G"}})
     assert (await world.refused("PATCH", "/v1/volumes/v", {"size": "4G"}))["field"] == "state"
-    vm = await world.create("web1", disks=[{"pool": "shared0", "size": "4G"}])
-    assert vm.spec.disks[0].volume == "web1-disk0"
+    await world.create("web1", disks=[{"pool": "shared0", "size": "4G"}])
     assert (await world.refused("PATCH", "/v1/volumes/web1-disk0", {"size": "1G"}))["field"] == "size"
     await world.done("PATCH", "/v1/volumes/web1-disk0", {"size": "6G", "description": "d"})
     volume = await world.ok("GET", "/v1/volumes/web1-disk0")
@@ -256,7 +256,7 @@ async def test_a_host_that_is_gone(world: World) -> None:
     await world.becomes("web1", VmState.STOPPED, "h1")
     async with world.store.transaction() as tx:
         vm = await tx.vms.find("web1")
-        await tx.leases.create(vm.id, "h3")
+        await tx.leases.create(vm.id, HostName("h3"))
     assert "VMs web1" in (await world.refused("DELETE", path))["message"]
     async with world.store.transaction() as tx:
         await tx.leases.drop(vm.id)

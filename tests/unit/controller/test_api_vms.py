@@ -282,9 +282,9 @@ async def test_user_data_is_in_the_spec_and_nowhere_else(world: World) -> None:
 
 
 async def test_editing(world: World) -> None:
-    vm = await world.create("web1", disks=[DISK], vnics=[{"network": "lan"}])
-    disks = [disk.model_dump(mode="json") for disk in vm.spec.disks]
-    vnics = [vnic.model_dump(mode="json") for vnic in vm.spec.vnics]
+    await world.create("web1", disks=[DISK], vnics=[{"network": "lan"}])
+    before = (await world.ok("GET", "/v1/vms/web1"))["spec"]
+    disks, vnics = before["disks"], before["vnics"]
     job = await world.done(
         "PATCH",
         "/v1/vms/web1",
@@ -328,14 +328,17 @@ async def test_a_stop_waits_for_a_day_at_most(world: World) -> None:
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "timeout")
 
 
-async def test_renaming_takes_the_volumes_along(world: World) -> None:
+async def test_a_new_name_is_the_vms_alone(world: World) -> None:
     await world.create("web1", disks=[DISK])
     await world.create("web2")
     assert (await world.refused("PATCH", "/v1/vms/web1", {"rename": "web2"}))["field"] == "rename"
     await world.done("PATCH", "/v1/vms/web1", {"rename": "web3"})
     vm = await world.ok("GET", "/v1/vms/web3")
-    assert vm["spec"]["disks"][0]["volume"] == "web3-disk0"
-    assert (await world.ok("GET", "/v1/volumes?vm=web3"))["items"][0]["name"] == "web3-disk0"
+    assert vm["spec"]["disks"][0]["volume"] == "web1-disk0"
+    (volume,) = (await world.ok("GET", "/v1/volumes?vm=web3"))["items"]
+    assert (volume["name"], volume["status"]["vm"], volume["status"]["owner"]) == ("web1-disk0", "web3", "web3")
+    await world.create("web1", disks=[DISK])
+    assert (await world.ok("GET", "/v1/vms/web1"))["spec"]["disks"][0]["volume"] == "web1-disk1"
 
 
 async def test_cloning(world: World) -> None:

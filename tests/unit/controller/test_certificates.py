@@ -22,6 +22,7 @@ from serai.schema.certificate import SignCertificate
 from serai.schema.encoding import encode
 from serai.schema.errors import HostError, UnauthorizedError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
+from serai.schema.ids import HostId, HostName
 from serai.schema.subjects import Subjects
 
 DAY = timedelta(days=1)
@@ -51,11 +52,13 @@ class World:
 
     async def greet(self, facts: HostFacts | None = None) -> Host:
         async with self.store.transaction() as tx:
-            known = await tx.hosts.seek("h1")
+            known = await tx.hosts.named(HostName("h1"))
             status = HostStatus(state=HostState.ONLINE, facts=facts)
             if known is not None:
                 return await tx.hosts.set_status(known.id, status)
-            host = Host(name="h1", id=new_id(), generation=1, created=tx.now, spec=HostSpec(), status=status)
+            host = Host(
+                name=HostName("h1"), id=HostId(new_id()), generation=1, created=tx.now, spec=HostSpec(), status=status
+            )
             await tx.hosts.insert(host)
             return host
 

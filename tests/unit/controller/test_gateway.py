@@ -25,6 +25,7 @@ from serai.schema.errors import (
     UnavailableError,
 )
 from serai.schema.host import HostState
+from serai.schema.ids import HostName, PoolId, VmId
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.reports import Hello
 from serai.schema.subjects import Subjects
@@ -110,7 +111,7 @@ async def test_progress_and_vm_commands_find_their_way(kit: Kit) -> None:
     waits: list[str] = []
     asked: list[str] = []
     vm = await kit.vm("h2")
-    report = VmReport(vm=vm, host="h2", epoch=1, state=VmState.PAUSED, since=THEN)
+    report = VmReport(vm=VmId(vm), host=HostName("h2"), epoch=1, state=VmState.PAUSED, since=THEN)
 
     async def answer(message: Message) -> bytes:
         request = Request.model_validate_json(message.payload)
@@ -124,7 +125,7 @@ async def test_progress_and_vm_commands_find_their_way(kit: Kit) -> None:
         return encode(done if len(asked) == 3 else Reply(state="running"))
 
     await kit.bus.subscribe(Subjects.vm_command("h2", vm), answer)
-    found = await kit.signal(VmTarget(vm), on_progress=seen.append, waits=waits.append)
+    found = await kit.signal(VmTarget(VmId(vm)), on_progress=seen.append, waits=waits.append)
     assert found == report
     assert {word.phase for word in seen} == {"of h2"}
     # Being asked again does not take it back; the answer does.
@@ -135,12 +136,12 @@ async def test_progress_and_vm_commands_find_their_way(kit: Kit) -> None:
 async def test_a_vm_whose_lease_changes_is_asked_of_no_other_holder(kit: Kit, way: list[str]) -> None:
     vm = await kit.vm("h1")
     waits: list[str] = []
-    sending = asyncio.create_task(kit.signal(VmTarget(vm), patience=float("inf"), waits=waits.append))
+    sending = asyncio.create_task(kit.signal(VmTarget(VmId(vm)), patience=float("inf"), waits=waits.append))
     await kit.advance(1, lambda: bool(waits))
     assert waits[0] == f"the agent of VM {vm} on h1 to answer vm.pause"
     async with kit.store.transaction() as tx:
         for host in way:
-            await tx.leases.advance(vm, host)
+            await tx.leases.advance(VmId(vm), HostName(host))
     await kit.answers(Subjects.vm_command("*", vm), Reply(state="done"))
     await kit.advance(2, sending.done)
     with pytest.raises(ConflictError, match=f"lease went to {way[-1]}"):
@@ -157,10 +158,10 @@ async def test_a_restarted_agent_is_asked_again_only_while_it_holds_the_vm(kit: 
         await asyncio.Event().wait()
 
     await kit.bus.subscribe(Subjects.vm_command("h1", vm), hang)
-    sending = asyncio.create_task(kit.signal(VmTarget(vm)))
+    sending = asyncio.create_task(kit.signal(VmTarget(VmId(vm))))
     await asyncio.wait_for(asked.get(), 10)
     async with kit.store.transaction() as tx:
-        await tx.leases.advance(vm, "h2")
+        await tx.leases.advance(VmId(vm), HostName("h2"))
     await kit.host("h1")
     with pytest.raises(ConflictError, match="lease went to h2"):
         await asyncio.wait_for(sending, 10)
@@ -172,9 +173,9 @@ async def test_a_command_made_for_one_holder_goes_to_no_other(kit: Kit) -> None:
     await kit.answers(Subjects.vm_command("h2", vm), Reply(state="done"))
     for host, epoch in (("h1", 1), ("h2", 2)):
         with pytest.raises(ConflictError, match="lease went to h2"):
-            await kit.signal(VmTarget(vm, host, epoch))
+            await kit.signal(VmTarget(VmId(vm), HostName(host), epoch))
     with pytest.raises(NotFoundError, match="never ran"):
-        await kit.signal(VmTarget(new_id()))
+        await kit.signal(VmTarget(new_id(VmId)))
     assert kit.requests == []
 
 
@@ -190,7 +191,7 @@ async def test_a_host_that_does_not_hold_the_vm_is_asked_again(kit: Kit) -> None
         return encode(Reply(state="done", result=to_dict(kit.said(vm, state="paused"))))
 
     await kit.bus.subscribe(Subjects.vm_command("h1", vm), answer)
-    sending = asyncio.create_task(kit.signal(VmTarget(vm)))
+    sending = asyncio.create_task(kit.signal(VmTarget(VmId(vm))))
     await kit.advance(2, sending.done)
     assert (await sending).state is VmState.PAUSED
     assert asked == [f"host.h1.vm.{vm}.command"] * 2
@@ -212,7 +213,7 @@ async def test_what_a_restarted_agent_was_asked_is_asked_again_at_its_hello(kit:
 
     subject = Subjects.vm_command("h1", vm) if to == "vm" else Subjects.host_command("h1")
     await kit.bus.subscribe(subject, answer)
-    sending = asyncio.create_task(kit.signal(VmTarget(vm)) if to == "vm" else kit.send())
+    sending = asyncio.create_task(kit.signal(VmTarget(VmId(vm))) if to == "vm" else kit.send())
     async with asyncio.timeout(5):
         while not asked:
             await asyncio.sleep(0.001)
@@ -259,13 +260,13 @@ async def test_what_is_known_is_not_written_again(kit: Kit) -> None:
 async def test_a_destination_that_runs_the_vm_has_committed(kit: Kit) -> None:
     vm = await kit.vm()
     async with kit.store.transaction() as tx:
-        await tx.leases.offer(vm, "h2", "one")
+        await tx.leases.offer(VmId(vm), HostName("h2"), "one")
     assert (await kit.report(vm, host="h2", epoch=2, state="starting")).host == "h1"
     assert (await kit.report(vm, host="h3", epoch=2, state="running")).host == "h1"
     status = await kit.report(vm, host="h2", epoch=2, state="running")
     assert (status.host, status.epoch) == ("h2", 2)
     async with kit.store.read() as view:
-        lease = await view.leases.need(vm)
+        lease = await view.leases.need(VmId(vm))
     assert (lease.host, lease.epoch, lease.offered_to) == ("h2", 2, None)
     assert (await kit.report(vm, host="h1", epoch=1, state="crashed", sequence=99)).state is VmState.RUNNING
 
@@ -285,10 +286,10 @@ async def test_a_hosts_journal_settles_an_offer(
     vm = await kit.vm()
     await kit.host("h2")
     async with kit.store.transaction() as tx:
-        await tx.leases.offer(vm, "h2", "one")
-    await kit.full_report("h2", leases=[LeaseRecord(vm=vm, epoch=2, claim=claim, offer_id=offer_id)])
+        await tx.leases.offer(VmId(vm), HostName("h2"), "one")
+    await kit.full_report("h2", leases=[LeaseRecord(vm=VmId(vm), epoch=2, claim=claim, offer_id=offer_id)])
     async with kit.store.read() as view:
-        lease = await view.leases.need(vm)
+        lease = await view.leases.need(VmId(vm))
     assert (lease.host, lease.offered_to) == (host, offered)
 
 
@@ -325,7 +326,7 @@ async def test_a_vm_whose_qemu_does_not_answer_a_new_agent_is_shown_so(kit: Kit)
 async def test_an_unlisted_vm_whose_lease_its_host_gave_up_is_stopped(kit: Kit) -> None:
     vm = await kit.vm()
     await kit.host("h1")
-    await kit.full_report("h1", leases=[LeaseRecord(vm=vm, epoch=1, claim=Claim.RELEASED)])
+    await kit.full_report("h1", leases=[LeaseRecord(vm=VmId(vm), epoch=1, claim=Claim.RELEASED)])
     status = await kit.status(vm)
     assert (status.state, status.reason) == (VmState.STOPPED, "h1 has given it up")
 
@@ -338,9 +339,9 @@ async def test_an_absence_that_says_nothing(kit: Kit, why: str) -> None:
         await kit.report(vm, since=THEN + timedelta(seconds=1))
     async with kit.store.transaction() as tx:
         if why != "it began after the report":
-            await tx.leases.offer(vm, "h2", "one")
+            await tx.leases.offer(VmId(vm), HostName("h2"), "one")
         if why == "another host holds its lease":
-            await tx.leases.commit(vm, 2, "h2")
+            await tx.leases.commit(VmId(vm), 2, HostName("h2"))
     await kit.full_report("h1")
     assert (await kit.status(vm)).state is VmState.RUNNING
 
@@ -348,7 +349,14 @@ async def test_an_absence_that_says_nothing(kit: Kit, why: str) -> None:
 async def test_pools_are_written_when_they_change(kit: Kit) -> None:
     await kit.host("h1")
     async with kit.store.transaction() as tx:
-        pool = Pool(name="p", id=new_id(), generation=1, created=tx.now, spec=PoolSpec(host="h1"), status=PoolStatus())
+        pool = Pool(
+            name="p",
+            id=new_id(PoolId),
+            generation=1,
+            created=tx.now,
+            spec=PoolSpec(host=HostName("h1")),
+            status=PoolStatus(),
+        )
         await tx.pools.insert(pool)
     await kit.full_report("h1", pools={pool.id: PoolStatus(state="ready", total=100 << 30, free=50 << 30)})
     newest = kit.store.bell.newest
@@ -391,7 +399,7 @@ async def test_a_hello_or_report_on_another_hosts_subject_is_refused(kit: Kit) -
     forged = encode(kit.said(vm, state="crashed", sequence=9))
     for subject, words in (
         (Subjects.vm_report("h2", vm), forged),
-        (Subjects.hello("h2"), encode(Hello(host="h1", facts=FACTS.model_copy(update={"cpus": 1})))),
+        (Subjects.hello("h2"), encode(Hello(host=HostName("h1"), facts=FACTS.model_copy(update={"cpus": 1})))),
     ):
         with pytest.raises(InvalidError, match="another host's"):
             await kit.bus.request(subject, words, timeout=5)

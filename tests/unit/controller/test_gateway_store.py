@@ -20,6 +20,7 @@ from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
 from serai.schema.encoding import encode
 from serai.schema.host import HostFacts, HostState
+from serai.schema.ids import HostName, PoolId
 from serai.schema.reports import Hello, HostReport
 from serai.schema.subjects import Subjects
 from serai.schema.volume import ExportKind, Pool, PoolSpec, PoolStatus
@@ -32,19 +33,19 @@ class Kit:
 
     def __init__(self, store: Store, bus: MemBus, clock: ManualClock) -> None:
         self.store, self.bus, self.clock = store, bus, clock
-        self.pool = new_id()
+        self.pool = new_id(PoolId)
 
     async def begin(self) -> None:
-        await self.bus.request(Subjects.hello("h1"), encode(Hello(host="h1", facts=FACTS)), timeout=5)
+        await self.bus.request(Subjects.hello("h1"), encode(Hello(host=HostName("h1"), facts=FACTS)), timeout=5)
         async with self.store.transaction() as tx:
-            spec = PoolSpec(host="h1", export=ExportKind.NONE)
+            spec = PoolSpec(host=HostName("h1"), export=ExportKind.NONE)
             pool = Pool(name="p", id=self.pool, generation=1, created=tx.now, spec=spec, status=PoolStatus())
             await tx.pools.insert(pool)
 
     async def report(self) -> None:
         """One that says something new, which is to be written."""
         pools = {self.pool: PoolStatus(state="ready")}
-        said = HostReport(host="h1", time=self.clock.now(), pools=pools)
+        said = HostReport(host=HostName("h1"), time=self.clock.now(), pools=pools)
         await self.bus.request(Subjects.host_report("h1"), encode(said), timeout=60)
 
     async def state(self) -> HostState:

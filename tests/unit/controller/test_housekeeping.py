@@ -9,6 +9,7 @@ from serai.controller.housekeeping import KEEP_EVENTS, KEEP_JOBS, tidy
 from serai.controller.store import JobRecord, Store
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
+from serai.schema.ids import JobId
 from serai.schema.job import Job, JobState
 
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -17,8 +18,10 @@ THEN = datetime(2026, 1, 1, tzinfo=UTC)
 async def test_tidying(tmp_path: Path) -> None:
     clock = ManualClock(THEN)
     store = await Store.open(tmp_path / "serai.db", clock)
-    ended = Job(id=new_id(), kind="k", target="vm/a", requested_by="t", created=THEN, ended=THEN, state=JobState.DONE)
-    at_work = Job(id=new_id(), kind="k", target="vm/a", requested_by="t", created=THEN, state=JobState.RUNNING)
+    ended = Job(
+        id=new_id(JobId), kind="k", target="vm/a", requested_by="t", created=THEN, ended=THEN, state=JobState.DONE
+    )
+    at_work = Job(id=new_id(JobId), kind="k", target="vm/a", requested_by="t", created=THEN, state=JobState.RUNNING)
     async with store.transaction() as tx:
         await tx.emit("a", "b")
         await tx.jobs.insert(JobRecord(ended))

@@ -10,6 +10,7 @@ import pytest
 from serai.controller import relay
 from serai.controller.relay import QUEUED_MAX, Console
 from serai.lib import stream
+from serai.schema.ids import HostName, VmId
 from serai.schema.vm import Vm, VmSpec, VmState, VmStatus
 
 PIECE = bytes(4096)
@@ -43,8 +44,8 @@ class Host:
 
 
 async def find(_: str) -> Vm:
-    status = VmStatus(state=VmState.RUNNING, host="h2", pid=1)
-    return Vm(name="a", id="0" * 12, generation=1, created=datetime.now(UTC), spec=VmSpec(), status=status)
+    status = VmStatus(state=VmState.RUNNING, host=HostName("h2"), pid=1)
+    return Vm(name="a", id=VmId("0" * 12), generation=1, created=datetime.now(UTC), spec=VmSpec(), status=status)
 
 
 @pytest.mark.parametrize("noticed", [True, False], ids=["the reader saw the end", "only the writer did"])
@@ -61,8 +62,8 @@ async def test_what_is_typed_while_it_is_joined_again_is_bounded(
         end = first if host == "h1" else second
         return end, end  # type: ignore[return-value]  # a double of both
 
-    console = Console("0" * 12, join, find, lambda: None)
-    await console.join("h1")
+    console = Console(VmId("0" * 12), join, find, lambda: None)
+    await console.join(HostName("h1"))
     reading = asyncio.create_task(console.read(100))
     accepted = 0
 

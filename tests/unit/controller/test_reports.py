@@ -7,6 +7,7 @@ from datetime import datetime
 from tests.unit.controller.gateway_kit import Kit
 
 from serai.schema.host import HostState
+from serai.schema.ids import HostName
 from serai.schema.vm import HOST_SILENT, VmState
 
 
@@ -41,11 +42,11 @@ async def test_when_a_host_spoke_last_is_known_and_written_only_at_its_silence(k
     await kit.advance(5)
     last = kit.clock.now()
     await kit.full_report("h1")
-    assert (kit.hosts.heard("h1"), await stored()) == (last, joined)
-    assert kit.hosts.heard("h9") is None
+    assert (kit.hosts.heard(HostName("h1")), await stored()) == (last, joined)
+    assert kit.hosts.heard(HostName("h9")) is None
     before = kit.store.bell.newest
     await kit.advance(17, lambda: kit.store.bell.newest > before)
-    assert (kit.hosts.heard("h1"), await stored()) == (last, last)
+    assert (kit.hosts.heard(HostName("h1")), await stored()) == (last, last)
 
 
 async def test_a_hosts_bridges_are_kept_and_written_when_they_change(kit: Kit) -> None:

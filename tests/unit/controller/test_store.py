@@ -21,9 +21,12 @@ from serai.controller.store.tables import metadata
 from serai.lib.clock import SystemClock
 from serai.lib.ids import new_id, new_secret
 from serai.schema.errors import ConflictError, NotFoundError, StaleError, UnavailableError
+from serai.schema.ids import HostName, NetworkId, VmId
 from serai.schema.network import Network, NetworkSpec, NetworkStatus
 from serai.schema.ticket import Purpose, Ticket
 from serai.schema.vm import Vm, VmSpec, VmState, VmStatus
+
+H1, H2, H3 = HostName("h1"), HostName("h2"), HostName("h3")
 
 NOW = SystemClock().now()
 
@@ -31,7 +34,7 @@ NOW = SystemClock().now()
 def vm(name: str, **status: object) -> Vm:
     return Vm(
         name=name,
-        id=new_id(),
+        id=new_id(VmId),
         generation=1,
         created=NOW,
         labels={"tier": "web"} if name.startswith("web") else {},
@@ -73,7 +76,7 @@ async def test_pages_and_filters(store: Store) -> None:
         assert len((await view.vms.page(9, None, table.host == "h1")).items) == 2
         assert len((await view.vms.page(9, None, view.vms.labelled("tier", "web"))).items) == 5
         assert len((await view.vms.page(9, None, view.vms.labelled("tier", "db"))).items) == 0
-        assert (await view.vms.committed())["h2"].memory == 3 << 30
+        assert (await view.vms.committed())[H2].memory == 3 << 30
 
 
 async def test_a_block_that_raises_writes_nothing(store: Store) -> None:
@@ -86,7 +89,7 @@ async def test_a_block_that_raises_writes_nothing(store: Store) -> None:
     with pytest.raises(ValueError, match="no"):
         await broken()
     async with store.read() as view:
-        assert await view.vms.seek("web1") is None
+        assert await view.vms.named("web1") is None
     assert store.bell.newest == 0
 
 
@@ -147,7 +150,7 @@ async def test_a_cancelled_commit_is_still_announced(store: Store) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     async with store.read() as view:
-        assert (await view.vms.seek("web1") is not None) == bool(told)
+        assert (await view.vms.named("web1") is not None) == bool(told)
 
 
 async def test_closing_waits_for_who_is_at_work_and_refuses_who_comes_later(tmp_path: Path) -> None:
@@ -180,20 +183,20 @@ async def test_leases_follow_the_rules(store: Store) -> None:
     web = vm("web1")
     async with store.transaction() as tx:
         await tx.vms.insert(web)
-        await tx.leases.create(web.id, "h1")
-        offered = await tx.leases.offer(web.id, "h2", "one")
+        await tx.leases.create(web.id, H1)
+        offered = await tx.leases.offer(web.id, H2, "one")
         assert (offered.highest, offered.epoch) == (2, 1)
         with pytest.raises(ConflictError):
-            await tx.leases.offer(web.id, "h3", "two")
+            await tx.leases.offer(web.id, H3, "two")
         with pytest.raises(StaleError):
-            await tx.leases.commit(web.id, 2, "h3")
+            await tx.leases.commit(web.id, 2, H3)
         await tx.leases.withdraw(web.id, "one")
-        assert (await tx.leases.offer(web.id, "h2", "two")).highest == 3
+        assert (await tx.leases.offer(web.id, H2, "two")).highest == 3
         with pytest.raises(StaleError):
-            await tx.leases.commit(web.id, 2, "h2")
-        assert (await tx.leases.commit(web.id, 3, "h2")).host == "h2"
-        assert (await tx.leases.advance(web.id, "h1")).epoch == 4
-        assert (await tx.leases.advance(web.id, "h1")).epoch == 5, "a released epoch is never run again, there neither"
+            await tx.leases.commit(web.id, 2, H2)
+        assert (await tx.leases.commit(web.id, 3, H2)).host == "h2"
+        assert (await tx.leases.advance(web.id, H1)).epoch == 4
+        assert (await tx.leases.advance(web.id, H1)).epoch == 5, "a released epoch is never run again, there neither"
         await tx.vms.delete(web.id)
         assert await tx.leases.get(web.id) is None
 
@@ -201,7 +204,7 @@ async def test_leases_follow_the_rules(store: Store) -> None:
 async def test_an_address_is_held_once(store: Store) -> None:
     lan = Network(
         name="lan",
-        id=new_id(),
+        id=new_id(NetworkId),
         generation=1,
         created=NOW,
         spec=NetworkSpec.model_validate({"bridge": "br-lan", "subnet": "10.77.0.0/24"}),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from serai.core import lease as rules
 from serai.core.migration import DestinationPhase, SourceEvent
 from serai.schema.errors import ConflictError, StaleError
+from serai.schema.ids import HostName
 from serai.schema.lease import Claim, Lease
 from serai.schema.vm import VmState
 
@@ -53,7 +54,7 @@ class Controller:
         self.hosts = hosts
         self.targets = targets
         journals = tuple((name, host.journal) for name, host in hosts.items())
-        self.db = Database(rules.first(VM, "h1"), journals=journals)
+        self.db = Database(rules.first(VM, HostName("h1")), journals=journals)
         self.backup = self.db
         self.reported = set(hosts)
         self.proven = {1}
@@ -102,7 +103,7 @@ class Controller:
             self.save(self.lease, restored=True)
         lease = self.lease
         for row in {row.epoch: row for row in host.claims}.values():
-            lease = rules.learn(lease, name, row)
+            lease = rules.learn(lease, HostName(name), row)
         self.save(lease)
         if lease.host == name and rules.claim_of(host.claims, lease.epoch) in rules.RUNS:
             self.proven.add(lease.epoch)
@@ -115,7 +116,7 @@ class Controller:
     def _gives_up(self, host: Host) -> bool:
         """A host lets go of all that is not its any more; whether nothing is left."""
         last = {row.epoch: row for row in host.claims}
-        over = [row for row in last.values() if rules.gives_up(self.lease, host.name, row)]
+        over = [row for row in last.values() if rules.gives_up(self.lease, HostName(host.name), row)]
         for row in over:
             if row.claim is Claim.OFFERED:
                 host.verdict(row.epoch, host.journal, turn_down=True)
@@ -124,7 +125,9 @@ class Controller:
                 host.release(row.epoch)
         if host.name in self.db.fenced:
             host.give_up_strays()
-        return not any(rules.gives_up(self.lease, host.name, row) for row in {r.epoch: r for r in host.claims}.values())
+        return not any(
+            rules.gives_up(self.lease, HostName(host.name), row) for row in {r.epoch: r for r in host.claims}.values()
+        )
 
     def heard(self) -> rules.Heard:
         proven = self.lease.epoch in self.proven
@@ -139,7 +142,7 @@ class Controller:
         if self.hosts[to].name in self.db.fenced or rules.waits_for(self.lease, self.heard()):
             return
         try:
-            lease = rules.offer(self.lease, to, f"offer{len(self.offers)}")
+            lease = rules.offer(self.lease, HostName(to), f"offer{len(self.offers)}")
         except ConflictError:
             assert to == self.lease.host or rules.is_over(self.lease) or self.lease.offered_to is not None
             return
@@ -218,7 +221,7 @@ class Controller:
     def _settle(self, move: Move) -> None:
         """Committed; what is left on a source that does not answer is cleared later."""
         try:
-            self.save(rules.commit(self.lease, move.epoch, move.to), move=None)
+            self.save(rules.commit(self.lease, move.epoch, HostName(move.to)), move=None)
             self.proven.add(move.epoch)
         except StaleError:
             assert self.lease.highest > move.epoch or self.lease.ended >= move.epoch
@@ -256,7 +259,7 @@ class Controller:
             self.starts(to)
             return
         self.targets.refuse(lease.highest)
-        self.save(rules.advance(self.lease, to))
+        self.save(rules.advance(self.lease, HostName(to)))
         self.proven.add(self.lease.epoch)
         assert self.lease.epoch > lease.highest
         assert host.claim(self.lease.epoch) is None
@@ -280,7 +283,7 @@ class Controller:
 
     def fence(self, name: str) -> None:
         """The operator's word."""
-        self.save(rules.end(self.lease, name), fenced=self.db.fenced | {name})
+        self.save(rules.end(self.lease, HostName(name)), fenced=self.db.fenced | {name})
 
     # --- the database ---
 

@@ -21,10 +21,11 @@ from serai.core.migration import (
     source_step,
 )
 from serai.schema.errors import ConflictError
+from serai.schema.ids import VmId
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.vm import VmState
 
-VM = "0123456789ab"
+VM = VmId("0123456789ab")
 CLAIMS = {
     DestinationPhase.PREPARED: Claim.OFFERED,
     DestinationPhase.COMMITTED: Claim.COMMITTED,

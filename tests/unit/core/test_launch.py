@@ -13,6 +13,7 @@ from serai.core import launch as plan
 from serai.schema.attach import FileDisk, IscsiDisk, Launch
 from serai.schema.errors import ConflictError, UnsupportedError
 from serai.schema.host import HostFacts
+from serai.schema.ids import HostName, ImageId, NetworkId, PoolId, VmId, VolumeId
 from serai.schema.image import Image, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageStatus
 from serai.schema.network import Network, NetworkSpec, NetworkStatus
 from serai.schema.vm import CloudInit, MachineKind, Vm, VmSpec, VmStatus, VnicSpec
@@ -20,7 +21,9 @@ from serai.schema.volume import ExportKind, Pool, PoolSpec, PoolStatus, Volume, 
 
 SECRET = b"installation"
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
-VM = "0123456789ab"
+VM = VmId("0123456789ab")
+LAN = NetworkId("a" * 12)
+POOL = PoolId("c" * 12)
 
 
 def facts(**changes: Any) -> HostFacts:
@@ -41,25 +44,25 @@ def facts(**changes: Any) -> HostFacts:
 
 def network(**changes: Any) -> Network:
     spec = NetworkSpec.model_validate({"subnet": "10.77.0.0/24", "bridge": "br-lan", **changes})
-    return Network(name="lan", id="a" * 12, generation=1, created=CREATED, spec=spec, status=NetworkStatus())
+    return Network(name="lan", id=LAN, generation=1, created=CREATED, spec=spec, status=NetworkStatus())
 
 
 def image(kind: ImageKind, *, cloud_init: bool = False) -> Image:
     manifest = ImageManifest(name="linux", kind=kind, files=[], cmdline="console=ttyS0", cloud_init=cloud_init)
     spec = ImageSpec(source=ImageSource.BUILD, recipe="tiny")
     status = ImageStatus(manifest=manifest)
-    return Image(name="linux", id="b" * 12, generation=1, created=CREATED, spec=spec, status=status)
+    return Image(name="linux", id=ImageId("b" * 12), generation=1, created=CREATED, spec=spec, status=status)
 
 
 def disk(export: ExportKind) -> plan.DiskPlan:
-    spec = PoolSpec(host="h1", export=export)
-    pool = Pool(name="fast", id="c" * 12, generation=1, created=CREATED, spec=spec, status=PoolStatus())
+    spec = PoolSpec(host=HostName("h1"), export=export)
+    pool = Pool(name="fast", id=POOL, generation=1, created=CREATED, spec=spec, status=PoolStatus())
     volume = Volume(
         name="web1-0",
-        id="d" * 12,
+        id=VolumeId("d" * 12),
         generation=1,
         created=CREATED,
-        spec=VolumeSpec(pool="fast", size=1 << 30),
+        spec=VolumeSpec(pool=POOL, size=1 << 30),
         status=VolumeStatus(),
     )
     if export is ExportKind.NONE:
@@ -68,7 +71,7 @@ def disk(export: ExportKind) -> plan.DiskPlan:
 
 
 def vm(**spec: Any) -> Vm:
-    vnic = VnicSpec(network="lan", mac="52:54:00:00:00:01", ip=IPv4Address("10.77.0.100"))
+    vnic = VnicSpec(network=LAN, mac="52:54:00:00:00:01", ip=IPv4Address("10.77.0.100"))
     wanted = VmSpec.model_validate({"vnics": [vnic], "memory": 64 << 20, **spec})
     return Vm(name="web1", id=VM, generation=7, created=CREATED, spec=wanted, status=VmStatus())
 
@@ -79,7 +82,7 @@ def launch(
     parts = plan.Parts(
         vm=of or vm(),
         disks=disks or [],
-        networks={"lan": network(gateway="10.77.0.1", nameservers=["10.77.0.1"])},
+        networks={LAN: network(gateway="10.77.0.1", nameservers=["10.77.0.1"])},
         image=image_,
         image_id=image_.id if image_ else None,
     )
@@ -127,7 +130,7 @@ def test_user_data_is_never_empty() -> None:
 
 
 def test_a_vnic_without_an_address_asks_for_one() -> None:
-    found = plan.seed(vm(vnics=[VnicSpec(network="lan", mac="52:54:00:00:00:01")]), {"lan": network()})
+    found = plan.seed(vm(vnics=[VnicSpec(network=LAN, mac="52:54:00:00:00:01")]), {LAN: network()})
     assert json.loads(found.network_config)["ethernets"]["eth0"]["dhcp4"] is True
 
 
@@ -164,7 +167,7 @@ def test_passwords_depend_on_secret_vm_and_epoch_and_are_never_shown() -> None:
         plan.admission(SECRET, VM, 1),
         plan.admission(SECRET, VM, 2),
         plan.admission(b"other", VM, 1),
-        plan.admission(SECRET, "b" * 12, 1),
+        plan.admission(SECRET, VmId("b" * 12), 1),
     ]
     passwords = {right.password.get_secret_value() for right in rights}
     assert len(passwords) == 4

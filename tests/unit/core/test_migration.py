@@ -24,6 +24,7 @@ from serai.core.migration import (
 )
 from serai.schema.errors import ConflictError
 from serai.schema.host import HostFacts
+from serai.schema.ids import VmId
 from serai.schema.resource import Condition
 from serai.schema.vm import Vm, VmSpec, VmStatus
 
@@ -242,7 +243,7 @@ def test_the_remedy_for_what_waits_is_a_command_that_works() -> None:
     ):
         vm = Vm(
             name="web1",
-            id="0" * 12,
+            id=VmId("0" * 12),
             generation=2,
             created=datetime(2026, 1, 1, tzinfo=UTC),
             spec=VmSpec(),

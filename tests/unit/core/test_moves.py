@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from serai.core import lease as rules
 from serai.core.migration import DestinationEvent, SourceEvent
 from serai.schema.errors import StaleError
+from serai.schema.ids import HostName
 from serai.schema.lease import Claim
 from serai.schema.vm import VmState
 
@@ -154,7 +155,7 @@ class Moves(RuleBasedStateMachine):
                 host.verdict(move.epoch, move.journal, turn_down=True)
             if host.claim(move.epoch) is Claim.COMMITTED:
                 with contextlib.suppress(StaleError):
-                    self.controller.save(rules.commit(self.controller.lease, move.epoch, move.to))
+                    self.controller.save(rules.commit(self.controller.lease, move.epoch, HostName(move.to)))
 
     def an_old_command_comes(self, _: str) -> None:
         """The start of a move that was given up, late. Nobody listens at that port, and the last state fits into the

@@ -20,8 +20,10 @@ from serai.schema.errors import (
     UnsupportedError,
 )
 from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostState, HostStatus
+from serai.schema.ids import HostId, HostName, VmId
 from serai.schema.vm import Vm, VmSpec, VmStatus
 
+H1, H2, H3, H4 = HostName("h1"), HostName("h2"), HostName("h3"), HostName("h4")
 GIB = 1 << 30
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MACHINES = ["pc-q35-9.2", "pc-q35-10.0", "microvm"]
@@ -39,8 +41,8 @@ def host(name: str, memory: int = 8, committed: int = 0, *, online: bool = True,
         suppress_vmdesc=True,
     )
     return Host(
-        name=name,
-        id="aaaaaaaaaaaa",
+        name=HostName(name),
+        id=HostId("aaaaaaaaaaaa"),
         generation=1,
         created=NOW,
         spec=HostSpec(memory_reserve=spec.pop("reserve", 0), **spec),
@@ -57,11 +59,11 @@ def host(name: str, memory: int = 8, committed: int = 0, *, online: bool = True,
 def vm(memory: int = 2, *, on: str | None = None, **spec: Any) -> Vm:
     return Vm(
         name="web1",
-        id="bbbbbbbbbbbb",
+        id=VmId("bbbbbbbbbbbb"),
         generation=1,
         created=NOW,
         spec=VmSpec(memory=memory * GIB, **spec),
-        status=VmStatus(host=on),
+        status=VmStatus(host=None if on is None else HostName(on)),
     )
 
 
@@ -78,8 +80,8 @@ def test_equal_hosts_are_taken_by_name_and_processors_count() -> None:
 
 def test_what_was_preferred_is_kept_if_it_will_do() -> None:
     hosts = [host("h1"), host("h2", committed=4)]
-    assert place(vm(), hosts, prefer="h2").host == "h2"
-    assert place(vm(6), hosts, prefer="h2").host == "h1"
+    assert place(vm(), hosts, prefer=H2).host == "h2"
+    assert place(vm(6), hosts, prefer=H2).host == "h1"
 
 
 def test_pins_reserves_and_unschedulable_hosts() -> None:
@@ -87,7 +89,7 @@ def test_pins_reserves_and_unschedulable_hosts() -> None:
     assert place(vm(), [host("h1", schedulable=False), host("h2", committed=5)]).host == "h2"
     assert place(vm(host="h1"), [host("h1", schedulable=False), host("h2")]).host == "h1"
     assert place(vm(), [host("h1", reserve=7 * GIB), host("h2", committed=5)]).host == "h2"
-    assert place(vm(), [host("h1"), host("h2")], Ties({"h2"})).host == "h2"
+    assert place(vm(), [host("h1"), host("h2")], Ties({H2})).host == "h2"
     assert place(vm(), [host("h1"), host("h2")], Ties(set())).host == "h1"
 
 
@@ -125,15 +127,15 @@ def test_when_nothing_fits(asked: Vm, hosts: list[Host], kind: type[SeraiError],
 def test_destinations_that_cannot_be(wanted: str, kind: type[SeraiError], words: str) -> None:
     hosts = [host("h1"), host("h3", online=False), host("h4", committed=7), host("h5")]
     with pytest.raises(kind, match=words) as caught:
-        choose_destination(vm(on="h1"), hosts, wanted, Ties({"h1", "h4"}))
+        choose_destination(vm(on="h1"), hosts, HostName(wanted), Ties({H1, H4}))
     assert (caught.value.info.field, caught.value.info.value) == ("to", wanted)
 
 
 def test_destinations() -> None:
     hosts = [host("h1"), host("h2", committed=4), host("h3")]
     assert choose_destination(vm(on="h1"), hosts, None).host == "h3"
-    assert choose_destination(vm(on="h1"), hosts, "h2").why == "asked for by name"
-    assert choose_destination(vm(on="h1", host="h1"), hosts, "h2").host == "h2"
+    assert choose_destination(vm(on="h1"), hosts, H2).why == "asked for by name"
+    assert choose_destination(vm(on="h1", host="h1"), hosts, H2).host == "h2"
     with pytest.raises(CapacityError, match="h2 is not h1"):
         choose_destination(vm(on="h1", host="h1"), hosts, None)
 
@@ -186,9 +188,9 @@ def test_a_running_vm_does_not_go_where_a_move_is_not_safe(facts: dict[str, Any]
     hosts = [host("h1"), other(host("h2"), **facts), host("h3", committed=4)]
     choice = choose_destination(moving, hosts, None)
     assert choice.host == "h3"
-    assert words in choice.others["h2"]
+    assert words in choice.others[H2]
     with pytest.raises(ConflictError, match=words) as caught:
-        choose_destination(moving, hosts, "h2")
+        choose_destination(moving, hosts, H2)
     assert (caught.value.info.field, caught.value.info.value) == ("to", "h2")
     # Stopped, it may start there.
     assert place(moving, hosts[1:2]).host == "h2"
@@ -213,35 +215,35 @@ def test_a_running_vm_goes_where_its_machine_is_the_same() -> None:
     assert choose_destination(moving, hosts, None).host == "h3"
     for wanted, words in (("h2", "from 10.0 to 7.2"), ("h4", "has no microvm machine")):
         with pytest.raises(ConflictError, match=words) as caught:
-            choose_destination(moving, hosts, wanted)
+            choose_destination(moving, hosts, HostName(wanted))
         assert (caught.value.info.field, caught.value.info.value) == ("to", wanted)
 
 
 def test_a_vm_starts_where_it_was_or_elsewhere_and_says_why() -> None:
     hosts = [host("h1"), host("h2", committed=7), host("h3", committed=1)]
-    assert choose_start(vm(), hosts, None, "h3").why == "it was there before"
+    assert choose_start(vm(), hosts, None, H3).why == "it was there before"
     assert choose_start(vm(), hosts, None, None).host == "h1"
-    choice = choose_start(vm(), hosts, None, "h2")
+    choice = choose_start(vm(), hosts, None, H2)
     assert choice.host == "h1"
     assert choice.why.startswith("h2, where it was, has 1G of memory free, and 2G is needed; fewest committed")
-    assert choose_start(vm(host="h1"), hosts, "h3", "h1").host == "h3"
-    assert choose_start(vm(), [host("h1"), host("h2", schedulable=False)], "h2", "h1").why == "asked for by name"
+    assert choose_start(vm(host="h1"), hosts, H3, H1).host == "h3"
+    assert choose_start(vm(), [host("h1"), host("h2", schedulable=False)], H2, H1).why == "asked for by name"
     for wanted, kind, words, ties in (
         ("h9", NotFoundError, "no host h9", Ties()),
         ("h2", CapacityError, "1G of memory free", Ties()),
-        ("h3", ConflictError, "local to h1", Ties({"h1"})),
+        ("h3", ConflictError, "local to h1", Ties({H1})),
     ):
         with pytest.raises(kind, match=words) as caught:
-            choose_start(vm(), hosts, wanted, "h1", ties)
+            choose_start(vm(), hosts, HostName(wanted), H1, ties)
         assert (caught.value.info.field, caught.value.info.value) == ("host", wanted)
 
 
-@pytest.mark.parametrize("wanted", [None, "h1", "h2"])
+@pytest.mark.parametrize("wanted", [None, H1, H2])
 @pytest.mark.parametrize("hosts", [[host("h1", online=False), host("h2")], [host("h1"), host("h2")]])
-def test_a_vm_starts_nowhere_while_a_silent_host_may_run_it(wanted: str | None, hosts: list[Host]) -> None:
+def test_a_vm_starts_nowhere_while_a_silent_host_may_run_it(wanted: HostName | None, hosts: list[Host]) -> None:
     home = "h1" if hosts[0].status.state is HostState.OFFLINE else "h9"
     with pytest.raises(UnavailableError, match=f"was last on host {home}") as caught:
-        choose_start(vm(), hosts, wanted, home)
+        choose_start(vm(), hosts, wanted, HostName(home))
     assert (caught.value.info.field, caught.value.info.value) == ("host", home)
 
 
@@ -249,8 +251,8 @@ def test_more_processors_than_a_host_has_are_remarked_on() -> None:
     remark = "; its 8 CPUs share the 4 that h1 has"
     assert place(vm(cpus=8), [host("h1")]).why == f"the only host{remark}"
     assert place(vm(cpus=8, host="h1"), [host("h1")]).why == f"asked for by name{remark}"
-    assert place(vm(cpus=8), [host("h1")], prefer="h1").why == f"it was there before{remark}"
-    assert choose_destination(vm(cpus=8, on="h2"), [host("h1"), host("h2")], "h1").why == f"asked for by name{remark}"
+    assert place(vm(cpus=8), [host("h1")], prefer=H1).why == f"it was there before{remark}"
+    assert choose_destination(vm(cpus=8, on="h2"), [host("h1"), host("h2")], H1).why == f"asked for by name{remark}"
     assert place(vm(cpus=4), [host("h1")]).why == "the only host"
 
 
@@ -268,7 +270,7 @@ def test_a_host_without_the_bridge_of_a_network_is_out() -> None:
     assert (caught.value.info.field, caught.value.info.value) == ("spec.vnics", "n2")
     assert "--bridge br-n2" in (caught.value.info.remedy or "")
     with pytest.raises(ConflictError, match="h1 has no bridge br-n2"):
-        choose_destination(vm(on="h2"), [*without, with_it], "h1", ties)
+        choose_destination(vm(on="h2"), [*without, with_it], H1, ties)
     with pytest.raises(ConflictError, match="h1 has no bridge br-n2"):
-        choose_start(vm(), [*without, with_it], "h1", "h2", ties)
-    assert choose_start(vm(), [*without, with_it], None, "h1", ties).why.startswith("h1, where it was, has no bridge")
+        choose_start(vm(), [*without, with_it], H1, H2, ties)
+    assert choose_start(vm(), [*without, with_it], None, H1, ties).why.startswith("h1, where it was, has no bridge")

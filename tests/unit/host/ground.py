@@ -50,12 +50,13 @@ from serai.schema.commands.vm import VM_START, StartVm
 from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import UnavailableError, from_info
 from serai.schema.host import HostFacts
+from serai.schema.ids import HostId, VmId, VolumeId
 from serai.schema.reports import Hello, HostReport, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import RestartPolicy, VmReport, VmState
 
-VM = "0123456789ab"
-OTHER = "ba9876543210"
+VM = VmId("0123456789ab")
+OTHER = VmId("ba9876543210")
 FACTS = HostFacts(
     cpus=2,
     memory=4 << 30,
@@ -70,10 +71,10 @@ FACTS = HostFacts(
 )
 
 
-def make_launch(*, epoch: int = 1, vm: str = VM, **changes: Any) -> Launch:
+def make_launch(*, epoch: int = 1, vm: VmId = VM, **changes: Any) -> Launch:
     """A VM with one exported disk and one VNIC."""
     source = IscsiDisk(
-        volume="d" * 12,
+        volume=VolumeId("d" * 12),
         portal="10.78.0.11:3260",
         target="iqn.2026-01.io.serai:v",
         lun=1,
@@ -313,7 +314,7 @@ class Host:
         run = self.paths.run
         return [found for folder, found in self.world.processes.items() if found.alive and folder.is_relative_to(run)]
 
-    def process(self, vm: str = VM) -> FakeProcess:
+    def process(self, vm: VmId = VM) -> FakeProcess:
         """The live QEMU of a VM."""
         found = self.world.processes[self.paths.vm_run(vm)]
         assert found.alive
@@ -323,11 +324,11 @@ class Host:
     def running(self) -> list[FakeProcess]:
         return [process for process in self.processes() if process.state is RunState.RUNNING]
 
-    def state(self, vm: str = VM) -> VmState | None:
+    def state(self, vm: VmId = VM) -> VmState | None:
         record = self.store.vm(vm)
         return None if record is None else record.state
 
-    def reason(self, vm: str = VM) -> str:
+    def reason(self, vm: VmId = VM) -> str:
         record = self.store.vm(vm)
         return "" if record is None else record.reason
 
@@ -380,7 +381,7 @@ class Ground:
 
     async def _on_hello(self, message: Any) -> bytes:
         self.hellos.append(Hello.model_validate_json(message.payload))
-        return encode(Welcome(host_id="a" * 12, time=self.clock.now()))
+        return encode(Welcome(host_id=HostId("a" * 12), time=self.clock.now()))
 
     async def _watch(self) -> None:
         while True:

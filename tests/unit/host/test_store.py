@@ -12,6 +12,7 @@ from serai.host.store import CLAIMS_KEPT, GONE_KEPT, HostStore
 from serai.schema.commands.envelope import Reply
 from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import StaleError
+from serai.schema.ids import VmId
 from serai.schema.lease import Claim, LeaseRecord
 
 
@@ -57,12 +58,12 @@ async def test_vms_that_are_deleted_are_forgotten_in_the_end(ground: Ground, h1:
     over = GONE_KEPT + 5
     for number in range(over):
         vm = f"{number:012x}"
-        h1.store.put_claim(LeaseRecord(vm=vm, epoch=1, claim=Claim.HELD))
+        h1.store.put_claim(LeaseRecord(vm=VmId(vm), epoch=1, claim=Claim.HELD))
         h1.store.put_generation(f"vm/{vm}", 3)
-        h1.store.put_claim(LeaseRecord(vm=vm, epoch=1, claim=Claim.RELEASED))
+        h1.store.put_claim(LeaseRecord(vm=VmId(vm), epoch=1, claim=Claim.RELEASED))
     last = f"{over:012x}"
-    h1.store.put_claim(LeaseRecord(vm=last, epoch=1, claim=Claim.OFFERED))
-    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=f"{over - 1:012x}", epoch=1))
+    h1.store.put_claim(LeaseRecord(vm=VmId(last), epoch=1, claim=Claim.OFFERED))
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VmId(f"{over - 1:012x}"), epoch=1))
     kept = [f"{number:012x}" for number in range(over - GONE_KEPT, over)]
     assert sorted({row.vm for row in h1.store.leases()}) == sorted([VM, last, *kept])
     assert sorted(h1.journal.all("generation")) == [f"vm/{vm}" for vm in kept]

@@ -19,6 +19,7 @@ from serai.schema.commands.migration import (
 )
 from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import SeraiError
+from serai.schema.ids import HostName
 from serai.schema.lease import Claim
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -60,7 +61,7 @@ class Trip:
             launch=make_launch(epoch=self.epoch),
             epoch=self.epoch,
             offer_id=self.offer,
-            source=self.source.name,
+            source=HostName(self.source.name),
             source_identity=f"qemu.{self.source.name}",
             capabilities=CAPABILITIES,
             restart=restart,
@@ -74,7 +75,7 @@ class Trip:
             vm=VM,
             epoch=self.epoch,
             offer_id=self.offer,
-            destination=self.destination.name,
+            destination=HostName(self.destination.name),
             address=prepared.address,
             port=prepared.port,
             tls_hostname=prepared.tls_hostname,

@@ -31,10 +31,11 @@ def up(
       serai up
       serai up --name rack1 --listen 127.0.0.1:8440
     """
+    from serai.app.cli.invalid import build
     from serai.app.up import UpConfig, own_name, serve
     from serai.lib import service
 
-    config = UpConfig(
-        name=name or own_name(), state=state, run=run, listen=listen or None, allow_unsandboxed=allow_unsandboxed
-    )
+    given = {"name": name or own_name(), "state": state, "run": run, "allow_unsandboxed": allow_unsandboxed}
+    # Empty is no address at all, and not the default.
+    config = build(UpConfig, given).model_copy(update={"listen": listen or None})
     sys.exit(service.run("serai", lambda frame: serve(config, frame)))

@@ -154,6 +154,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("POOL", lambda item: item.spec.pool),
         Column("SIZE", lambda item: format_size(item.spec.size)),
         Column("VM", lambda item: item.status.vm or "-"),
+        Column("GOES WITH", lambda item: item.status.owner or "-", wide=True),
         Column("IMAGE", lambda item: item.spec.image or "-", wide=True),
         REASON,
         LABELS,

@@ -160,7 +160,7 @@ def rename(
     wait: WaitOption = True,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Give a VM another name. Its id, disks and addresses stay.
+    """Give a VM another name. Its id, disks and addresses stay; its volumes keep their names.
 
     \b
     Example: serai vm rename web1 web-old

@@ -7,6 +7,7 @@ from serai.controller.store import Transaction
 from serai.controller.workflows.cleaning import CLEAN_HOST, CleanParams
 from serai.schema.errors import UnavailableError
 from serai.schema.host import Host, HostState
+from serai.schema.ids import ImageId, PoolId, VolumeId
 
 
 def away(call: Call, hosts: list[Host]) -> list[Host]:
@@ -31,9 +32,9 @@ async def clean_later(
     tx: Transaction,
     host: Host,
     *,
-    pool: str | None = None,
-    volume: str | None = None,
-    image: str | None = None,
+    pool: PoolId | None = None,
+    volume: VolumeId | None = None,
+    image: ImageId | None = None,
 ) -> None:
     """Write the job that has the host remove it when it is back."""
     what = f"{call.endpoint.partition('.')[0]} {call.name}"

@@ -22,6 +22,7 @@ from serai.controller.api.body import BodyRoute, strict
 from serai.controller.api.call import NUMBER_MAX, VERSION, Api, Call, Handler, reason_of, refusal
 from serai.controller.api.checks import refuse_unprintable
 from serai.controller.api.invalid import explain
+from serai.controller.api.references import resolved
 from serai.schema.endpoints import ENDPOINTS, Endpoint
 from serai.schema.errors import TREE, ErrorInfo, InvalidError, NotFoundError, SeraiError, from_info
 from serai.schema.job import JobState
@@ -87,13 +88,16 @@ def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
         known = {key: given[key] for key in endpoint.query if given.get(key) is not None}
         _refuse_unknown(request, endpoint)
         reason_of(request.headers)  # refused before anything is done, used once a job is written
-        if given.get("body") is not None:
-            refuse_unprintable(given["body"].model_dump())
+        body = sent = given.get("body") or default_body
+        if sent is not None:
+            refuse_unprintable(sent.model_dump())
+            body = await resolved(api.store, sent)
         call = Call(
             endpoint=endpoint.name,
             principal=request.scope[PRINCIPAL],
             name=given.get("name", ""),
-            body=given.get("body") or default_body,
+            body=body,
+            sent=sent,
             query=known,
             headers=request.headers,
             limit=given.get("limit", 100),

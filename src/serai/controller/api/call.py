@@ -12,15 +12,17 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import ParamsT, Workflow
 from serai.controller.jobs.writer import StateT
 from serai.controller.store import RawPage, Store, Transaction
 from serai.schema.errors import InvalidError, SeraiError
+from serai.schema.ids import HostName
 from serai.schema.image import Image
 from serai.schema.job import Job
-from serai.schema.resource import Frozen, Resource
+from serai.schema.resource import Resource
 from serai.schema.text import one_line
 from serai.schema.vm import Vm
 
@@ -65,7 +67,7 @@ The number is that of its bytes, 0 if it was not told.
 """
 
 
-def _never(_: str) -> datetime | None:
+def _never(_: HostName) -> datetime | None:
     return None
 
 
@@ -77,7 +79,7 @@ class Api:
     engine: Engine
     open_console: OpenConsole | None = None
     receive_upload: ReceiveUpload | None = None
-    heard: Callable[[str], datetime | None] = _never
+    heard: Callable[[HostName], datetime | None] = _never
     """When a host, by name, spoke last; none if it has not since the controller was started."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server goes down: open event streams end then."""
@@ -85,12 +87,16 @@ class Api:
 
 @dataclass(frozen=True)
 class Call:
-    """One checked request. `name` is the path's `{name}`; `query` holds only what was given."""
+    """One checked request. `name` is the path's `{name}`; `query` holds only what was given.
+
+    `body` refers by id to what `sent` names: the same document as the caller wrote it, for jobs to show.
+    """
 
     endpoint: str
     principal: str
     name: str
     body: BaseModel | None
+    sent: BaseModel | None
     query: Mapping[str, Any]
     headers: Mapping[str, str]
     limit: int = 100
@@ -144,19 +150,14 @@ def reason_of(headers: Mapping[str, str]) -> str:
 Handler = Callable[[Api, Call], Awaitable[Response]]
 
 
-def answer(model: BaseModel, status: int = 200) -> Response:
-    """One resource."""
-    return Response(model.model_dump_json(), status, media_type="application/json")
+def answer(model: BaseModel) -> Response:
+    """What refers to no resource; one that does is answered by `references.respond`."""
+    return Response(model.model_dump_json(), media_type="application/json")
 
 
 def page(found: RawPage) -> Response:
-    """A page of a list, sent as it was stored."""
-    return Response(found.body(), media_type="application/json")
-
-
-def page_of(items: list[Any], following: str | None) -> Response:
-    """A page of models."""
-    return page(RawPage([item.model_dump_json() for item in items], following))
+    """A page of a list, sent as it is."""
+    return Response(to_json({"items": found.items, "next": found.next}), media_type="application/json")
 
 
 def accepted(job: Job) -> Response:
@@ -178,9 +179,3 @@ def refusal(error: SeraiError) -> Response:
     fields = error.info.model_dump()
     told = {key: text and text.encode(errors="backslashreplace").decode() for key, text in fields.items()}
     return JSONResponse({"error": told}, error.status, headers)
-
-
-__all__ = [
-    "Api", "Call", "Console", "Frozen", "Handler", "OpenConsole", "ReceiveUpload",
-    "accepted", "answer", "nothing", "page", "page_of", "refusal",
-]  # fmt: skip

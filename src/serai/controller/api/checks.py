@@ -10,6 +10,7 @@ from typing import Any
 from serai.controller.store import View
 from serai.schema.errors import CapacityError, ConflictError, InvalidError, UnavailableError
 from serai.schema.host import Host, HostState
+from serai.schema.ids import ImageId, PoolId
 from serai.schema.image import Image, ImageState
 from serai.schema.text import unsafe
 from serai.schema.units import format_size
@@ -35,17 +36,17 @@ def need_online(host: Host, field: str) -> None:
         )
 
 
-async def need_pool(view: View, name: str, field: str) -> Pool:
+async def need_pool(view: View, pool_id: PoolId, field: str) -> Pool:
     """A pool whose host answers. Raises NotFoundError, UnavailableError."""
-    pool = await view.pools.find(name, field)
-    need_online(await view.hosts.find(pool.spec.host, field), field)
+    pool = await view.pools.get(pool_id, field)
+    need_online(await view.hosts.need(pool.spec.host, field), field)
     return pool
 
 
 async def need_holder(view: View, vm: Vm) -> None:
     """Raises UnavailableError if the host that holds the VM's lease does not answer; without one it is nowhere."""
     lease = await view.leases.get(vm.id)
-    host = None if lease is None else await view.hosts.seek(lease.host)
+    host = None if lease is None else await view.hosts.named(lease.host)
     if host is not None and host.status.state is not HostState.ONLINE:
         raise UnavailableError(
             f"VM {vm.name} is on host {host.name}, which is offline",
@@ -58,10 +59,10 @@ async def need_holder(view: View, vm: Vm) -> None:
 async def need_disks(view: View, vm: Vm, disks: Iterable[DiskSpec]) -> None:
     """Raises UnavailableError if the pool of one of the VM's disks is on a host that does not answer."""
     for disk in disks:
-        volume = await view.volumes.seek(disk.volume or "")
+        volume = None if disk.volume is None else await view.volumes.seek(disk.volume)
         if volume is not None:
-            pool = await view.pools.find(volume.spec.pool)
-            host = await view.hosts.find(pool.spec.host)
+            pool = await view.pools.get(volume.spec.pool)
+            host = await view.hosts.need(pool.spec.host)
             if host.status.state is not HostState.ONLINE:
                 where = f"pool {pool.name} on host {host.name}, which is offline"
                 raise UnavailableError(
@@ -93,9 +94,9 @@ def need_room(pool: Pool, size: int, field: str) -> None:
         )
 
 
-async def need_image(view: View, name: str, field: str) -> Image:
+async def need_image(view: View, image_id: ImageId, field: str) -> Image:
     """An image that VMs can start from, and that nobody deletes. Raises NotFoundError, ConflictError."""
-    image = await view.images.find(name, field)
+    image = await view.images.get(image_id, field)
     await refuse_while(
         view, image.id, f"image {image.name} is being deleted", "image.delete", remedy="Use another image."
     )

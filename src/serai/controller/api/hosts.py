@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from fastapi import Response
 
 from serai.controller import capacity
-from serai.controller.api.call import Api, Call, Handler, accepted, answer, nothing, page_of
+from serai.controller.api.call import Api, Call, Handler, accepted, nothing
 from serai.controller.api.checks import need_online
+from serai.controller.api.references import respond, respond_models
 from serai.controller.store import Transaction, View
 from serai.controller.workflows.resources import CONFIRM_UPLINK, TAKE_UPLINK, HostParams, TakeParams
 from serai.schema.errors import ConflictError, InvalidError
@@ -22,13 +23,13 @@ async def list_(api: Api, call: Call) -> Response:
     """With what is committed on each."""
     async with api.store.read() as view:
         found, following = await view.hosts.models(call.limit, call.cursor)
-        return page_of(await _filled(api, view, found), following)
+        return await respond_models(view, await _filled(api, view, found), following)
 
 
 async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
-        return answer((await _filled(api, view, [await view.hosts.find(call.name)]))[0])
+        return await respond(view, (await _filled(api, view, [await view.hosts.find(call.name)]))[0])
 
 
 async def _filled(api: Api, view: View, hosts: Sequence[Host]) -> list[Host]:
@@ -54,7 +55,7 @@ async def edit(api: Api, call: Call) -> Response:
         if changed != host:
             await tx.hosts.replace(changed)
             await tx.emit("host.changed", f"host/{host.name}", host.id, "changed: " + ", ".join(changes))
-        return answer((await _filled(api, tx, [changed]))[0])
+        return await respond(tx, (await _filled(api, tx, [changed]))[0])
 
 
 def _check_reserve(host: Host, reserve: int | None) -> None:

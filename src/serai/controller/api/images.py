@@ -12,8 +12,9 @@ from __future__ import annotations
 from fastapi import Response
 
 from serai.controller.api.absent import away, clean_later
-from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
+from serai.controller.api.call import Api, Call, Handler, accepted
 from serai.controller.api.checks import need_online, refuse_while
+from serai.controller.api.references import respond, respond_page
 from serai.controller.store import Transaction
 from serai.controller.store.secrets import IMAGE_URL
 from serai.controller.workflows.resources import CREATE_IMAGE, DELETE_IMAGE, CreateImageParams, DeleteImageParams
@@ -21,6 +22,7 @@ from serai.lib.ids import new_id
 from serai.lib.imageurl import check_sha256, check_url, hide_url, masked_url
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError
 from serai.schema.host import HostState
+from serai.schema.ids import ImageId
 from serai.schema.image import Image, ImageCreate, ImageSource, ImageSpec, ImageStatus
 from serai.schema.volume import VolumeState
 
@@ -37,13 +39,13 @@ WANTED: dict[ImageSource, tuple[str, ...]] = {
 async def list_(api: Api, call: Call) -> Response:
     """By name."""
     async with api.store.read() as view:
-        return page(await view.images.page(call.limit, call.cursor))
+        return await respond_page(view, await view.images.page(call.limit, call.cursor), Image)
 
 
 async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
-        return answer(await view.images.find(call.name))
+        return await respond(view, await view.images.find(call.name))
 
 
 async def create(api: Api, call: Call) -> Response:
@@ -55,16 +57,13 @@ async def create(api: Api, call: Call) -> Response:
         hide_url(url)
         spec = spec.model_copy(update={"url": masked_url(url)})
     async with api.store.transaction() as tx:
-        host = None
         if body.host is not None:
-            found = await tx.hosts.find(body.host, "host")
-            need_online(found, "host")
-            host = found.name
+            need_online(await tx.hosts.need(body.host, "host"), "host")
         elif not await tx.hosts.count(tx.hosts.table.c.state == HostState.ONLINE.value):
             raise UnavailableError("no host is online to make the image", field="host", remedy="Start a host's agent.")
         image = Image(
             name=body.name,
-            id=new_id(),
+            id=new_id(ImageId),
             generation=1,
             labels=body.labels,
             description=body.description,
@@ -76,7 +75,8 @@ async def create(api: Api, call: Call) -> Response:
         if url is not None and url != spec.url:
             await tx.secrets.put(f"image/{image.id}", IMAGE_URL, url)
         await tx.emit("image.created", f"image/{image.name}", image.id, spec.source.value)
-        return accepted(await call.submit(api, tx, CREATE_IMAGE, image, CreateImageParams(image=image.id, host=host)))
+        params = CreateImageParams(image=image.id, host=body.host)
+        return accepted(await call.submit(api, tx, CREATE_IMAGE, image, params))
 
 
 async def delete(api: Api, call: Call) -> Response:
@@ -92,7 +92,7 @@ async def delete(api: Api, call: Call) -> Response:
             remedy="Wait for that job's end, or stop it: serai job cancel {job}.",
         )
         await _refuse_while_copied(tx, image)
-        users = await tx.vms.users_of_image(image.name)
+        users = await tx.vms.users_of_image(image.id)
         if users:
             raise ConflictError(
                 f"VM {users[0]} was made from image {image.name}"
@@ -101,7 +101,7 @@ async def delete(api: Api, call: Call) -> Response:
                 value=image.name,
                 remedy="Delete these VMs first.",
             )
-        absent = away(call, [await tx.hosts.find(name) for name in image.status.hosts])
+        absent = away(call, [await tx.hosts.need(name) for name in image.status.hosts])
         for host in absent:
             await clean_later(api, call, tx, host, image=image.id)
         params = DeleteImageParams(image=image.id, away=[host.name for host in absent])
@@ -110,7 +110,7 @@ async def delete(api: Api, call: Call) -> Response:
 
 async def _refuse_while_copied(tx: Transaction, image: Image) -> None:
     """Raises ConflictError while a volume is being made from the image: by its own job, or by a VM's."""
-    for volume in await tx.volumes.made_from(image.name):
+    for volume in await tx.volumes.made_from(image.id):
         if volume.status.state is VolumeState.CREATING:
             raise ConflictError(
                 f"volume {volume.name} is being made from image {image.name}",

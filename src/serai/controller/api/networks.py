@@ -5,10 +5,12 @@ from __future__ import annotations
 from fastapi import Response
 
 from serai.controller import capacity
-from serai.controller.api.call import Api, Call, Handler, answer, nothing, page_of
+from serai.controller.api.call import Api, Call, Handler, nothing
+from serai.controller.api.references import respond, respond_models
 from serai.core import ipam
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError
+from serai.schema.ids import NetworkId
 from serai.schema.network import Network, NetworkCreate, NetworkSpec, NetworkStatus
 
 
@@ -16,13 +18,13 @@ async def list_(api: Api, call: Call) -> Response:
     """With how many addresses are taken."""
     async with api.store.read() as view:
         found, following = await view.networks.models(call.limit, call.cursor)
-        return page_of(await capacity.with_use(view, found), following)
+        return await respond_models(view, await capacity.with_use(view, found), following)
 
 
 async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
-        return answer((await capacity.with_use(view, [await view.networks.find(call.name)]))[0])
+        return await respond(view, (await capacity.with_use(view, [await view.networks.find(call.name)]))[0])
 
 
 async def create(api: Api, call: Call) -> Response:
@@ -41,7 +43,7 @@ async def create(api: Api, call: Call) -> Response:
                 _refuse_overlap(other, body)
         network = Network(
             name=body.name,
-            id=new_id(),
+            id=new_id(NetworkId),
             generation=1,
             labels=body.labels,
             description=body.description,
@@ -51,7 +53,7 @@ async def create(api: Api, call: Call) -> Response:
         )
         await tx.networks.insert(network)
         await tx.emit("network.created", f"network/{network.name}", network.id, str(body.spec.subnet))
-        return answer((await capacity.with_use(tx, [network]))[0], 201)
+        return await respond(tx, (await capacity.with_use(tx, [network]))[0], 201)
 
 
 async def delete(api: Api, call: Call) -> Response:

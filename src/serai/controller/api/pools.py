@@ -8,13 +8,15 @@ from fastapi import Response
 
 from serai.controller import capacity
 from serai.controller.api.absent import away, clean_later
-from serai.controller.api.call import Api, Call, Handler, accepted, answer, page_of
+from serai.controller.api.call import Api, Call, Handler, accepted
 from serai.controller.api.checks import need_online, refuse_while
 from serai.controller.api.invalid import shown
+from serai.controller.api.references import respond, respond_models
 from serai.controller.workflows.resources import CREATE_POOL, DELETE_POOL, DeletePoolParams, PoolParams
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError, UnsupportedError
 from serai.schema.host import Host
+from serai.schema.ids import PoolId
 from serai.schema.volume import ExportKind, Pool, PoolCreate, PoolStatus
 
 PATH_MAX = 1024
@@ -26,13 +28,13 @@ async def list_(api: Api, call: Call) -> Response:
     """With what is committed in each."""
     async with api.store.read() as view:
         found, following = await view.pools.models(call.limit, call.cursor)
-        return page_of(await capacity.with_volumes(view, found), following)
+        return await respond_models(view, await capacity.with_volumes(view, found), following)
 
 
 async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
-        return answer((await capacity.with_volumes(view, [await view.pools.find(call.name)]))[0])
+        return await respond(view, (await capacity.with_volumes(view, [await view.pools.find(call.name)]))[0])
 
 
 async def create(api: Api, call: Call) -> Response:
@@ -40,21 +42,19 @@ async def create(api: Api, call: Call) -> Response:
     body = call.need(PoolCreate)
     path = _check_path(body.spec.path)
     async with api.store.transaction() as tx:
-        host = await tx.hosts.find(body.spec.host, "spec.host")
+        host = await tx.hosts.need(body.spec.host, "spec.host")
         need_online(host, "spec.host")
         if body.spec.export is ExportKind.ISCSI:
             _need_target(host)
         await _refuse_shared_path(await tx.pools.on_host(host.name), path)
-        # `host` may have been given as an id; names are what specs hold.
-        spec = body.spec.model_copy(update={"host": host.name, "path": path})
         pool = Pool(
             name=body.name,
-            id=new_id(),
+            id=new_id(PoolId),
             generation=1,
             labels=body.labels,
             description=body.description,
             created=tx.now,
-            spec=spec,
+            spec=body.spec.model_copy(update={"path": path}),
             status=PoolStatus(state="creating"),
         )
         await tx.pools.insert(pool)
@@ -67,7 +67,7 @@ async def delete(api: Api, call: Call) -> Response:
     async with api.store.transaction() as tx:
         pool = await tx.pools.find(call.name)
         await refuse_while(tx, pool.id, "the pool is being deleted", "pool.delete", remedy="Wait for that job's end.")
-        volumes = await tx.volumes.in_pool(pool.name)
+        volumes = await tx.volumes.in_pool(pool.id)
         if volumes:
             names = ", ".join(volume.name for volume in volumes[:5]) + (" …" if len(volumes) > 5 else "")
             raise ConflictError(
@@ -76,7 +76,7 @@ async def delete(api: Api, call: Call) -> Response:
                 value=pool.name,
                 remedy="Delete them first, or the VMs that have them.",
             )
-        host = await tx.hosts.find(pool.spec.host)
+        host = await tx.hosts.need(pool.spec.host)
         absent = away(call, [host])
         if absent:
             await clean_later(api, call, tx, host, pool=pool.id)

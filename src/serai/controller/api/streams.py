@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from serai.controller.api import describe
 from serai.controller.api.call import VERSION, Api, Console, answer, nothing, refusal
+from serai.controller.api.references import respond
 from serai.schema.errors import ConflictError, InvalidError, SeraiError, UnsupportedError
 from serai.schema.image import Image, ImageSource, ImageState
 from serai.schema.resource import Frozen
@@ -105,7 +106,7 @@ async def _upload(api: Api, name: str, request: Request) -> Response:
     await api.receive_upload(image, _body(request), int(size) if size.isdecimal() else 0)
     async with api.store.read() as view:
         found = await view.images.seek(image.id)
-    return nothing() if found is None else answer(found)
+        return nothing() if found is None else await respond(view, found)
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from fastapi import Response
 
-from serai.controller import capacity, edits, naming
+from serai.controller import capacity, edits
 from serai.controller.api.call import Api, Call, accepted
 from serai.controller.api.checks import need_holder, refuse_while
-from serai.controller.api.vm_parts import brief, check_seed, resolve_disks, resolve_vnics, write_disks
+from serai.controller.api.vm_parts import Owner, brief, check_seed, resolve_disks, resolve_vnics, write_disks
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
 from serai.controller.workflows.edit import EDIT_VM, EditParams
@@ -35,24 +35,25 @@ async def edit(api: Api, call: Call) -> Response:
         if vm.status.state in ALIVE:
             # What is changed is told to the VM's host, which would not hear it.
             await need_holder(tx, vm)
-        before, generation = await edits.document(tx, vm), vm.generation
         spec = await _new_spec(tx, vm, body)
         update: dict[str, Any] = {"spec": spec, "generation": vm.generation + (spec != vm.spec)}
         if body.labels is not None:
             update["labels"] = body.labels
         if body.description is not None:
             update["description"] = body.description
+        if body.rename is not None and body.rename != vm.name:
+            if await tx.vms.named(body.rename) is not None:
+                raise tx.vms.taken(body.rename, "rename")
+            update["name"] = body.rename
+            await tx.emit("vm.renamed", f"vm/{body.rename}", vm.id, f"{vm.name} is {body.rename} now", before=vm.name)
         if spec.vnics != vm.spec.vnics:
             addresses = [str(vnic.ip) for vnic in spec.vnics]
             update["status"] = vm.status.model_copy(update={"addresses": addresses})
         changed = vm.model_copy(update=update)
         await tx.vms.replace(changed)
-        if body.rename is not None and body.rename != vm.name:
-            # Last: the body names the volumes as they were called when it was sent.
-            changed = await naming.rename(tx, changed, body.rename)
-        given = brief(body)
+        given = brief(call.sent or body)
         await tx.emit("vm.changed", f"vm/{changed.name}", vm.id, "changed: " + ", ".join(sorted(given)))
-        state = await edits.record(tx, before, changed, generation)
+        state = await edits.record(tx, vm, changed)
         return accepted(await call.submit(api, tx, EDIT_VM, changed, EditParams(vm=vm.id, changes=given), state))
 
 
@@ -106,8 +107,9 @@ async def _disks(tx: Transaction, vm: Vm, body: VmEdit) -> list[Any]:
         raise InvalidError(
             "the VM would have nothing to boot from", field="disks", remedy="Leave it a disk that holds a system."
         )
-    found = await resolve_disks(tx, vm.name, wanted, before=vm.spec.disks, field="disks")
-    await write_disks(tx, vm.name, found)
+    owner = Owner(vm.id, vm.name)
+    found = await resolve_disks(tx, owner, wanted, before=vm.spec.disks, field="disks")
+    await write_disks(tx, owner, found)
     return found.disks
 
 

@@ -1,4 +1,4 @@
-"""What a VM's spec means once names are looked up: which volumes are made, which addresses are taken.
+"""What a VM's spec means: which volumes are made, which addresses are taken.
 
 After this a disk has pool, size and volume, and a VNIC has MAC and address: nothing is left to decide.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from serai.controller import naming
+from pydantic import BaseModel
+
 from serai.controller.api.checks import check_ssh_keys, need_image, need_pool, need_room
 from serai.controller.api.volumes import check_holds
 from serai.controller.store import Transaction, View
@@ -20,9 +21,9 @@ from serai.core import ipam, userdata
 from serai.lib.ids import new_id
 from serai.lib.redact import MASK
 from serai.schema.errors import ConflictError, InvalidError
+from serai.schema.ids import NAME_MAX, ImageId, NetworkId, VmId, VolumeId
 from serai.schema.image import Image, ImageKind
 from serai.schema.network import Network
-from serai.schema.resource import Frozen
 from serai.schema.vm import CloudInit, DiskSpec, VnicSpec
 from serai.schema.volume import Volume, VolumeSpec, VolumeState, VolumeStatus
 
@@ -30,6 +31,14 @@ ZERO = "00:00:00:00:00:00"
 NO_MAC = "it means no address at all"
 TAP_BYTE = 0xFE
 TAPS = "addresses with fe: are those of the hosts' taps, and the VNIC's own tap might have this one"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The VM that volumes are for; it may not be written yet."""
+
+    id: VmId
+    name: str
 
 
 @dataclass(frozen=True)
@@ -51,68 +60,63 @@ class Vnics:
 
 async def resolve_disks(
     view: View,
-    vm: str,
+    vm: Owner,
     wanted: Sequence[DiskSpec],
     *,
     before: Sequence[DiskSpec] = (),
     image: Image | None = None,
     field: str = "spec.disks",
 ) -> Disks:
-    """Look the disks of VM `vm` (its name) up. Those in `before` are its own already.
+    """What becomes of the disks that are wanted of a VM. Those in `before` are its own already.
 
     `image`: what the first disk starts with, if it is a disk image. Raises SeraiError that names the field.
     """
     own = {disk.volume: disk for disk in before}
-    known = {disk.volume for disk in wanted if disk.volume is not None} | set(own)
     found = Disks([], [], [])
-    seen: set[str] = set()
     for index, disk in enumerate(wanted):
         here = f"{field}[{index}]"
-        if disk.volume is not None and disk.volume in seen:
-            raise InvalidError(
-                "the volume is named twice", field=f"{here}.volume", value=disk.volume, remedy="Name it once."
-            )
-        if disk.volume is not None and disk.volume in own:
-            found.disks.append(_own_disk(disk, own[disk.volume], here))
-        elif disk.volume is not None:
-            found.disks.append(await _existing(view, disk, here, found.taken))
-        else:
+        if disk.volume is None:
             base = image if index == 0 and not before else None
-            made = await _new_volume(view, vm, disk, known, here, base)
+            made = await _new_volume(view, vm, disk, found.made, here, base)
             found.made.append(made)
-            known.add(made.name)
             found.disks.append(
-                disk.model_copy(update={"volume": made.name, "pool": made.spec.pool, "size": made.spec.size})
+                disk.model_copy(update={"volume": made.id, "pool": made.spec.pool, "size": made.spec.size})
             )
-        seen.add(found.disks[-1].volume or "")
+            continue
+        volume = await view.volumes.get(disk.volume, f"{here}.volume")
+        if volume.id in [earlier.volume for earlier in found.disks]:
+            raise InvalidError(
+                "the volume is named twice", field=f"{here}.volume", value=volume.name, remedy="Name it once."
+            )
+        if volume.id in own:
+            found.disks.append(await _own_disk(view, disk, volume, own[volume.id], here))
+        else:
+            found.disks.append(await _existing(view, disk, volume, here))
+            found.taken.append(volume)
     return found
 
 
-def _own_disk(disk: DiskSpec, before: DiskSpec, here: str) -> DiskSpec:
-    for name in ("pool", "size"):
-        value = getattr(disk, name)
-        if value is not None and value != getattr(before, name):
-            raise InvalidError(
-                f"a disk's {name} is not changed here",
-                field=f"{here}.{name}",
-                value=value,
-                remedy=f"Grow the volume instead: serai volume resize {disk.volume} SIZE.",
-            )
+async def _own_disk(view: View, disk: DiskSpec, volume: Volume, before: DiskSpec, here: str) -> DiskSpec:
+    remedy = f"Grow the volume instead: serai volume resize {volume.name} SIZE."
+    if disk.pool is not None and disk.pool != before.pool:
+        pool = await view.pools.get(disk.pool, f"{here}.pool")
+        raise InvalidError("a disk's pool is not changed here", field=f"{here}.pool", value=pool.name, remedy=remedy)
+    if disk.size is not None and disk.size != before.size:
+        raise InvalidError("a disk's size is not changed here", field=f"{here}.size", value=disk.size, remedy=remedy)
     return before.model_copy(update={"keep": disk.keep})
 
 
-async def _existing(view: View, disk: DiskSpec, here: str, taken: list[Volume]) -> DiskSpec:
+async def _existing(view: View, disk: DiskSpec, volume: Volume, here: str) -> DiskSpec:
     if disk.pool is not None or disk.size is not None:
         raise InvalidError(
             "an existing volume has its pool and size already",
             field=f"{here}.volume",
-            value=disk.volume,
+            value=volume.name,
             remedy="Give either volume, or pool and size for a new one.",
         )
-    volume = await view.volumes.find(disk.volume or "", f"{here}.volume")
     if volume.status.vm is not None:
         raise ConflictError(
-            f"VM {volume.status.vm} has volume {volume.name} already",
+            f"VM {(await view.vms.get(volume.status.vm)).name} has volume {volume.name} already",
             field=f"{here}.volume",
             value=volume.name,
             remedy="Take it from that VM first.",
@@ -125,13 +129,12 @@ async def _existing(view: View, disk: DiskSpec, here: str, taken: list[Volume]) 
             remedy="Wait until it is ready.",
         )
     await need_pool(view, volume.spec.pool, f"{here}.volume")
-    taken.append(volume)
     # It was there before the VM, and stays when the VM goes.
-    return DiskSpec(pool=volume.spec.pool, size=volume.spec.size, volume=volume.name, keep=True)
+    return DiskSpec(pool=volume.spec.pool, size=volume.spec.size, volume=volume.id, keep=True)
 
 
 async def _new_volume(
-    view: View, vm: str, disk: DiskSpec, known: set[str | None], here: str, base: Image | None
+    view: View, vm: Owner, disk: DiskSpec, made: Sequence[Volume], here: str, base: Image | None
 ) -> Volume:
     if disk.pool is None:
         raise InvalidError(
@@ -150,32 +153,44 @@ async def _new_volume(
     if base is not None and from_disk:
         check_holds(base, size, f"{here}.size", "spec.image")
     need_room(pool, size, f"{here}.size")
-    name = await _free_volume_name(view, vm, known)
-    spec = VolumeSpec(pool=pool.name, size=size, image=base.name if base is not None and from_disk else None)
-    return Volume(
-        kind="volume", name=name, id=new_id(), generation=1, created=view.now, spec=spec, status=VolumeStatus(vm=vm)
+    return await own_volume(
+        view, vm, VolumeSpec(pool=pool.id, size=size, image=base.id if base is not None and from_disk else None), made
     )
 
 
-async def _free_volume_name(view: View, vm: str, known: set[str | None]) -> str:
+async def own_volume(view: View, vm: Owner, spec: VolumeSpec, made: Sequence[Volume]) -> Volume:
+    """A volume to be made for a VM, beside those of `made`."""
+    return Volume(
+        name=await _free_name(view, vm.name, {volume.name for volume in made}),
+        id=new_id(VolumeId),
+        generation=1,
+        created=view.now,
+        spec=spec,
+        status=VolumeStatus(vm=vm.id, owner=vm.id),
+    )
+
+
+async def _free_name(view: View, vm: str, taken: set[str]) -> str:
+    """Like `web1-disk0`: it tells people where the volume comes from, and nothing is derived from it."""
     number = 0
     while True:
-        name = naming.volume_name(vm, number, "name")
-        if name not in known and await view.volumes.seek(name) is None:
+        suffix = f"-disk{number}"
+        name = vm[: NAME_MAX - len(suffix)].rstrip("-") + suffix
+        if name not in taken and await view.volumes.named(name) is None:
             return name
         number += 1
 
 
-async def resolve_vnics(view: View, vm_id: str, wanted: Sequence[VnicSpec], *, field: str = "spec.vnics") -> Vnics:
-    """Look the networks up, and choose MACs and addresses where none are given. Raises SeraiError."""
+async def resolve_vnics(view: View, vm_id: VmId, wanted: Sequence[VnicSpec], *, field: str = "spec.vnics") -> Vnics:
+    """Choose MACs and addresses where none are given. Raises SeraiError."""
     found = Vnics([], [])
-    used: dict[str, set[IPv4Address]] = {}
-    others: dict[str, dict[IPv4Address, str]] = {}
+    used: dict[NetworkId, set[IPv4Address]] = {}
+    others: dict[NetworkId, dict[IPv4Address, str]] = {}
     macs: set[str] = {vnic.mac for vnic in wanted if vnic.mac is not None}
     asked = [vnic.mac for vnic in wanted if vnic.mac is not None]
     for index, vnic in enumerate(wanted):
         here = f"{field}[{index}]"
-        network = await view.networks.find(vnic.network, f"{here}.network")
+        network = await view.networks.get(vnic.network, f"{here}.network")
         if network.id not in used:
             used[network.id] = await view.networks.used(network.id, but_vm=vm_id)
             others[network.id] = await _others(view, network, vm_id)
@@ -193,12 +208,12 @@ async def resolve_vnics(view: View, vm_id: str, wanted: Sequence[VnicSpec], *, f
         else:
             mac = await _free_mac(view, vm_id, index, macs)
         macs.add(mac)
-        found.vnics.append(VnicSpec(network=network.name, mac=mac, ip=ip))
+        found.vnics.append(VnicSpec(network=network.id, mac=mac, ip=ip))
         found.addresses.append(Address(network.id, ip, mac))
     return found
 
 
-async def _others(view: View, network: Network, vm_id: str) -> dict[IPv4Address, str]:
+async def _others(view: View, network: Network, vm_id: VmId) -> dict[IPv4Address, str]:
     """Addresses on the network's wire that are not of its own VNICs, and whose they are."""
     found: dict[IPv4Address, str] = {}
     for host in await view.hosts.all():
@@ -226,7 +241,7 @@ def _refuse_others(others: dict[IPv4Address, str], wanted: IPv4Address, field: s
         )
 
 
-async def _check_mac(view: View, vm_id: str, mac: str, asked: list[str], field: str) -> None:
+async def _check_mac(view: View, vm_id: VmId, mac: str, asked: list[str], field: str) -> None:
     first = int(mac[:2], 16)
     bad = "a multicast address" if first & 1 else NO_MAC if mac == ZERO else TAPS if first == TAP_BYTE else ""
     if bad:
@@ -235,7 +250,7 @@ async def _check_mac(view: View, vm_id: str, mac: str, asked: list[str], field: 
         raise ConflictError("the MAC is taken", field=field, value=mac, remedy="Choose another, or none.")
 
 
-async def _free_mac(view: View, vm_id: str, index: int, macs: set[str]) -> str:
+async def _free_mac(view: View, vm_id: VmId, index: int, macs: set[str]) -> str:
     attempt = 0
     while True:
         mac = ipam.mac(vm_id, index, attempt)
@@ -244,7 +259,7 @@ async def _free_mac(view: View, vm_id: str, index: int, macs: set[str]) -> str:
         attempt += 1
 
 
-async def check_boot(view: View, image: str | None, disks: Sequence[DiskSpec]) -> Image | None:
+async def check_boot(view: View, image: ImageId | None, disks: Sequence[DiskSpec]) -> Image | None:
     """The image, if the VM has one; there is something to boot from. Raises SeraiError."""
     if image is None:
         if not disks:
@@ -260,7 +275,7 @@ async def check_boot(view: View, image: str | None, disks: Sequence[DiskSpec]) -
         raise InvalidError(
             f"image {found.name} is copied to the VM's first disk, which must be a new one",
             field="spec.disks" if not disks else "spec.disks[0].volume",
-            value=disks[0].volume if disks else None,
+            value=None if not disks or disks[0].volume is None else (await view.volumes.get(disks[0].volume)).name,
             remedy="Add a first disk with pool and size: --disk POOL:SIZE.",
         )
     return found
@@ -283,16 +298,16 @@ def check_seed(seed: CloudInit | None, image: Image | None, field: str) -> None:
         )
 
 
-async def write_disks(tx: Transaction, vm: str, found: Disks) -> None:
+async def write_disks(tx: Transaction, vm: Owner, found: Disks) -> None:
     """Write the new volumes, and note whose the existing ones are now."""
     for volume in found.made:
         await tx.volumes.insert(volume)
-        await tx.emit("volume.created", f"volume/{volume.name}", volume.id, f"for VM {vm}")
+        await tx.emit("volume.created", f"volume/{volume.name}", volume.id, f"for VM {vm.name}")
     for volume in found.taken:
-        await tx.volumes.update_status(volume.id, vm=vm)
+        await tx.volumes.update_status(volume.id, vm=vm.id)
 
 
-def brief(body: Frozen) -> dict[str, Any]:
+def brief(body: BaseModel) -> dict[str, Any]:
     """A body's given fields, as JSON, for a job to show (see `masked`)."""
     return masked(body.model_dump(mode="json", exclude_unset=True))
 

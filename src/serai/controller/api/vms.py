@@ -9,9 +9,19 @@ from sqlalchemy import ColumnElement
 
 from serai.controller import capacity
 from serai.controller.api import vm_edit
-from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
+from serai.controller.api.call import Api, Call, Handler, accepted
 from serai.controller.api.checks import need_disks, need_holder, refuse_while
-from serai.controller.api.vm_parts import check_boot, check_seed, resolve_disks, resolve_vnics, write_disks
+from serai.controller.api.references import respond, respond_page
+from serai.controller.api.vm_parts import (
+    Disks,
+    Owner,
+    check_boot,
+    check_seed,
+    own_volume,
+    resolve_disks,
+    resolve_vnics,
+    write_disks,
+)
 from serai.controller.jobs.workflow import NoState, Workflow
 from serai.controller.store import Transaction, View
 from serai.controller.store.vms import ALIVE
@@ -36,8 +46,8 @@ from serai.core.lifecycle import VmEvent
 from serai.core.migration import check_nothing_pending
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError
+from serai.schema.ids import HostName, VmId
 from serai.schema.vm import Vm, VmClone, VmCreate, VmMigrate, VmSpec, VmStart, VmState, VmStatus, VmStop
-from serai.schema.volume import Volume, VolumeState, VolumeStatus
 
 CLEARED = ("vm.delete",)
 BY_FORCE = (VmState.MIGRATING, VmState.UNKNOWN)
@@ -56,32 +66,28 @@ async def list_(api: Api, call: Call) -> Response:
         if "label" in call.query:
             key, given, value = str(call.query["label"]).partition("=")
             where.append(view.vms.labelled(key, value if given else None))
-        return page(await view.vms.page(call.limit, call.cursor, *where))
+        return await respond_page(view, await view.vms.page(call.limit, call.cursor, *where), Vm)
 
 
 async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
-        return answer(await view.vms.find(call.name))
+        return await respond(view, await view.vms.find(call.name))
 
 
 async def create(api: Api, call: Call) -> Response:
     """Check all, choose names, MACs and addresses, and write the VM, its volumes and the job together."""
     body = call.need(VmCreate)
     async with api.store.transaction() as tx:
-        if await tx.vms.seek(body.name) is not None:
+        if await tx.vms.named(body.name) is not None:
             raise tx.vms.taken(body.name)
-        vm_id = new_id()
-        host = None if body.spec.host is None else (await tx.hosts.find(body.spec.host, "spec.host")).name
+        owner = Owner(new_id(VmId), body.name)
         image = await check_boot(tx, body.spec.image, body.spec.disks)
         check_seed(body.spec.cloud_init, image, "spec.cloud_init")
-        disks = await resolve_disks(tx, body.name, body.spec.disks, image=image)
-        vnics = await resolve_vnics(tx, vm_id, body.spec.vnics)
+        disks = await resolve_disks(tx, owner, body.spec.disks, image=image)
+        vnics = await resolve_vnics(tx, owner.id, body.spec.vnics)
         spec = body.spec.model_copy(
             update={
-                # Both may have been given as ids; specs hold names.
-                "image": image.name if image is not None else None,
-                "host": host,
                 "disks": disks.disks,
                 "vnics": vnics.vnics,
                 # A template is only ever copied.
@@ -90,7 +96,7 @@ async def create(api: Api, call: Call) -> Response:
         )
         vm = Vm(
             name=body.name,
-            id=vm_id,
+            id=owner.id,
             generation=1,
             labels=body.labels,
             description=body.description,
@@ -98,7 +104,7 @@ async def create(api: Api, call: Call) -> Response:
             spec=spec,
             status=VmStatus(since=tx.now, addresses=[str(vnic.ip) for vnic in vnics.vnics]),
         )
-        await write_disks(tx, vm.name, disks)
+        await write_disks(tx, owner, disks)
         await _check_fits(tx, vm, spec)
         await tx.vms.insert(vm)
         await tx.networks.hold(vm.id, vnics.addresses)
@@ -146,10 +152,9 @@ async def start(api: Api, call: Call) -> Response:
             "vm.restart",
             remedy="Wait for that job's end.",
         )
-        host = None if body.host is None else (await tx.hosts.find(body.host, "host")).name
-        await _check_starts(tx, vm, host)
+        await _check_starts(tx, vm, body.host)
         vm = await _want_running(tx, vm, running=True)
-        return accepted(await call.submit(api, tx, START_VM, vm, StartParams(vm=vm.id, host=host)))
+        return accepted(await call.submit(api, tx, START_VM, vm, StartParams(vm=vm.id, host=body.host)))
 
 
 async def stop(api: Api, call: Call) -> Response:
@@ -214,11 +219,10 @@ async def migrate(api: Api, call: Call) -> Response:
         lifecycle.follow(vm.status.state, VmEvent.MIGRATE, vm.name)
         check_nothing_pending(vm)
         await need_holder(tx, vm)
-        to = None if body.to is None else (await tx.hosts.find(body.to, "to")).name
         hosts = await capacity.all_hosts(tx, but_vm=vm.id)
-        placement.choose_destination(vm, hosts, to, await capacity.ties(tx, vm))
+        placement.choose_destination(vm, hosts, body.to, await capacity.ties(tx, vm))
         # Without a name the workflow chooses when its turn has come; that one will do now was checked.
-        return accepted(await call.submit(api, tx, MIGRATE_VM, vm, MigrateParams(vm=vm.id, to=to)))
+        return accepted(await call.submit(api, tx, MIGRATE_VM, vm, MigrateParams(vm=vm.id, to=body.to)))
 
 
 async def clone(api: Api, call: Call) -> Response:
@@ -233,17 +237,17 @@ async def clone(api: Api, call: Call) -> Response:
                 value=vm.status.state,
                 remedy="Stop it first.",
             )
-        if await tx.vms.seek(body.name) is not None:
+        if await tx.vms.named(body.name) is not None:
             raise tx.vms.taken(body.name)
         await need_disks(tx, vm, vm.spec.disks)
-        copy_id = new_id()
-        made, disks = await _copy_disks(tx, vm, body.name)
+        owner = Owner(new_id(VmId), body.name)
+        disks = await _copy_disks(tx, vm, owner)
         blank = [vnic.model_copy(update={"mac": None, "ip": None}) for vnic in vm.spec.vnics]
-        vnics = await resolve_vnics(tx, copy_id, blank)
-        update: dict[str, Any] = {"disks": disks, "vnics": vnics.vnics, "running": False, "template": False}
+        vnics = await resolve_vnics(tx, owner.id, blank)
+        update: dict[str, Any] = {"disks": disks.disks, "vnics": vnics.vnics, "running": False, "template": False}
         copy = Vm(
             name=body.name,
-            id=copy_id,
+            id=owner.id,
             generation=1,
             labels=vm.labels,
             description=vm.description,
@@ -251,8 +255,7 @@ async def clone(api: Api, call: Call) -> Response:
             spec=vm.spec.model_copy(update=update),
             status=VmStatus(since=tx.now, addresses=[str(vnic.ip) for vnic in vnics.vnics]),
         )
-        for volume in made:
-            await tx.volumes.insert(volume)
+        await write_disks(tx, owner, disks)
         await tx.vms.insert(copy)
         await tx.networks.hold(copy.id, vnics.addresses)
         await tx.emit("vm.created", f"vm/{copy.name}", copy.id, f"cloned from {vm.name}")
@@ -260,22 +263,16 @@ async def clone(api: Api, call: Call) -> Response:
         return accepted(await call.submit(api, tx, CLONE_VM, vm, params))
 
 
-async def _copy_disks(tx: Transaction, vm: Vm, name: str) -> tuple[list[Volume], list[Any]]:
-    made, disks = [], []
-    for number, disk in enumerate(vm.spec.disks):
-        old = await tx.volumes.find(disk.volume or "")
-        volume = Volume(
-            kind="volume",
-            name=f"{name}-disk{number}",
-            id=new_id(),
-            generation=1,
-            created=tx.now,
-            spec=old.spec.model_copy(update={"image": None}),
-            status=VolumeStatus(state=VolumeState.CREATING, vm=name),
-        )
-        made.append(volume)
-        disks.append(disk.model_copy(update={"volume": volume.name, "size": old.spec.size, "keep": False}))
-    return made, disks
+async def _copy_disks(tx: Transaction, vm: Vm, owner: Owner) -> Disks:
+    copies = Disks([], [], [])
+    for disk in vm.spec.disks:
+        if disk.volume is None:
+            continue
+        old = await tx.volumes.get(disk.volume)
+        volume = await own_volume(tx, owner, old.spec.model_copy(update={"image": None}), copies.made)
+        copies.made.append(volume)
+        copies.disks.append(disk.model_copy(update={"volume": volume.id, "size": old.spec.size, "keep": False}))
+    return copies
 
 
 async def _find(tx: Transaction, call: Call) -> Vm:
@@ -299,7 +296,7 @@ async def _check_fits(view: View, vm: Vm, spec: VmSpec) -> None:
     placement.place(spec, hosts, await capacity.ties(view, vm, starts=spec.running))
 
 
-async def _check_starts(view: View, vm: Vm, host: str | None) -> None:
+async def _check_starts(view: View, vm: Vm, host: HostName | None) -> None:
     """Raises what keeps the VM from starting on this host (none: on any)."""
     await need_disks(view, vm, vm.spec.disks)
     lease = await view.leases.get(vm.id)

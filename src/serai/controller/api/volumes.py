@@ -8,9 +8,9 @@ from fastapi import Response
 
 from serai.controller import edits
 from serai.controller.api.absent import away, clean_later
-from serai.controller.api.call import Api, Call, Handler, accepted, answer, page
+from serai.controller.api.call import Api, Call, Handler, accepted
 from serai.controller.api.checks import need_holder, need_image, need_pool, need_room, refuse_while
-from serai.controller.store import Transaction
+from serai.controller.api.references import respond, respond_page
 from serai.controller.store.vms import ALIVE
 from serai.controller.workflows.growth import EDIT_VOLUME, GrowParams, GrowState
 from serai.controller.workflows.resources import (
@@ -22,8 +22,10 @@ from serai.controller.workflows.resources import (
 from serai.core.edits import changes
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError
+from serai.schema.ids import VolumeId
 from serai.schema.image import Image, ImageKind
 from serai.schema.units import format_size
+from serai.schema.vm import Vm
 from serai.schema.volume import Volume, VolumeCreate, VolumeEdit, VolumeState, VolumeStatus
 
 
@@ -33,16 +35,16 @@ async def list_(api: Api, call: Call) -> Response:
         table = view.volumes.table.c
         where = []
         if "pool" in call.query:
-            where.append(table.pool == (await view.pools.find(call.query["pool"], "pool")).name)
+            where.append(table.pool == (await view.pools.find(call.query["pool"], "pool")).id)
         if "vm" in call.query:
-            where.append(table.vm == (await view.vms.find(call.query["vm"], "vm")).name)
-        return page(await view.volumes.page(call.limit, call.cursor, *where))
+            where.append(table.vm == (await view.vms.find(call.query["vm"], "vm")).id)
+        return await respond_page(view, await view.volumes.page(call.limit, call.cursor, *where), Volume)
 
 
 async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
-        return answer(await view.volumes.find(call.name))
+        return await respond(view, await view.volumes.find(call.name))
 
 
 async def create(api: Api, call: Call) -> Response:
@@ -51,20 +53,18 @@ async def create(api: Api, call: Call) -> Response:
     async with api.store.transaction() as tx:
         pool = await need_pool(tx, body.spec.pool, "spec.pool")
         need_room(pool, body.spec.size, "spec.size")
-        update: dict[str, Any] = {"pool": pool.name}
         if body.spec.image is not None:
             image = await need_image(tx, body.spec.image, "spec.image")
             check_holds(image, body.spec.size, "spec.size", "spec.image")
-            update["image"] = image.name
         volume = Volume(
             kind="volume",
             name=body.name,
-            id=new_id(),
+            id=new_id(VolumeId),
             generation=1,
             labels=body.labels,
             description=body.description,
             created=tx.now,
-            spec=body.spec.model_copy(update=update),
+            spec=body.spec,
             status=VolumeStatus(),
         )
         await tx.volumes.insert(volume)
@@ -77,7 +77,7 @@ async def edit(api: Api, call: Call) -> Response:
     body = call.need(VolumeEdit)
     async with api.store.transaction() as tx:
         volume = await tx.volumes.find(call.name)
-        vm = None if body.size is None or volume.status.vm is None else await tx.vms.seek(volume.status.vm)
+        vm = None if body.size is None or volume.status.vm is None else await tx.vms.get(volume.status.vm)
         update: dict[str, Any] = {}
         if body.description is not None:
             update["description"] = body.description
@@ -120,14 +120,15 @@ async def delete(api: Api, call: Call) -> Response:
             tx, volume.id, "the volume is being deleted", "volume.delete", remedy="Wait for that job's end."
         )
         if volume.status.vm is not None:
+            vm = await tx.vms.get(volume.status.vm)
             raise ConflictError(
-                f"VM {volume.status.vm} has volume {volume.name}",
+                f"VM {vm.name} has volume {volume.name}",
                 field="volume",
                 value=volume.name,
-                remedy=await _way_out_of(tx, volume.status.vm, volume.name),
+                remedy=_way_out_of(vm, volume),
             )
-        pool = await tx.pools.find(volume.spec.pool)
-        host = await tx.hosts.find(pool.spec.host)
+        pool = await tx.pools.get(volume.spec.pool)
+        host = await tx.hosts.need(pool.spec.host)
         absent = away(call, [host])
         if absent:
             await clean_later(api, call, tx, host, pool=pool.id, volume=volume.id)
@@ -135,12 +136,11 @@ async def delete(api: Api, call: Call) -> Response:
         return accepted(await call.submit(api, tx, DELETE_VOLUME, volume, params))
 
 
-async def _way_out_of(tx: Transaction, vm: str, volume: str) -> str:
+def _way_out_of(vm: Vm, volume: Volume) -> str:
     """What frees a volume of a VM's: one that is in its spec no more is still open in a QEMU that runs."""
-    found = await tx.vms.seek(vm)
-    if found is None or volume in [disk.volume for disk in found.spec.disks]:
-        return f"Take the disk from it first: serai vm edit {vm} --remove-disk."
-    return f"It is free once the VM has restarted: serai vm restart {vm}."
+    if volume.id in [disk.volume for disk in vm.spec.disks]:
+        return f"Take the disk from it first: serai vm edit {vm.name} --remove-disk {volume.name}."
+    return f"It is free once the VM has restarted: serai vm restart {vm.name}."
 
 
 def check_holds(image: Image, size: int, size_field: str, image_field: str) -> None:

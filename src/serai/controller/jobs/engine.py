@@ -30,6 +30,7 @@ from serai.controller.store import JobRecord, Store, Transaction, until_it_works
 from serai.lib.ids import new_id
 from serai.lib.tasks import Tasks
 from serai.schema.errors import ConflictError, SeraiError, UnsupportedError
+from serai.schema.ids import JobId
 from serai.schema.job import Job, JobState
 from serai.schema.resource import Frozen
 
@@ -91,7 +92,7 @@ class Engine:
             )
         workflow = self._workflows[workflow.kind]
         job = Job(
-            id=new_id(),
+            id=new_id(JobId),
             kind=workflow.kind,
             target=target,
             target_id=target_id,

@@ -10,16 +10,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serai.controller.store.resources import RawPage
+from serai.controller.store.resources import Document, RawPage
 from serai.controller.store.tables import events
-
-
-def render(seq: int, time: str, kind: str, resource: str, resource_id: str, message: str, data: str) -> str:
-    """An event's JSON from its row; `data` is JSON already."""
-    return (
-        f'{{"seq":{seq},"time":"{time}","kind":{json.dumps(kind)},"resource":{json.dumps(resource)},'
-        f'"resource_id":{json.dumps(resource_id)},"message":{json.dumps(message)},"data":{data}}}'
-    )
 
 
 @dataclass(frozen=True)
@@ -49,29 +41,29 @@ class Events:
         self, time: datetime, kind: str, resource: str, resource_id: str, message: str, data: dict[str, Any]
     ) -> tuple[int, str]:
         """Write one and return its number and its JSON."""
-        values = {
+        values: Document = {
             "time": time.isoformat(),
             "kind": kind,
             "resource": resource,
             "resource_id": resource_id,
             "message": message,
-            "data": json.dumps(data),
+            "data": data,
         }
         query = insert(events).values(**values).returning(events.c.seq)
         seq: int = (await self.connection.execute(query)).scalar_one()
-        return seq, render(seq, **values)
+        return seq, json.dumps({"seq": seq, **values})
 
     async def after(self, seq: int, limit: int) -> list[tuple[int, str]]:
         """(number, JSON) of the events that follow `seq`, oldest first."""
         query = select(events).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
-        return [(row.seq, render(**row)) for row in (await self.connection.execute(query)).mappings()]
+        return [(row["seq"], json.dumps(dict(row))) for row in (await self.connection.execute(query)).mappings()]
 
     async def page(self, after: int, limit: int, narrow: Narrow) -> RawPage:
         """A page of events after a number; its cursor is the last number on it."""
         query = select(events).where(events.c.seq > after, *narrow.where()).order_by(events.c.seq).limit(limit + 1)
         rows = (await self.connection.execute(query)).mappings().all()
         cursor = str(rows[limit - 1]["seq"]) if len(rows) > limit else None
-        return RawPage([render(**row) for row in rows[:limit]], cursor)
+        return RawPage([dict(row) for row in rows[:limit]], cursor)
 
     async def before_last(self, count: int, narrow: Narrow) -> int:
         """The number after which the last `count` events begin; 0 if there are no more than these."""

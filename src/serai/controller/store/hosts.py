@@ -1,4 +1,4 @@
-"""Hosts: rows made when an agent says hello for the first time."""
+"""Hosts: rows made when an agent says hello for the first time. Everything refers to a host by its name."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from typing import Any
 from serai.controller.store import tables
 from serai.controller.store.resources import Resources
 from serai.schema.host import Host
+from serai.schema.ids import HostId, HostName
 
 
-class Hosts(Resources[Host]):
+class Hosts(Resources[Host, HostId]):
     """See `resources.Resources`; what is committed on a host is summed up by `Vms.committed`."""
 
     kind = "host"
+    reference = "name"
     table = tables.hosts
     model = Host
 
     def columns(self, item: Host) -> dict[str, Any]:
         """State."""
         return {"state": item.status.state.value}
+
+    async def need(self, name: HostName, field: str | None = None) -> Host:
+        """The host that something refers to. Raises NotFoundError, which names `field`."""
+        host = await self.named(name)
+        if host is None:
+            raise self.missing(name, field)
+        return host

@@ -6,10 +6,11 @@ from typing import Any
 
 from serai.controller.store import tables
 from serai.controller.store.resources import Resources
+from serai.schema.ids import ImageId
 from serai.schema.image import Image
 
 
-class Images(Resources[Image]):
+class Images(Resources[Image, ImageId]):
     """See `resources.Resources`."""
 
     kind = "image"

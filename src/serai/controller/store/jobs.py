@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serai.controller.store.resources import RawPage
+from serai.controller.store.resources import Document, RawPage
 from serai.controller.store.tables import jobs
 from serai.schema.errors import InvalidError, NotFoundError
 from serai.schema.job import Job, JobState
@@ -28,42 +27,16 @@ class JobRecord:
     attempt: int = 0
 
 
-def _text(value: str | None) -> str:
-    return "null" if value is None else f'"{value}"'
+def _document(row: Row[Any]) -> Document:
+    return {name: getattr(row, name) for name in Job.model_fields}
 
 
-def render(row: Row[Any]) -> str:
-    """A job's JSON from its row."""
-    quote = json.dumps
-    return (
-        f'{{"id":"{row.id}","kind":"{row.kind}","target":{quote(row.target)},"target_id":{_text(row.target_id)},'
-        f'"state":"{row.state}","requested_by":{quote(row.requested_by)},"reason":{quote(row.reason)},'
-        f'"waits_for":{quote(row.waits_for)},"params":{row.params},"steps":{row.steps},'
-        f'"progress":{quote(row.progress)},"message":{quote(row.message)},"result":{row.result or "null"},'
-        f'"error":{row.error or "null"},"created":"{row.created}","started":{_text(row.started)},'
-        f'"ended":{_text(row.ended)}}}'
-    )
-
-
-def _values(record: JobRecord) -> dict[str, Any]:
+def _values(record: JobRecord) -> Document:
     job = record.job
+    times = {"created": job.created, "started": job.started, "ended": job.ended}
     return {
-        "kind": job.kind,
-        "target": job.target,
-        "target_id": job.target_id,
-        "state": job.state.value,
-        "requested_by": job.requested_by,
-        "reason": job.reason,
-        "waits_for": job.waits_for,
-        "params": json.dumps(job.params),
-        "steps": "[" + ",".join(step.model_dump_json() for step in job.steps) + "]",
-        "progress": job.progress,
-        "message": job.message,
-        "result": None if job.result is None else json.dumps(job.result),
-        "error": None if job.error is None else job.error.model_dump_json(),
-        "created": job.created.isoformat(),
-        "started": None if job.started is None else job.started.isoformat(),
-        "ended": None if job.ended is None else job.ended.isoformat(),
+        **job.model_dump(mode="json", exclude=set(times)),
+        **{name: None if time is None else time.isoformat() for name, time in times.items()},
         "memory": record.memory,
         "version": record.version,
         "attempt": record.attempt,
@@ -78,7 +51,7 @@ class Jobs:
 
     async def insert(self, record: JobRecord) -> None:
         """Write a new one."""
-        await self.connection.execute(insert(jobs).values(id=record.job.id, **_values(record)))
+        await self.connection.execute(insert(jobs).values(**_values(record)))
 
     async def save(self, record: JobRecord) -> None:
         """Write all of one that exists."""
@@ -138,9 +111,9 @@ class Jobs:
             query = query.where((jobs.c.target == target) | (jobs.c.target_id == target))
         rows = (await self.connection.execute(query)).all()
         return RawPage(
-            [render(row) for row in rows[:limit]], str(rows[limit - 1].number) if len(rows) > limit else None
+            [_document(row) for row in rows[:limit]], str(rows[limit - 1].number) if len(rows) > limit else None
         )
 
 
 def _record(row: Row[Any]) -> JobRecord:
-    return JobRecord(Job.model_validate_json(render(row)), row.memory, row.version, row.attempt)
+    return JobRecord(Job.model_validate(_document(row)), row.memory, row.version, row.attempt)

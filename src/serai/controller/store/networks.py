@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from serai.controller.store import tables
 from serai.controller.store.resources import Resources
 from serai.schema.errors import ConflictError
+from serai.schema.ids import NetworkId, VmId
 from serai.schema.network import Network
 
 addresses = tables.addresses
@@ -25,12 +26,12 @@ addresses = tables.addresses
 class Address:
     """One VNIC's place on a network."""
 
-    network_id: str
+    network_id: NetworkId
     ip: IPv4Address
     mac: str
 
 
-class Networks(Resources[Network]):
+class Networks(Resources[Network, NetworkId]):
     """See `resources.Resources`."""
 
     kind = "network"
@@ -41,26 +42,26 @@ class Networks(Resources[Network]):
         """Bridge."""
         return {"bridge": item.spec.bridge}
 
-    async def used(self, network_id: str, *, but_vm: str | None = None) -> set[IPv4Address]:
+    async def used(self, network_id: NetworkId, *, but_vm: VmId | None = None) -> set[IPv4Address]:
         """Addresses taken on a network, not counting those of one VM."""
         query = select(addresses.c.ip).where(addresses.c.network_id == network_id)
         if but_vm is not None:
             query = query.where(addresses.c.vm_id != but_vm)
         return {IPv4Address(row.ip) for row in await self.connection.execute(query)}
 
-    async def mac_taken(self, mac: str, *, but_vm: str | None = None) -> bool:
+    async def mac_taken(self, mac: str, *, but_vm: VmId | None = None) -> bool:
         """Whether a VNIC of another VM has this MAC."""
         query = select(addresses.c.mac).where(addresses.c.mac == mac)
         if but_vm is not None:
             query = query.where(addresses.c.vm_id != but_vm)
         return (await self.connection.execute(query)).first() is not None
 
-    async def counts(self) -> dict[str, int]:
+    async def counts(self) -> dict[NetworkId, int]:
         """Network id to the number of addresses taken."""
         query = select(addresses.c.network_id, func.count()).group_by(addresses.c.network_id)
         return {row[0]: int(row[1]) for row in await self.connection.execute(query)}
 
-    async def hold(self, vm_id: str, wanted: Iterable[Address]) -> None:
+    async def hold(self, vm_id: VmId, wanted: Iterable[Address]) -> None:
         """Make these the addresses of a VM, in place of those that it had. Raises ConflictError."""
         await self.connection.execute(delete(addresses).where(addresses.c.vm_id == vm_id))
         for address in wanted:

@@ -1,13 +1,13 @@
 """What all resources have in common: read, page, insert, replace, status, delete.
 
-Rows are turned to JSON by joining the stored texts; a list never parses them. One resource is parsed into its model.
-Writing needs a transaction: connections for reading refuse to write.
+A resource is looked up by id (`get`); by what a user wrote, a name or an id, only where the API takes it in (`find`,
+`identify`). A page holds documents as they are stored; a single resource is validated into its model. Writing needs a
+transaction: connections for reading refuse to write.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,37 +17,31 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serai.controller.store.tables import labels
 from serai.schema.errors import ConflictError, NotFoundError
+from serai.schema.ids import is_id
 from serai.schema.resource import Frozen, Resource
 
 ModelT = TypeVar("ModelT", bound=Resource[Any, Any])
+IdT = TypeVar("IdT", bound=str)
+
+Document = dict[str, Any]
+"""A resource, job or event as JSON: dicts, lists, strings, numbers."""
 
 
 @dataclass(frozen=True)
 class RawPage:
-    """One page of a list, each item as JSON text; `next` is the cursor of the following page."""
+    """One page of a list; `next` is the cursor of the following page."""
 
-    items: list[str]
+    items: list[Document]
     next: str | None
 
-    def body(self) -> bytes:
-        """The page as the API sends it."""
-        return f'{{"items":[{",".join(self.items)}],"next":{json.dumps(self.next)}}}'.encode()
 
-
-def render(kind: str, row: Row[Any]) -> str:
-    """A resource's JSON from its row; the first eight columns are the same in every resource table."""
-    return (
-        f'{{"kind":"{kind}","name":"{row.name}","id":"{row.id}","generation":{row.generation},"labels":{row.labels},'
-        f'"description":{json.dumps(row.description)},"created":"{row.created}","spec":{row.spec},'
-        f'"status":{row.status}}}'
-    )
-
-
-class Resources(Generic[ModelT]):
+class Resources(Generic[ModelT, IdT]):
     """Queries on one resource table; a noun's own queries are in its subclass."""
 
     kind: ClassVar[str]
     table: ClassVar[Table]
+    reference: ClassVar[str] = "id"
+    """The column that other resources refer by."""
     model: type[ModelT]
 
     def __init__(self, connection: AsyncConnection) -> None:
@@ -57,31 +51,44 @@ class Resources(Generic[ModelT]):
         """The copies that lists filter by."""
         raise NotImplementedError
 
-    async def seek(self, name: str) -> ModelT | None:
-        """By name, else by id; None if there is none."""
-        table = self.table.c
-        query = select(self.table).where(or_(table.name == name, table.id == name)).order_by(table.id == name)
-        row = (await self.connection.execute(query)).first()
-        return None if row is None else self.parse(row)
-
-    async def find(self, name: str, field: str | None = None) -> ModelT:
-        """By name, else by id. Raises NotFoundError, which names `field` (the kind unless given)."""
-        item = await self.seek(name)
+    async def get(self, resource_id: IdT, field: str | None = None) -> ModelT:
+        """By id. Raises NotFoundError, which names `field` (the kind unless given)."""
+        item = await self.seek(resource_id)
         if item is None:
-            raise NotFoundError(
-                f"there is no {self.kind} {name}",
-                field=field or self.kind,
-                value=name,
-                remedy=f"See which there are: serai {self.kind} list.",
-            )
+            raise self.missing(resource_id, field)
         return item
 
-    async def get(self, resource_id: str) -> ModelT:
-        """By id alone. Raises NotFoundError."""
-        row = (await self.connection.execute(select(self.table).where(self.table.c.id == resource_id))).first()
-        if row is None:
-            raise NotFoundError(f"there is no {self.kind} with id {resource_id}", field="id", value=resource_id)
-        return self.parse(row)
+    async def seek(self, resource_id: IdT) -> ModelT | None:
+        """By id; None if there is none."""
+        return await self._one(self.table.c.id == resource_id)
+
+    async def named(self, name: str) -> ModelT | None:
+        """By name; None if there is none."""
+        return await self._one(self.table.c.name == name)
+
+    async def find(self, text: str, field: str | None = None) -> ModelT:
+        """By what a user wrote: an id, or else a name. Raises NotFoundError, which names `field`."""
+        item = await self._one((self.table.c.id if is_id(text) else self.table.c.name) == text)
+        if item is None:
+            raise self.missing(text, field)
+        return item
+
+    async def identify(self, texts: Collection[str]) -> dict[str, str]:
+        """What users wrote, ids or names, to what a reference holds; what there is not is left out."""
+        table, ids = self.table.c, {text for text in texts if is_id(text)}
+        query = select(table.id, table.name).where(or_(table.id.in_(ids), table.name.in_(set(texts) - ids)))
+        rows = (await self.connection.execute(query)).mappings().all()
+        by_name, by_id = ({row[key]: row[self.reference] for row in rows} for key in ("name", "id"))
+        return by_name | by_id
+
+    def missing(self, text: str, field: str | None = None) -> NotFoundError:
+        """The refusal of a name or id that nothing has."""
+        return NotFoundError(
+            f"there is no {self.kind} {text}",
+            field=field or self.kind,
+            value=text,
+            remedy=f"See which there are: serai {self.kind} list.",
+        )
 
     async def all(self, *where: ColumnElement[bool]) -> list[ModelT]:
         """Every one that meets the conditions, by name."""
@@ -91,7 +98,7 @@ class Resources(Generic[ModelT]):
     async def page(self, limit: int, cursor: str | None, *where: ColumnElement[bool]) -> RawPage:
         """Up to `limit` by name, those after `cursor` (the last name of the page before)."""
         rows = await self._rows(limit, cursor, where)
-        return RawPage([render(self.kind, row) for row in rows[:limit]], _next(rows, limit))
+        return RawPage([self._document(row) for row in rows[:limit]], _next(rows, limit))
 
     async def models(self, limit: int, cursor: str | None) -> tuple[list[ModelT], str | None]:
         """The same page as models, for kinds whose status is partly computed."""
@@ -123,29 +130,29 @@ class Resources(Generic[ModelT]):
         except IntegrityError as error:
             raise self.taken(item.name) from error
         if not changed:
-            raise NotFoundError(f"there is no {self.kind} with id {item.id}", field="id", value=item.id)
+            raise self.missing(item.id)
         await self._write_labels(item)
 
-    async def set_status(self, resource_id: str, status: Frozen) -> ModelT:
+    async def set_status(self, resource_id: IdT, status: Frozen) -> ModelT:
         """Write the status alone and return the whole. Raises NotFoundError."""
         item = (await self.get(resource_id)).model_copy(update={"status": status})
-        values = {"status": status.model_dump_json(), **self.columns(item)}
+        values = {"status": status.model_dump(mode="json"), **self.columns(item)}
         await self.connection.execute(update(self.table).where(self.table.c.id == resource_id).values(**values))
         return item
 
-    async def update_status(self, resource_id: str, **fields: Any) -> ModelT:
+    async def update_status(self, resource_id: IdT, **fields: Any) -> ModelT:
         """Change some fields of the status and return the whole. Raises NotFoundError."""
         item = await self.get(resource_id)
         return await self.set_status(resource_id, item.status.model_copy(update=fields))
 
-    async def set_spec(self, resource_id: str, spec: Frozen) -> ModelT:
+    async def set_spec(self, resource_id: IdT, spec: Frozen) -> ModelT:
         """Write another spec: the generation grows by one. Raises NotFoundError."""
         item = await self.get(resource_id)
         changed = item.model_copy(update={"spec": spec, "generation": item.generation + 1})
         await self.replace(changed)
         return changed
 
-    async def delete(self, resource_id: str) -> None:
+    async def delete(self, resource_id: IdT) -> None:
         """Take it away; harmless if it is not there."""
         await self.connection.execute(delete(self.table).where(self.table.c.id == resource_id))
         await self._drop_labels(resource_id)
@@ -161,7 +168,24 @@ class Resources(Generic[ModelT]):
 
     def parse(self, row: Row[Any]) -> ModelT:
         """A row as its model."""
-        return self.model.model_validate_json(render(self.kind, row))
+        return self.model.model_validate(self._document(row))
+
+    def _document(self, row: Row[Any]) -> Document:
+        return {
+            "kind": self.kind,
+            "name": row.name,
+            "id": row.id,
+            "generation": row.generation,
+            "labels": row.labels,
+            "description": row.description,
+            "created": row.created,
+            "spec": row.spec,
+            "status": row.status,
+        }
+
+    async def _one(self, where: ColumnElement[bool]) -> ModelT | None:
+        row = (await self.connection.execute(select(self.table).where(where))).first()
+        return None if row is None else self.parse(row)
 
     async def _rows(self, limit: int, cursor: str | None, where: Sequence[ColumnElement[bool]]) -> Sequence[Row[Any]]:
         # One more than asked for says whether there is a next page.
@@ -174,11 +198,11 @@ class Resources(Generic[ModelT]):
         return {
             "name": item.name,
             "generation": item.generation,
-            "labels": json.dumps(item.labels),
+            "labels": item.labels,
             "description": item.description,
             "created": item.created.isoformat(),
-            "spec": item.spec.model_dump_json(),
-            "status": item.status.model_dump_json(),
+            "spec": item.spec.model_dump(mode="json"),
+            "status": item.status.model_dump(mode="json"),
             **self.columns(item),
         }
 

@@ -33,7 +33,7 @@ class Tickets:
         """Write one, without its secret."""
         values = {
             "digest": digest(ticket.id),
-            "ticket": ticket.model_dump_json(exclude={"id"}),
+            "ticket": ticket.model_dump(mode="json", exclude={"id"}),
             "expires": ticket.expires.isoformat(),
         }
         await self.connection.execute(insert(tickets).values(**values))
@@ -41,10 +41,8 @@ class Tickets:
     async def look(self, ticket_id: str) -> Ticket | None:
         """The ticket, if there is one, expired or not; it stays."""
         query = select(tickets.c.ticket).where(tickets.c.digest == digest(ticket_id))
-        text = (await self.connection.execute(query)).scalar_one_or_none()
-        if text is None:
-            return None
-        return Ticket.model_validate_json(f'{{"id":"{ticket_id}",{text[1:]}')
+        found = (await self.connection.execute(query)).scalar_one_or_none()
+        return None if found is None else Ticket.model_validate({"id": ticket_id, **found})
 
     async def take(self, ticket_id: str) -> bool:
         """Use one up: True the first time only."""

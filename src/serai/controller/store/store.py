@@ -11,14 +11,14 @@ import asyncio
 import logging
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import cached_property
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
+from sqlalchemy import literal, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from serai.controller.store.database import migrate, open_engine
@@ -30,6 +30,7 @@ from serai.controller.store.jobs import Jobs
 from serai.controller.store.leases import Leases
 from serai.controller.store.networks import Networks
 from serai.controller.store.pools import Pools, Volumes
+from serai.controller.store.resources import Resources
 from serai.controller.store.secrets import Secrets, Tickets, Tokens
 from serai.controller.store.vms import Vms
 from serai.lib.clock import Clock, SystemClock
@@ -47,66 +48,34 @@ class View:
     def __init__(self, connection: AsyncConnection, clock: Clock) -> None:
         self.connection = connection
         self.now = clock.now()
+        self.hosts = Hosts(connection)
+        self.pools = Pools(connection)
+        self.volumes = Volumes(connection)
+        self.images = Images(connection)
+        self.networks = Networks(connection)
+        self.vms = Vms(connection)
+        self.jobs = Jobs(connection)
+        self.events = Events(connection)
+        self.leases = Leases(connection, self.now)
+        self.tickets = Tickets(connection)
+        self.tokens = Tokens(connection)
+        self.secrets = Secrets(connection)
 
-    @cached_property
-    def hosts(self) -> Hosts:
-        """Hosts."""
-        return Hosts(self.connection)
+    def of(self, kind: str) -> Resources[Any, Any]:
+        """The table of a kind of resource."""
+        every: list[Resources[Any, Any]]
+        every = [self.hosts, self.pools, self.volumes, self.images, self.networks, self.vms]
+        return next(table for table in every if table.kind == kind)
 
-    @cached_property
-    def pools(self) -> Pools:
-        """Pools."""
-        return Pools(self.connection)
-
-    @cached_property
-    def volumes(self) -> Volumes:
-        """Volumes."""
-        return Volumes(self.connection)
-
-    @cached_property
-    def images(self) -> Images:
-        """Images."""
-        return Images(self.connection)
-
-    @cached_property
-    def networks(self) -> Networks:
-        """Networks and addresses."""
-        return Networks(self.connection)
-
-    @cached_property
-    def vms(self) -> Vms:
-        """VMs."""
-        return Vms(self.connection)
-
-    @cached_property
-    def jobs(self) -> Jobs:
-        """Jobs."""
-        return Jobs(self.connection)
-
-    @cached_property
-    def events(self) -> Events:
-        """Events."""
-        return Events(self.connection)
-
-    @cached_property
-    def leases(self) -> Leases:
-        """Leases."""
-        return Leases(self.connection, self.now)
-
-    @cached_property
-    def tickets(self) -> Tickets:
-        """Tickets of the data channel."""
-        return Tickets(self.connection)
-
-    @cached_property
-    def tokens(self) -> Tokens:
-        """Tokens of the API."""
-        return Tokens(self.connection)
-
-    @cached_property
-    def secrets(self) -> Secrets:
-        """Secrets."""
-        return Secrets(self.connection)
+    async def names(self, ids: Mapping[str, Collection[str]]) -> dict[str, dict[str, str]]:
+        """The names of resources, by kind and id, in one query; those that are gone are left out."""
+        names: dict[str, dict[str, str]] = {kind: {} for kind in ids}
+        if ids:
+            tables = {kind: self.of(kind).table.c for kind in ids}
+            queries = [select(literal(kind), of.id, of.name).where(of.id.in_(ids[kind])) for kind, of in tables.items()]
+            for kind, resource_id, name in await self.connection.execute(union_all(*queries)):
+                names[kind][resource_id] = name
+        return names
 
 
 class Transaction(View):

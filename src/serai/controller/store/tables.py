@@ -1,7 +1,7 @@
-"""The tables. JSON and times are text: SQLite and PostgreSQL hold the same, and lists are sent as they are stored.
+"""The tables. Times are text in ISO 8601; what has fields of its own is JSON, by SQLAlchemy's type for it.
 
 Every resource table has the columns of the resource shape (schema/resource.py) and, beside them, copies of those fields
-that lists filter or sums add up; `resources.py` writes both together, so that they never differ.
+that queries use: references, states, sums. `resources.py` writes both together, so that they never differ.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy.types import JSON
 
 metadata = MetaData(
     naming_convention={
@@ -20,6 +21,9 @@ metadata = MetaData(
 )
 
 
+OPTIONAL = JSON(none_as_null=True)
+
+
 def _resource(name: str, *columns: Column[Any]) -> Table:
     return Table(
         name,
@@ -27,11 +31,11 @@ def _resource(name: str, *columns: Column[Any]) -> Table:
         Column("id", String(12), primary_key=True),
         Column("name", String(63), nullable=False, unique=True),
         Column("generation", Integer, nullable=False),
-        Column("labels", Text, nullable=False),
+        Column("labels", JSON, nullable=False),
         Column("description", Text, nullable=False),
         Column("created", String(40), nullable=False),
-        Column("spec", Text, nullable=False),
-        Column("status", Text, nullable=False),
+        Column("spec", JSON, nullable=False),
+        Column("status", JSON, nullable=False),
         *columns,
     )
 
@@ -40,8 +44,9 @@ hosts = _resource("hosts", Column("state", String(16), nullable=False))
 pools = _resource("pools", Column("host", String(63), nullable=False, index=True))
 volumes = _resource(
     "volumes",
-    Column("pool", String(63), nullable=False, index=True),
-    Column("vm", String(63), index=True),
+    Column("pool", String(12), nullable=False, index=True),
+    Column("image", String(12), index=True),
+    Column("vm", String(12), index=True),
     Column("size", BigInteger, nullable=False),
 )
 images = _resource("images", Column("state", String(16), nullable=False))
@@ -50,7 +55,7 @@ vms = _resource(
     "vms",
     Column("host", String(63), index=True),
     Column("state", String(16), nullable=False, index=True),
-    Column("image", String(63), index=True),
+    Column("image", String(12), index=True),
     Column("cpus", Integer, nullable=False),
     Column("memory", BigInteger, nullable=False),
     Column("running", Boolean, nullable=False),
@@ -102,12 +107,12 @@ jobs = Table(
     Column("requested_by", String(255), nullable=False),
     Column("reason", Text, nullable=False),
     Column("waits_for", Text, nullable=False),
-    Column("params", Text, nullable=False),
-    Column("steps", Text, nullable=False),
+    Column("params", JSON, nullable=False),
+    Column("steps", JSON, nullable=False),
     Column("progress", Float),
     Column("message", Text, nullable=False),
-    Column("result", Text),
-    Column("error", Text),
+    Column("result", OPTIONAL),
+    Column("error", OPTIONAL),
     Column("created", String(40), nullable=False),
     Column("started", String(40)),
     Column("ended", String(40)),
@@ -126,7 +131,7 @@ events = Table(
     Column("resource", String(80), nullable=False),
     Column("resource_id", String(12), nullable=False),
     Column("message", Text, nullable=False),
-    Column("data", Text, nullable=False),
+    Column("data", JSON, nullable=False),
     # Numbers of events that were cleared away are never given again: `?after=N` must stay true for ever.
     sqlite_autoincrement=True,
 )
@@ -135,7 +140,7 @@ tickets = Table(
     "tickets",
     metadata,
     Column("digest", String(64), primary_key=True),
-    Column("ticket", Text, nullable=False),
+    Column("ticket", JSON, nullable=False),
     Column("expires", String(40), nullable=False, index=True),
 )
 

@@ -10,6 +10,7 @@ from sqlalchemy import and_, func, or_, select, update
 
 from serai.controller.store import tables
 from serai.controller.store.resources import Resources
+from serai.schema.ids import HostName, ImageId, VmId
 from serai.schema.vm import Vm, VmState
 
 ALIVE = (VmState.STARTING, VmState.RUNNING, VmState.PAUSED, VmState.MIGRATING, VmState.STOPPING, VmState.UNKNOWN)
@@ -25,7 +26,7 @@ class Committed:
     vms: int = 0
 
 
-class Vms(Resources[Vm]):
+class Vms(Resources[Vm, VmId]):
     """See `resources.Resources`."""
 
     kind = "vm"
@@ -43,19 +44,19 @@ class Vms(Resources[Vm]):
             "running": item.spec.running,
         }
 
-    async def on_host(self, host: str) -> list[Vm]:
+    async def on_host(self, host: HostName) -> list[Vm]:
         """The VMs whose status names a host."""
         return await self.all(self.table.c.host == host)
 
-    async def ids_on(self, host: str, states: Collection[VmState]) -> set[str]:
+    async def ids_on(self, host: HostName, states: Collection[VmState]) -> set[VmId]:
         """Ids of the VMs whose status names a host and one of these states."""
         query = select(self.table.c.id).where(self.table.c.host == host, self.table.c.state.in_(states))
         return set((await self.connection.execute(query)).scalars())
 
-    async def committed(self, *, but: str | None = None) -> dict[str, Committed]:
+    async def committed(self, *, but: VmId | None = None) -> dict[HostName, Committed]:
         """Host name to what is committed there: VMs that run or shall run, and those a lease is offered for.
 
-        A VM on the move counts on both hosts. `but` leaves one VM (by id) out.
+        A VM on the move counts on both hosts. `but` leaves one VM out.
         """
         table, lease = self.table.c, tables.leases.c
         counted = and_(or_(table.running, table.state.in_(ALIVE)), table.id != (but or ""))
@@ -67,25 +68,25 @@ class Vms(Resources[Vm]):
             .where(counted, lease.offered_to.is_not(None), lease.offered_to != func.coalesce(table.host, ""))
             .group_by(lease.offered_to)
         )
-        found: dict[str, Committed] = {}
+        found: dict[HostName, Committed] = {}
         for query in (here, coming):
             for host, cpus, memory, vms in await self.connection.execute(query):
                 before = found.get(host, Committed())
                 found[host] = Committed(before.cpus + int(cpus), before.memory + int(memory), before.vms + vms)
         return found
 
-    async def users_of_image(self, image: str) -> list[str]:
-        """Names of VMs made from an image (by name)."""
+    async def users_of_image(self, image: ImageId) -> list[str]:
+        """Names of VMs made from an image."""
         query = select(self.table.c.name).where(self.table.c.image == image).order_by(self.table.c.name)
         return list((await self.connection.execute(query)).scalars())
 
-    async def reported(self, vm_id: str) -> tuple[int, int]:
+    async def reported(self, vm_id: VmId) -> tuple[int, int]:
         """(epoch, sequence) of the newest report that was written."""
         query = select(self.table.c.report_epoch, self.table.c.report_sequence).where(self.table.c.id == vm_id)
         row = (await self.connection.execute(query)).first()
         return (0, 0) if row is None else (row[0], row[1])
 
-    async def note_report(self, vm_id: str, epoch: int, sequence: int) -> None:
+    async def note_report(self, vm_id: VmId, epoch: int, sequence: int) -> None:
         """Remember which report was written last."""
         values = {"report_epoch": epoch, "report_sequence": sequence}
         await self.connection.execute(update(self.table).where(self.table.c.id == vm_id).values(**values))

@@ -16,18 +16,19 @@ from serai.schema.commands.pool import POOL_CLOSE, ClosePool
 from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import NotFoundError
 from serai.schema.host import HostState
+from serai.schema.ids import HostId, HostName, ImageId, PoolId, VolumeId
 from serai.schema.job import Job
-from serai.schema.resource import Frozen, Id
+from serai.schema.resource import Frozen
 
 
 class CleanParams(Frozen):
     """What the host removes: a volume with its pool, a pool, or an image; `what` says it in words."""
 
-    host: Id
+    host: HostId
     what: str
-    pool: Id | None = None
-    volume: Id | None = None
-    image: Id | None = None
+    pool: PoolId | None = None
+    volume: VolumeId | None = None
+    image: ImageId | None = None
 
 
 Context = JobContext[CleanParams, NoState]
@@ -57,7 +58,7 @@ async def _clean(office: Office, ctx: Context) -> None:
     ctx.result = {"cleaned": ctx.params.what}
 
 
-async def _back(ctx: Context) -> str:
+async def _back(ctx: Context) -> HostName:
     """The host's name, once it is online. Raises NotFoundError if there is no such host any more."""
     cancelled = asyncio.ensure_future(ctx.cancelled.wait())
     try:

@@ -26,6 +26,7 @@ from serai.schema.commands.volume import (
 )
 from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
+from serai.schema.ids import VmId
 from serai.schema.image import Image, ImageKind
 from serai.schema.lease import Lease
 from serai.schema.vm import Vm, VmReport, VmState
@@ -133,7 +134,7 @@ async def with_boot(office: Office, ctx: AnyContext, parts: ForLaunch, send: Cal
     return await with_copy(office.shelf, ctx, image, parts.host.name, send, had=True)
 
 
-async def start_vm(office: Office, ctx: AnyContext, vm_id: str) -> None:
+async def start_vm(office: Office, ctx: AnyContext, vm_id: VmId) -> None:
     """Start a VM under its lease, on the lease's host, and record what became of it."""
     parts = await office.shelf.for_launch(vm_id)
     vm, lease = parts.vm, parts.lease

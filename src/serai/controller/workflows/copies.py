@@ -17,6 +17,7 @@ from serai.schema.commands.envelope import CommandProgress
 from serai.schema.commands.image import IMAGE_CREATE, IMAGE_FETCH, CreateImage, FetchImage
 from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, SeraiError, UnavailableError
 from serai.schema.host import HostState
+from serai.schema.ids import HostName
 from serai.schema.image import Image, ImageManifest, ImageSource, ImageState
 from serai.schema.ticket import Purpose
 
@@ -35,7 +36,7 @@ def lacks(error: SeraiError, image: Image) -> bool:
 
 
 async def with_copy(
-    shelf: Shelf, ctx: AnyContext, image: Image, host: str, send: Callable[[], Awaitable[T]], *, had: bool = False
+    shelf: Shelf, ctx: AnyContext, image: Image, host: HostName, send: Callable[[], Awaitable[T]], *, had: bool = False
 ) -> T:
     """What `send` answers: a command to `host` that uses its copy; brought before, and once again if it is damaged.
 
@@ -53,7 +54,7 @@ async def with_copy(
         return await send()
 
 
-async def bring_image(shelf: Shelf, ctx: AnyContext, image: Image, host: str) -> None:
+async def bring_image(shelf: Shelf, ctx: AnyContext, image: Image, host: HostName) -> None:
     """A copy of the image is on `host`: taken over the data channel from a host that has a sound one, or made anew.
 
     Raises UnavailableError if the hosts that may have one do not answer, HostError if nobody has one.
@@ -92,7 +93,12 @@ async def bring_image(shelf: Shelf, ctx: AnyContext, image: Image, host: str) ->
 
 
 async def _fetch(
-    shelf: Shelf, ctx: AnyContext, image: Image, manifest: ImageManifest, source: tuple[str, HostFacts], host: str
+    shelf: Shelf,
+    ctx: AnyContext,
+    image: Image,
+    manifest: ImageManifest,
+    source: tuple[HostName, HostFacts],
+    host: HostName,
 ) -> None:
     name, facts = source
     ticket = await shelf.issue_ticket(
@@ -113,7 +119,7 @@ async def _fetch(
     await ctx.send(IMAGE_FETCH, host, body, on_progress=progress)
 
 
-async def make(shelf: Shelf, ctx: AnyContext, image: Image, host: str) -> ImageManifest:
+async def make(shelf: Shelf, ctx: AnyContext, image: Image, host: HostName) -> ImageManifest:
     """Have a host build or download the image. The URL that the host gets holds what the record does not show."""
 
     def progress(step: CommandProgress) -> None:
@@ -126,7 +132,7 @@ async def make(shelf: Shelf, ctx: AnyContext, image: Image, host: str) -> ImageM
     return await ctx.send(IMAGE_CREATE, host, body, on_progress=progress)
 
 
-async def _make_anew(shelf: Shelf, ctx: AnyContext, image: Image, old: ImageManifest, host: str) -> None:
+async def _make_anew(shelf: Shelf, ctx: AnyContext, image: Image, old: ImageManifest, host: HostName) -> None:
     url = image.spec.url
     if image.spec.source is ImageSource.UPLOAD or (url is not None and MASK in url):
         reason = "no host has a sound copy of it any more"
@@ -143,5 +149,5 @@ async def _make_anew(shelf: Shelf, ctx: AnyContext, image: Image, old: ImageMani
     await shelf.set_image_status(image.id, state=ImageState.READY, hosts=[host], manifest=manifest, reason="")
 
 
-async def _lost(shelf: Shelf, image: Image, host: str, error: SeraiError) -> None:
+async def _lost(shelf: Shelf, image: Image, host: HostName, error: SeraiError) -> None:
     await shelf.drop_image_host(image.id, host, error.info.message)

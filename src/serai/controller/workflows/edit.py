@@ -13,11 +13,13 @@ from serai.controller import edits
 from serai.controller.commands import VmTarget
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow, written
 from serai.controller.workflows.common import Office, facts_of, make_launch
+from serai.controller.workflows.shelf import FREE
 from serai.core.migration import PENDING
 from serai.schema.commands.vm import VM_CONFIGURE, ConfigureVm
 from serai.schema.commands.volume import VOLUME_CREATE, VOLUME_DELETE, CreateVolume, DeleteVolume
 from serai.schema.errors import NotFoundError, SeraiError, UnavailableError
-from serai.schema.resource import Condition, Frozen, Id
+from serai.schema.ids import VmId, VolumeId
+from serai.schema.resource import Condition, Frozen
 from serai.schema.vm import Vm, VmState
 from serai.schema.volume import VolumeState
 
@@ -25,16 +27,16 @@ from serai.schema.volume import VolumeState
 class EditParams(Frozen):
     """`changes`: the given fields, without user-data."""
 
-    vm: Id
+    vm: VmId
     changes: dict[str, Any]
 
 
 class CloneParams(Frozen):
     """`clone` is the id of the copy, `name` what it was called."""
 
-    vm: Id
+    vm: VmId
     name: str
-    clone: Id
+    clone: VmId
 
 
 EditContext = JobContext[EditParams, edits.EditState]
@@ -43,16 +45,14 @@ CloneContext = JobContext[CloneParams, NoState]
 
 async def _make_new_volumes(office: Office, ctx: EditContext) -> None:
     vm = await office.shelf.vm(ctx.params.vm)
-    for disk in vm.spec.disks:
-        volume = await office.shelf.volume(disk.volume or "")
+    for volume_id in vm.spec.volumes:
+        volume = await office.shelf.volume(volume_id)
         if volume.status.state is VolumeState.READY:
             continue
         pool = await office.shelf.pool(volume.spec.pool)
         body = CreateVolume(pool=pool.id, volume=volume.id, size=volume.spec.size)
         await ctx.send(VOLUME_CREATE, pool.spec.host, body)
-        await office.shelf.set_volume_status(
-            volume.id, state=VolumeState.READY, size=volume.spec.size, vm=vm.name, reason=""
-        )
+        await office.shelf.set_volume_status(volume.id, state=VolumeState.READY, size=volume.spec.size, reason="")
 
 
 async def _apply(office: Office, ctx: EditContext) -> None:
@@ -81,7 +81,7 @@ async def _take_back(office: Office, ctx: EditContext) -> None:
     ctx.remember(changes={})
 
 
-async def _untell(office: Office, ctx: EditContext, vm_id: str) -> list[str]:
+async def _untell(office: Office, ctx: EditContext, vm_id: VmId) -> list[str]:
     """Bring a VM that runs back to its spec; returns what cannot be. Its host's silence is waited out."""
     try:
         answer = await apply_live(office, ctx, vm_id, lambda: ctx.save(told=True))
@@ -101,11 +101,11 @@ async def _give_up_volumes(office: Office, ctx: EditContext, vm: Vm, *, open_sti
         kept = [(await office.shelf.volume(one)).name for one in (*ctx.state.made, *ctx.state.taken)]
         return [f"volume {name} is nobody's once the VM has restarted" for name in kept]
     for volume_id in ctx.state.taken:
-        await office.shelf.let_go(volume_id, vm.name)
+        await office.shelf.let_go(volume_id, vm)
     return [line for one in ctx.state.made if (line := await unmake_volume(office, ctx, one))]
 
 
-async def unmake_volume(office: Office, ctx: AnyContext, volume_id: str) -> str:
+async def unmake_volume(office: Office, ctx: AnyContext, volume_id: VolumeId) -> str:
     """Remove a volume that a job had made, or begun to; a host that cannot be asked keeps it, and the text says so."""
     try:
         volume = await office.shelf.volume(volume_id)
@@ -118,14 +118,14 @@ async def unmake_volume(office: Office, ctx: AnyContext, volume_id: str) -> str:
         await ctx.send(VOLUME_DELETE, pool.spec.host, body)
     except SeraiError as error:
         reason = f"not removed: {error.info.message}. Delete it when its host is back"
-        await office.shelf.set_volume_status(volume.id, state=VolumeState.FAILED, vm=None, reason=reason)
+        await office.shelf.set_volume_status(volume.id, state=VolumeState.FAILED, reason=reason, **FREE)
         return f"volume {volume.name} could not be removed ({error.info.message}): serai volume delete {volume.name}"
     await office.shelf.delete_volume(volume.id)
     return ""
 
 
 async def apply_live(
-    office: Office, ctx: AnyContext, vm_id: str, telling: Callable[[], Awaitable[None]] | None = None
+    office: Office, ctx: AnyContext, vm_id: VmId, telling: Callable[[], Awaitable[None]] | None = None
 ) -> dict[str, Any]:
     """Send the VM's new launch to its agent, and show what waits for a restart. Returns what was applied, and what not.
 
@@ -161,20 +161,18 @@ async def _copy(office: Office, ctx: CloneContext) -> None:
     """Copy each of the VM's volumes to the clone's own; the API has written the clone already, stopped."""
     source = await office.shelf.vm(ctx.params.vm)
     clone = await office.shelf.vm(ctx.params.clone)
-    for old_disk, new_disk in zip(source.spec.disks, clone.spec.disks, strict=True):
-        old, new = await office.shelf.volume(old_disk.volume or ""), await office.shelf.volume(new_disk.volume or "")
+    for old_id, new_id in zip(source.spec.volumes, clone.spec.volumes, strict=True):
+        old, new = await office.shelf.volume(old_id), await office.shelf.volume(new_id)
         if new.status.state is VolumeState.READY:
             continue
         pool = await office.shelf.pool(new.spec.pool)
         body = CreateVolume(pool=pool.id, volume=new.id, size=new.spec.size, clone_of=old.id)
         await ctx.send(VOLUME_CREATE, pool.spec.host, body, patience=3600.0)
-        await office.shelf.set_volume_status(
-            new.id, state=VolumeState.READY, size=new.spec.size, vm=clone.name, reason=""
-        )
-    await office.shelf.ensure_lease(clone.id, source.status.host or "")
-    await office.shelf.set_vm_status(
-        clone.id, state=VmState.STOPPED, host=source.status.host, epoch=1, reason=f"cloned from {source.name}"
-    )
+        await office.shelf.set_volume_status(new.id, state=VolumeState.READY, size=new.spec.size, reason="")
+    host = (await office.shelf.lease(source.id)).host
+    await office.shelf.ensure_lease(clone.id, host)
+    reason = f"cloned from {source.name}"
+    await office.shelf.set_vm_status(clone.id, state=VmState.STOPPED, host=host, epoch=1, reason=reason)
     ctx.result = {"vm": clone.name, "id": clone.id}
 
 
@@ -183,7 +181,7 @@ async def _uncopy(office: Office, ctx: CloneContext) -> None:
         clone = await office.shelf.vm(ctx.params.clone)
     except NotFoundError:
         return
-    lines = [await unmake_volume(office, ctx, disk.volume) for disk in clone.spec.disks if disk.volume is not None]
+    lines = [await unmake_volume(office, ctx, volume_id) for volume_id in clone.spec.volumes]
     await office.shelf.drop_vm(clone.id)
     ctx.progress(None, "; ".join(["taken back", *filter(None, lines)]))
 

@@ -25,8 +25,9 @@ from serai.schema.commands.base import Command
 from serai.schema.commands.vm import VM_PAUSE, VM_RESUME, SignalVm
 from serai.schema.commands.volume import VOLUME_GROW, VOLUME_MEASURE, GrowVolume, MeasureVolume
 from serai.schema.errors import ConflictError, SeraiError, UnavailableError
+from serai.schema.ids import VmId, VolumeId
 from serai.schema.job import Job
-from serai.schema.resource import Frozen, Id
+from serai.schema.resource import Frozen
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import ExportKind, Pool, Volume
 
@@ -34,8 +35,8 @@ from serai.schema.volume import ExportKind, Pool, Volume
 class GrowParams(Frozen):
     """`vm`: the one that has the volume."""
 
-    volume: Id
-    vm: Id | None = None
+    volume: VolumeId
+    vm: VmId | None = None
     size: int | None = None
 
 
@@ -68,7 +69,7 @@ async def _grow(office: Office, ctx: Context) -> None:
     ctx.result = grown if vm_id is None else {**grown, **await apply_live(office, ctx, vm_id)}
 
 
-async def _grow_under(office: Office, ctx: Context, vm_id: str, volume: Volume, pool: Pool) -> None:
+async def _grow_under(office: Office, ctx: Context, vm_id: VmId, volume: Volume, pool: Pool) -> None:
     still = ctx.state.still
     if still is None:
         running = (await office.shelf.vm(vm_id)).status.state is VmState.RUNNING
@@ -115,7 +116,7 @@ async def _size_on_host(office: Office, ctx: Context, volume: Volume) -> int:
     return (await ctx.send(VOLUME_MEASURE, pool.spec.host, body)).size
 
 
-async def _signal(office: Office, ctx: Context, command: Command[SignalVm, VmReport], vm_id: str) -> None:
+async def _signal(office: Office, ctx: Context, command: Command[SignalVm, VmReport], vm_id: VmId) -> None:
     report = await ctx.send(command, VmTarget(vm_id), SignalVm(vm=vm_id))
     await office.shelf.take_report(report)
 

@@ -10,27 +10,28 @@ from serai.controller.commands import VmTarget
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
 from serai.controller.reports import FULL
 from serai.controller.workflows.common import Office, addresses, image_of, make_volume, refuse, start_vm
-from serai.controller.workflows.shelf import ForPlacing
+from serai.controller.workflows.shelf import FREE, ForPlacing
 from serai.core.placement import Choice, choose_start, place
 from serai.schema.commands.base import Command
 from serai.schema.commands.vm import VM_PAUSE, VM_RELEASE, VM_RESET, VM_RESUME, VM_STOP, ReleaseVm, SignalVm, StopVm
 from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import CapacityError, ConflictError, NotFoundError, SeraiError
+from serai.schema.ids import HostName, VmId
 from serai.schema.image import ImageKind
 from serai.schema.lease import Lease
-from serai.schema.resource import Frozen, Id
+from serai.schema.resource import Frozen
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import VolumeState
 
 
 class VmParams(Frozen):
-    vm: Id
+    vm: VmId
 
 
 class StartParams(VmParams):
     """`host` none: where it was before, or where placement puts it."""
 
-    host: str | None = None
+    host: HostName | None = None
 
 
 class ForceParams(VmParams):
@@ -72,7 +73,7 @@ async def _place_again(office: Office, ctx: JobContext[VmParams, RestartState]) 
     await _replace(office, ctx, None)
 
 
-async def _replace(office: Office, ctx: JobContext[VmParams, Any], wanted: str | None) -> None:
+async def _replace(office: Office, ctx: JobContext[VmParams, Any], wanted: HostName | None) -> None:
     """A stopped VM starts where it was, or on the host that was asked for; elsewhere, once the old one has let go.
 
     The old one's answer to the release is the proof that nothing of the VM runs there, nor ever will.
@@ -95,16 +96,14 @@ async def _make_volumes(office: Office, ctx: JobContext[VmParams, NoState]) -> N
     vm = await office.shelf.vm(ctx.params.vm)
     image = await image_of(office, vm)
     manifest = image.status.manifest if image is not None else None
-    for index, disk in enumerate(vm.spec.disks):
-        volume = await office.shelf.volume(disk.volume or "")
+    for index, volume_id in enumerate(vm.spec.volumes):
+        volume = await office.shelf.volume(volume_id)
         if volume.status.state is VolumeState.READY:
             continue
         pool = await office.shelf.pool(volume.spec.pool)
         starts = index == 0 and manifest is not None and manifest.kind is ImageKind.DISK
         await make_volume(office, ctx, volume, pool, image if starts else None)
-        await office.shelf.set_volume_status(
-            volume.id, state=VolumeState.READY, size=volume.spec.size, vm=vm.name, reason=""
-        )
+        await office.shelf.set_volume_status(volume.id, state=VolumeState.READY, size=volume.spec.size, reason="")
 
 
 async def _start_new(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
@@ -170,7 +169,7 @@ async def _lease_at_rest(office: Office, vm: Vm) -> Lease:
     return lease
 
 
-async def _force_when_expedited(ctx: AnyContext, vm_id: str) -> None:
+async def _force_when_expedited(ctx: AnyContext, vm_id: VmId) -> None:
     """The first command is answered once the second has ended the VM."""
     await ctx.expedited.wait()
     ctx.progress(None, "by force: another job does not wait for the guest")
@@ -189,13 +188,11 @@ def _signal(kind: str, step: str, command: Command[SignalVm, VmReport]) -> Workf
     return Workflow(kind, VmParams, NoState, (Step(step, run, repeatable=True),))
 
 
-async def _stopped_again(office: Office, vm_id: str, reason: str) -> SeraiError:
+async def _stopped_again(office: Office, vm_id: VmId, reason: str) -> SeraiError:
     """Why a VM that was resumed does not run: the pool that is full, where there is one."""
     vm = await office.shelf.vm(vm_id)
-    shelf, disks = office.shelf, vm.spec.disks
-    names = {disk.pool or (await shelf.volume(disk.volume or "")).spec.pool for disk in disks}
-    pools = [await shelf.pool(name) for name in sorted(names)]
-    full = [f"pool {pool.name} on {pool.spec.host}" for pool in pools if pool.status.free < FULL]
+    pools = {pool.name: pool for _, pool in await office.shelf.disks(vm)}
+    full = [f"pool {name} on {pool.spec.host}" for name, pool in sorted(pools.items()) if pool.status.free < FULL]
     if full:
         return CapacityError(
             f"VM {vm.name} stopped again at once: no room is left in {', '.join(full)}",
@@ -225,15 +222,16 @@ async def _take_down(office: Office, ctx: JobContext[VmParams, NoState]) -> None
 
 
 async def _drop_volumes(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
-    """Delete the volumes that came with the VM; others, and those to keep, only lose it."""
+    """Delete the volumes that the VM owns; others, and those to keep, only lose it."""
     vm = await office.shelf.vm(ctx.params.vm)
     for disk in vm.spec.disks:
+        assert disk.volume is not None, "a disk in the store has a volume"
         try:
-            volume = await office.shelf.volume(disk.volume or "")
+            volume = await office.shelf.volume(disk.volume)
         except NotFoundError:
             continue
-        if disk.keep or not await office.shelf.came_with(volume, vm):
-            await office.shelf.set_volume_status(volume.id, vm=None)
+        if disk.keep or volume.status.owner != vm.id:
+            await office.shelf.set_volume_status(volume.id, **FREE)
             continue
         pool = await office.shelf.pool(volume.spec.pool)
         body = DeleteVolume(pool=pool.id, volume=volume.id)

@@ -36,8 +36,9 @@ from serai.schema.commands.migration import (
 )
 from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import CancelledByUserError, ConflictError, HostError, InterruptedByRestartError
+from serai.schema.ids import HostName, VmId
 from serai.schema.lease import Claim
-from serai.schema.resource import Frozen, Id
+from serai.schema.resource import Frozen
 from serai.schema.vm import MigrationSummary, VmState
 
 DOWNTIME_LIMIT_MS = 20
@@ -47,17 +48,17 @@ DOWNTIME_LIMIT_MS = 20
 class MigrateParams(Frozen):
     """`to` none: placement chooses another host when the job's turn has come."""
 
-    vm: Id
-    to: str | None = None
+    vm: VmId
+    to: HostName | None = None
 
 
 class Offer(Frozen):
     """What the lease's next epoch was offered for. The job's id names the offer."""
 
     epoch: int
-    source: str
+    source: HostName
     source_epoch: int
-    to: str
+    to: HostName
     why: str = "as was offered"
     capabilities: dict[str, bool] = Field(default_factory=dict)
 
@@ -82,7 +83,7 @@ async def _offer(office: Office, ctx: Context) -> None:
     """Everything that can be known beforehand is known before anything is prepared."""
     made: list[Offer] = []
 
-    def decide(found: ForPlacing) -> str:
+    def decide(found: ForPlacing) -> HostName:
         lease = found.lease
         # After a crash the step comes again: an offer that stands is not made to another host.
         wanted = lease.offered_to if lease is not None and lease.offer_id == ctx.id else ctx.params.to
@@ -95,7 +96,7 @@ async def _offer(office: Office, ctx: Context) -> None:
     ctx.progress(None, f"to {offer.to}: {offer.why}")
 
 
-def _decide(found: ForPlacing, wanted: str | None) -> Offer:
+def _decide(found: ForPlacing, wanted: HostName | None) -> Offer:
     """Where to, and what both ends are told; the epoch is that of the lease. Raises what speaks against the move."""
     vm, lease = found.vm, found.lease
     if lease is None or vm.status.state is not VmState.RUNNING:

@@ -11,13 +11,14 @@ from serai.schema.commands.uplink import UPLINK_CONFIRM, UPLINK_TAKE, ConfirmUpl
 from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import UnavailableError
 from serai.schema.host import HostState
+from serai.schema.ids import HostId, HostName, ImageId, PoolId, VolumeId
 from serai.schema.image import Image, ImageKind, ImageSource, ImageState
-from serai.schema.resource import Frozen, Id
+from serai.schema.resource import Frozen
 from serai.schema.volume import VolumeState
 
 
 class HostParams(Frozen):
-    host: Id
+    host: HostId
 
 
 class TakeParams(HostParams):
@@ -30,11 +31,11 @@ class TakeParams(HostParams):
 class AwayParams(Frozen):
     """`away`: names of hosts that were offline when a deletion was asked for by force, and are left out."""
 
-    away: list[str]
+    away: list[HostName]
 
 
 class PoolParams(Frozen):
-    pool: Id
+    pool: PoolId
 
 
 class DeletePoolParams(PoolParams, AwayParams):
@@ -42,7 +43,7 @@ class DeletePoolParams(PoolParams, AwayParams):
 
 
 class VolumeParams(Frozen):
-    volume: Id
+    volume: VolumeId
 
 
 class DeleteVolumeParams(VolumeParams, AwayParams):
@@ -52,17 +53,17 @@ class DeleteVolumeParams(VolumeParams, AwayParams):
 class CreateImageParams(Frozen):
     """`host` none: the one on which VMs have the least memory."""
 
-    image: Id
-    host: str | None = None
+    image: ImageId
+    host: HostName | None = None
 
 
 class CreateImageState(Frozen):
-    host: str | None = None
+    host: HostName | None = None
     """Where it is made."""
 
 
 class DeleteImageParams(AwayParams):
-    image: Id
+    image: ImageId
 
 
 ImageContext = JobContext[CreateImageParams, CreateImageState]
@@ -111,7 +112,7 @@ def _say_what_is_left(ctx: JobContext[AwayParams, NoState]) -> None:
 
 
 async def _take(office: Office, ctx: JobContext[TakeParams, NoState]) -> None:
-    host = await office.shelf.host(ctx.params.host)
+    host = await office.shelf.host_of_id(ctx.params.host)
     asked = ctx.params
     body = TakeUplink(uplink=asked.uplink, bridge=asked.bridge, confirm_within=asked.confirm_within)
     taken = await ctx.send(UPLINK_TAKE, host.name, body)
@@ -121,7 +122,7 @@ async def _take(office: Office, ctx: JobContext[TakeParams, NoState]) -> None:
 
 
 async def _confirm(office: Office, ctx: JobContext[HostParams, NoState]) -> None:
-    host = await office.shelf.host(ctx.params.host)
+    host = await office.shelf.host_of_id(ctx.params.host)
     await ctx.send(UPLINK_CONFIRM, host.name, ConfirmUplink(token=""))
     ctx.result = {"confirmed": True}
 
@@ -135,7 +136,7 @@ async def _make_volume(office: Office, ctx: JobContext[VolumeParams, NoState]) -
     ctx.result = {"size": volume.spec.size}
 
 
-async def _image_host(office: Office, ctx: ImageContext) -> str:
+async def _image_host(office: Office, ctx: ImageContext) -> HostName:
     wanted = ctx.state.host or ctx.params.host
     if wanted is None:
         online = [host for host in await office.shelf.hosts() if host.status.state is HostState.ONLINE]
@@ -188,7 +189,7 @@ async def _delete_image(office: Office, ctx: JobContext[DeleteImageParams, NoSta
     _say_what_is_left(ctx)
 
 
-async def _drop_copies(office: Office, ctx: AnyContext, image: Image, hosts: set[str]) -> None:
+async def _drop_copies(office: Office, ctx: AnyContext, image: Image, hosts: set[HostName]) -> None:
     for host in sorted(hosts):
         await ctx.send(IMAGE_DELETE, host, DeleteImage(image=image.id))
     await office.shelf.delete_image(image.id)

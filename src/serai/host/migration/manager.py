@@ -39,6 +39,7 @@ from serai.schema.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from serai.schema.ids import VmId
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.vm import VmState
 
@@ -285,7 +286,9 @@ class MigrationManager:
         epoch = agent.record.epoch
         await agent.vacate()
         if self._store.claim(agent.vm, epoch) is not Claim.RELEASED:
-            self._store.put_claim(LeaseRecord(vm=agent.vm, epoch=epoch, claim=Claim.RELEASED, reason="moved away"))
+            self._store.put_claim(
+                LeaseRecord(vm=VmId(agent.vm), epoch=epoch, claim=Claim.RELEASED, reason="moved away")
+            )
         await self._supervisor.remove(agent)
 
     def cancel(self, body: CancelMigration) -> CancelResult:

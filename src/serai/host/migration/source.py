@@ -22,6 +22,7 @@ from serai.host.vm.agent import VmAgent
 from serai.host.vm.runner import VmServices
 from serai.schema.commands.migration import MigrationOutcome, StartMigration, Verdict, VerdictAsk
 from serai.schema.errors import ConflictError, SeraiError
+from serai.schema.ids import VmId
 from serai.schema.lease import Claim
 
 log = logging.getLogger(__name__)
@@ -264,7 +265,7 @@ class MigrationSource:
         return f"{here}; on {self.move.destination}: {verdict.reason or 'no reason is known either'}"
 
     def _question(self) -> VerdictAsk:
-        return VerdictAsk(vm=self.agent.vm, epoch=self.move.epoch, offer_id=self.move.offer_id)
+        return VerdictAsk(vm=VmId(self.agent.vm), epoch=self.move.epoch, offer_id=self.move.offer_id)
 
     async def _summary(self) -> MigrationOutcome:
         committed = self._phase is SourcePhase.DONE

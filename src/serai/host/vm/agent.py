@@ -18,6 +18,7 @@ from serai.host.vm.runner import ALIVE, UNWATCHED, OnEnd, VmRunner, VmServices
 from serai.host.vm.state import RecordedState
 from serai.schema.commands.vm import ConfigureResult, ConfigureVm, StartVm
 from serai.schema.errors import ConflictError, SeraiError, StaleError
+from serai.schema.ids import VmId
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.vm import VmReport, VmState
 
@@ -65,7 +66,7 @@ class VmAgent:
             follow(self._state.state, VmEvent.START, self._state.name)  # refuses before anything is changed
             store = self._services.store
             if store.claim(self.vm, body.epoch) not in (Claim.HELD, Claim.COMMITTED):
-                store.put_claim(LeaseRecord(vm=self.vm, epoch=body.epoch, claim=Claim.HELD))
+                store.put_claim(LeaseRecord(vm=VmId(self.vm), epoch=body.epoch, claim=Claim.HELD))
             self._state.update(**terms(body), next_launch=None, epoch=body.epoch, restarts=0, wanted=True)
             await self._runner.start("")
             return self.current_report()

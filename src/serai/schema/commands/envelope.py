@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from serai.schema.errors import ErrorInfo
-from serai.schema.resource import Frozen, Id
+from serai.schema.ids import Id
+from serai.schema.resource import Frozen
 
 HOLD = 10.0
 """Seconds for which a receiver keeps a request open before it answers `running`."""

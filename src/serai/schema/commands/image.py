@@ -5,14 +5,15 @@ from __future__ import annotations
 from types import NoneType
 
 from serai.schema.commands.base import Command
+from serai.schema.ids import ImageId, Name
 from serai.schema.image import ImageManifest, ImageSpec
-from serai.schema.resource import Frozen, Id, Name
+from serai.schema.resource import Frozen
 
 
 class CreateImage(Frozen):
     """Build or download it."""
 
-    image: Id
+    image: ImageId
     name: Name
     spec: ImageSpec
 
@@ -20,7 +21,7 @@ class CreateImage(Frozen):
 class FetchImage(Frozen):
     """Take a copy from another host over the data channel."""
 
-    image: Id
+    image: ImageId
     manifest: ImageManifest
     address: str
     port: int
@@ -29,7 +30,7 @@ class FetchImage(Frozen):
 
 
 class DeleteImage(Frozen):
-    image: Id
+    image: ImageId
 
 
 IMAGE_CREATE = Command("image.create", CreateImage, ImageManifest, lambda body: f"image/{body.image}", patience=3600.0)

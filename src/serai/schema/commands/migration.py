@@ -11,8 +11,9 @@ from pydantic import Field
 
 from serai.schema.commands.base import Command
 from serai.schema.commands.vm import LaunchBody
+from serai.schema.ids import HostName, VmId
 from serai.schema.lease import Claim
-from serai.schema.resource import Frozen, Id, Name
+from serai.schema.resource import Frozen
 
 
 class PrepareMigration(LaunchBody):
@@ -20,7 +21,7 @@ class PrepareMigration(LaunchBody):
 
     epoch: int
     offer_id: str
-    source: Name
+    source: HostName
     source_identity: str
     capabilities: dict[str, bool]
 
@@ -36,10 +37,10 @@ class MigrationEndpoint(Frozen):
 class StartMigration(Frozen):
     """Source: send the VM. Answered when the migration has ended, either way."""
 
-    vm: Id
+    vm: VmId
     epoch: int
     offer_id: str
-    destination: Name
+    destination: HostName
     address: str
     port: int
     tls_hostname: str
@@ -67,7 +68,7 @@ class MigrationOutcome(Frozen):
 class CancelMigration(Frozen):
     """Source: stay, unless the switch has begun."""
 
-    vm: Id
+    vm: VmId
     offer_id: str
     reason: str = "cancelled on request"
 
@@ -81,7 +82,7 @@ class CancelResult(Frozen):
 class VerdictAsk(Frozen):
     """On `Subjects.verdict(host, source)`: has this offer been committed? The answer may take until it is decided."""
 
-    vm: Id
+    vm: VmId
     epoch: int
     offer_id: str
 

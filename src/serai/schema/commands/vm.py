@@ -8,7 +8,8 @@ from pydantic import Field
 
 from serai.schema.attach import Launch
 from serai.schema.commands.base import Command
-from serai.schema.resource import Frozen, Id
+from serai.schema.ids import VmId
+from serai.schema.resource import Frozen
 from serai.schema.vm import RestartPolicy, VmReport
 
 
@@ -30,13 +31,13 @@ class StartVm(LaunchBody):
 class ReleaseVm(Frozen):
     """The host gives up `epoch` and all lower: QEMU ended, tap gone, journal `released`, its folders too."""
 
-    vm: Id
+    vm: VmId
     epoch: int
     reason: str = ""
 
 
 class StopVm(Frozen):
-    vm: Id
+    vm: VmId
     force: bool = False
     timeout: float = 60.0
 
@@ -44,7 +45,7 @@ class StopVm(Frozen):
 class SignalVm(Frozen):
     """For the commands that need no more than the VM."""
 
-    vm: Id
+    vm: VmId
 
 
 class ConfigureVm(LaunchBody):

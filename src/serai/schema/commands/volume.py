@@ -6,20 +6,21 @@ from types import NoneType
 
 from serai.schema.attach import Admission
 from serai.schema.commands.base import Command
-from serai.schema.resource import Frozen, Id
+from serai.schema.ids import ImageId, PoolId, VolumeId
+from serai.schema.resource import Frozen
 
 
 class VolumeBody(Frozen):
-    pool: Id
-    volume: Id
+    pool: PoolId
+    volume: VolumeId
 
 
 class CreateVolume(VolumeBody):
     """With `image`: its content first (`clone_of` likewise for a volume of the same pool), then grown to `size`."""
 
     size: int
-    image: Id | None = None
-    clone_of: Id | None = None
+    image: ImageId | None = None
+    clone_of: VolumeId | None = None
 
 
 class DeleteVolume(VolumeBody):

@@ -21,6 +21,7 @@ from serai.lib.ids import new_id
 from serai.lib.process import spawn
 from serai.schema.attach import Disk, FileDisk, KernelBoot, Launch
 from serai.schema.errors import UnavailableError, UnsupportedError
+from serai.schema.ids import ImageId, PoolId, VmId, VolumeId
 
 DEADLINE = 120.0
 MIB = 1 << 20
@@ -45,7 +46,7 @@ class Host:
     async def launch(self, machine: str, cpus: int = 1, max_cpus: int = 1) -> Launch:
         facts = await self.hypervisor.facts()
         return Launch(
-            vm=new_id(),
+            vm=new_id(VmId),
             name="tiny",
             generation=1,
             machine=facts.machine_types[0] if machine == "q35" else machine,
@@ -54,7 +55,7 @@ class Host:
             max_cpus=max_cpus,
             memory=128 * MIB,
             uuid=str(uuid.uuid4()),
-            boot=KernelBoot(image=new_id(), cmdline=CMDLINE),
+            boot=KernelBoot(image=new_id(ImageId), cmdline=CMDLINE),
         )
 
     def placing(self, launch: Launch, end: str = "one") -> Placing:
@@ -135,7 +136,9 @@ async def test_life_of_a_q35_guest(host: Host) -> None:
 
     file = host.folder / "disk.raw"
     file.write_bytes(bytes(MIB))
-    disk = Disk(index=0, name="data", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()), serial="data")
+    disk = Disk(
+        index=0, name="data", size=MIB, source=FileDisk(pool=new_id(PoolId), volume=new_id(VolumeId)), serial="data"
+    )
     await machine.attach_disk(disk, file)
     assert await says(machine, until("[ -e /sys/block/vda/size ]", "cat /sys/block/vda/size")) == "2048"
     with file.open("r+b") as grown:

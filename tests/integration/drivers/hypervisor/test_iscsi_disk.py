@@ -20,6 +20,7 @@ from serai.lib.ids import new_id
 from serai.lib.paths import HostPaths
 from serai.schema.attach import Admission, Disk, IscsiDisk, Launch
 from serai.schema.errors import HostError
+from serai.schema.ids import VmId, VolumeId
 
 DEADLINE = 60.0
 MIB = 1 << 20
@@ -53,7 +54,7 @@ class Storage:
         export = await self.exporter.export(self.volume, self.file)
         await self.exporter.admit(self.volume, admission)
         source = IscsiDisk(
-            volume=self.volume,
+            volume=VolumeId(self.volume),
             portal=f"127.0.0.1:{self.port}",
             target=export.target_iqn,
             lun=export.lun,
@@ -89,7 +90,7 @@ async def storage(folder: Path) -> AsyncIterator[Storage]:
 async def launch(hypervisor: QemuHypervisor, disk: Disk) -> Launch:
     facts = await hypervisor.facts()
     return Launch(
-        vm=new_id(),
+        vm=new_id(VmId),
         name="guest",
         generation=1,
         machine=facts.machine_types[0],

@@ -31,6 +31,7 @@ from serai.lib.ids import new_id
 from serai.lib.pki import CertificateAuthority, TlsFiles, qemu_folder, write_qemu_folder
 from serai.schema.attach import Disk, FileDisk, IscsiDisk, Launch, VnicAttachment
 from serai.schema.errors import HostError, SeraiError, UnavailableError
+from serai.schema.ids import PoolId, VolumeId
 
 USER = "serai-qemu"
 DEADLINE = 60.0
@@ -153,7 +154,7 @@ async def test_why_it_could_not_start(host: Host) -> None:
 
 
 async def test_a_file_that_is_not_there(host: Host) -> None:
-    disk = Disk(index=0, name="root", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()))
+    disk = Disk(index=0, name="root", size=MIB, source=FileDisk(pool=new_id(PoolId), volume=new_id(VolumeId)))
     launch = await host.launch(disks=[disk])
     with pytest.raises(HostError) as caught:
         await host.start(launch, disks={0: host.folder / "none.raw"})
@@ -162,7 +163,7 @@ async def test_a_file_that_is_not_there(host: Host) -> None:
 
 async def test_target_that_does_not_answer_and_its_secret(host: Host) -> None:
     source = IscsiDisk(
-        volume=new_id(),
+        volume=new_id(VolumeId),
         portal="127.0.0.1:1",
         target="iqn.2025-01.org.serai:none",
         lun=1,
@@ -293,7 +294,7 @@ async def test_another_host_than_the_source_cannot_send(
     """The destination refuses it in any case. What the source's QEMU says of that proves nothing: where all of the
     state is on its way before the refusal comes back, it says `completed`. It stands still then, for a verdict."""
     size = 0 if fits else 2 * Way.takes()
-    disk = Disk(index=0, name="root", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()))
+    disk = Disk(index=0, name="root", size=MIB, source=FileDisk(pool=PoolId(new_id()), volume=VolumeId(new_id())))
     launch = await host.launch(disks=[disk], memory=(32 << 20) + size)
     file = host.folder / "disk.raw"
     file.write_bytes(boot_sector(filler(size)).ljust(MIB, b"\0"))
@@ -361,7 +362,7 @@ async def test_disk_that_the_guest_keeps(host: Host, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hotplug, "UNPLUG_TIMEOUT", 0.2)
     file = host.folder / "disk.raw"
     file.write_bytes(bytes(MIB))
-    disk = Disk(index=0, name="root", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()))
+    disk = Disk(index=0, name="root", size=MIB, source=FileDisk(pool=new_id(PoolId), volume=new_id(VolumeId)))
     machine = await host.start(await host.launch(disks=[disk]), disks={0: file})
     # Its firmware has not even begun: nobody lets go.
     with pytest.raises(UnavailableError):
@@ -372,10 +373,12 @@ async def test_disk_that_the_guest_keeps(host: Host, monkeypatch: pytest.MonkeyP
 
 async def test_plugging_in_is_undone_where_it_fails(host: Host) -> None:
     machine = await host.start(await host.launch())
-    disk = Disk(index=1, name="more", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()), serial="s")
+    disk = Disk(
+        index=1, name="more", size=MIB, source=FileDisk(pool=new_id(PoolId), volume=new_id(VolumeId)), serial="s"
+    )
     file = host.folder / "disk.raw"
     file.write_bytes(bytes(MIB))
-    holder = Disk(index=1, name="x", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()))
+    holder = Disk(index=1, name="x", size=MIB, source=FileDisk(pool=new_id(PoolId), volume=new_id(VolumeId)))
     await machine.attach_disk(holder, file)
     # A second disk on the same file: QEMU's own lock refuses it.
     with pytest.raises(SeraiError):
@@ -392,7 +395,7 @@ async def test_moves_with_what_was_plugged_in(host: Host) -> None:
     file.write_bytes(bytes(MIB))
     seed.write_bytes(bytes(MIB))
     machine = await host.start(await host.launch(max_cpus=3), seed=seed)
-    disk = Disk(index=2, name="more", size=MIB, source=FileDisk(pool=new_id(), volume=new_id()))
+    disk = Disk(index=2, name="more", size=MIB, source=FileDisk(pool=new_id(PoolId), volume=new_id(VolumeId)))
     await machine.attach_disk(disk, file)
     await machine.set_cpus(2)
     target = await host.start(machine.launch, "two", disks={2: file}, seed=seed)

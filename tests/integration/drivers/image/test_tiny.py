@@ -19,6 +19,7 @@ from serai.lib.ids import new_id
 from serai.lib.process import run
 from serai.schema.attach import Disk, FileDisk, KernelBoot, Launch
 from serai.schema.errors import UnavailableError
+from serai.schema.ids import ImageId, PoolId, VmId, VolumeId
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -30,9 +31,15 @@ async def booted(ground: Ground) -> tuple[QemuMachine, Path]:
     file = ground.folder / "disk.raw"
     with file.open("wb") as opened:
         opened.truncate(32 * MIB)
-    disk = Disk(index=0, name="data", size=32 * MIB, source=FileDisk(pool=new_id(), volume=new_id()), serial="data")
+    disk = Disk(
+        index=0,
+        name="data",
+        size=32 * MIB,
+        source=FileDisk(pool=new_id(PoolId), volume=new_id(VolumeId)),
+        serial="data",
+    )
     launch = Launch(
-        vm=new_id(),
+        vm=new_id(VmId),
         name="tiny",
         generation=1,
         machine=await ground.q35(),
@@ -41,7 +48,7 @@ async def booted(ground: Ground) -> tuple[QemuMachine, Path]:
         max_cpus=1,
         memory=128 * MIB,
         uuid=str(uuid.uuid4()),
-        boot=KernelBoot(image=new_id(), cmdline=f"{read_manifest(image).cmdline} serai.ip={THEIRS}/24"),
+        boot=KernelBoot(image=new_id(ImageId), cmdline=f"{read_manifest(image).cmdline} serai.ip={THEIRS}/24"),
         disks=[disk],
         vnics=[VNIC],
     )

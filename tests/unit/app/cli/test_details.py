@@ -8,13 +8,16 @@ from serai.app.cli.details import migration, rows
 from serai.app.cli.views import COLUMNS
 from serai.schema.errors import ErrorInfo
 from serai.schema.host import Ability, Host, HostFacts, HostSpec, HostStatus
+from serai.schema.ids import HostId, HostName, JobId, VmId
 from serai.schema.job import Job, JobState, Step, StepState
 from serai.schema.resource import Condition
 from serai.schema.vm import HOST_SILENT, MigrationSummary, Vm, VmSpec, VmState, VmStatus
 
 
 def test_unknown_figures_of_a_move_are_called_so() -> None:
-    summary = MigrationSummary(mode="precopy", source="h1", destination="h2", downtime_ms=0.0, bytes_sent=None)
+    summary = MigrationSummary(
+        mode="precopy", source=HostName("h1"), destination=HostName("h2"), downtime_ms=0.0, bytes_sent=None
+    )
     told = dict(migration(summary.model_dump(mode="json")))
     assert told["Downtime (QEMU's own)"] == "0ms"
     assert [told[title] for title in ("Total", "Rounds", "Sent")] == ["unknown"] * 3
@@ -25,8 +28,8 @@ def test_a_host_says_what_it_lacks_why_and_what_would_help() -> None:
     facts = HostFacts(cpus=1, memory=1 << 30, accel="tcg", qemu_version="10.0.2", abilities=[kvm])
     assert facts.emulated == "emulated (tcg): there is no /dev/kvm"
     host = Host(
-        name="h1",
-        id="a" * 12,
+        name=HostName("h1"),
+        id=HostId("a" * 12),
         generation=1,
         created=datetime.now(UTC),
         spec=HostSpec(),
@@ -48,11 +51,11 @@ def test_a_silent_hosts_word_is_marked_as_such() -> None:
     ):
         vm = Vm(
             name="web1",
-            id="0" * 12,
+            id=VmId("0" * 12),
             generation=1,
             created=datetime(2026, 1, 1, tzinfo=UTC),
             spec=VmSpec(),
-            status=VmStatus(state=state, host="h1", conditions=conditions),
+            status=VmStatus(state=state, host=HostName("h1"), conditions=conditions),
         )
         listed = {column.title: column.text(vm) for column in COLUMNS["vm"]}
         told = dict(rows("vm", vm))
@@ -61,14 +64,16 @@ def test_a_silent_hosts_word_is_marked_as_such() -> None:
 
 
 def test_a_moves_figures_have_names_and_a_template_is_called_one() -> None:
-    summary = MigrationSummary(mode="precopy", source="h1", destination="h2", total_s=6.2, downtime_ms=57.0, rounds=4)
+    summary = MigrationSummary(
+        mode="precopy", source=HostName("h1"), destination=HostName("h2"), total_s=6.2, downtime_ms=57.0, rounds=4
+    )
     vm = Vm(
         name="web1",
-        id="0" * 12,
+        id=VmId("0" * 12),
         generation=1,
         created=datetime(2026, 1, 1, tzinfo=UTC),
         spec=VmSpec(template=True),
-        status=VmStatus(state=VmState.STOPPED, host="h2", last_migration=summary),
+        status=VmStatus(state=VmState.STOPPED, host=HostName("h2"), last_migration=summary),
     )
     told = dict(rows("vm", vm))
     assert told["Last move"] == (
@@ -80,7 +85,7 @@ def test_a_moves_figures_have_names_and_a_template_is_called_one() -> None:
 def test_a_jobs_error_is_told_once() -> None:
     error = ErrorInfo(code="host", message="QEMU said no", remedy="Look at its log.")
     job = Job(
-        id="0" * 12,
+        id=JobId("0" * 12),
         kind="vm.start",
         target="vm/web1",
         state=JobState.FAILED,

@@ -125,23 +125,23 @@ async def test_a_job_of_another_version_with_the_same_steps_is_undone_and_fails(
 
 
 @pytest.mark.parametrize(
-    ("column", "text", "why"),
+    ("column", "value", "why"),
     [
         ("memory", '{"before": "password", "seen": []}', "Notes before: Input should be a valid integer"),
         ("memory", "no JSON", "Notes : Invalid JSON"),
         ("memory", '{"later": 1}', "Notes later: Extra inputs are not permitted"),
-        ("params", '{"vm": 7}', "Asked vm: Input should be a valid string"),
+        ("params", {"vm": 7}, "Asked vm: Input should be a valid string"),
     ],
 )
 async def test_a_job_whose_record_is_not_understood_fails_and_says_what_is_left(
-    kit: Kit, log: Log, column: str, text: str, why: str
+    kit: Kit, log: Log, column: str, value: str | dict[str, int], why: str
 ) -> None:
     kit.define("k", log.step("one"), log.step("two", hold=True, repeatable=True), log.step("three"))
     job = await kit.submit("k")
     await log.reached.wait()
     await kit.engine.stop()
     async with kit.store.transaction() as tx:
-        await tx.connection.execute(update(jobs).where(jobs.c.id == job.id).values({column: text}))
+        await tx.connection.execute(update(jobs).where(jobs.c.id == job.id).values({column: value}))
     await kit.restarted()
     ended = await kit.ended(job)
     assert (ended.state, log.lines) == (JobState.FAILED, ["one", "two"])

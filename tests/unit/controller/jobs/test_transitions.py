@@ -10,6 +10,7 @@ from tests.unit.controller.jobs.conftest import Asked, Context, Notes
 
 from serai.controller.jobs import transitions
 from serai.controller.jobs.workflow import Step, written
+from serai.schema.ids import JobId
 from serai.schema.job import Job, StepState
 
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -30,7 +31,7 @@ STEPS: tuple[Step[Asked, Notes], ...] = (
 
 def job(*states: StepState) -> Job:
     made = Job(
-        id="a" * 12,
+        id=JobId("a" * 12),
         kind="k",
         target="vm/web1",
         requested_by="test",

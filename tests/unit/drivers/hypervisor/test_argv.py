@@ -13,12 +13,13 @@ from serai.drivers.hypervisor.argv import Features, Handles, qemu_argv
 from serai.drivers.hypervisor.base import Placing
 from serai.schema.attach import Disk, FileDisk, IscsiDisk, KernelBoot, Launch, VnicAttachment
 from serai.schema.errors import InvalidError
+from serai.schema.ids import ImageId, PoolId, VolumeId
 
 VM = "0123456789ab"
 UUID = "6f9619ff-8b86-d011-b42d-00c04fc964ff"
 SECRET = "a-secret-of-16-ch"
 ISCSI = IscsiDisk(
-    volume="00000000000b",
+    volume=VolumeId("00000000000b"),
     portal="10.78.0.11:3260",
     target="iqn.2025-01.org.serai:vol-00000000000b",
     lun=1,
@@ -26,7 +27,7 @@ ISCSI = IscsiDisk(
     user="vm-e1",
     password=SecretStr(SECRET),
 )
-FILE = FileDisk(pool="00000000000a", volume="00000000000c")
+FILE = FileDisk(pool=PoolId("00000000000a"), volume=VolumeId("00000000000c"))
 
 
 def disk(index: int, source: FileDisk | IscsiDisk, serial: str = "") -> Disk:
@@ -110,7 +111,7 @@ def test_golden_q35() -> None:
 
 
 def test_golden_microvm() -> None:
-    boot = KernelBoot(image="00000000000d", cmdline="console=ttyS0 quiet")
+    boot = KernelBoot(image=ImageId("00000000000d"), cmdline="console=ttyS0 quiet")
     placing = Placing(run_dir=Path("/run"), kernel=Path("/i/vmlinuz"), initrd=Path("/i/initrd.img"), taps={0: 20})
     argv = qemu_argv(
         launch(machine="microvm", boot=boot, vnics=[vnic(0)], max_cpus=2), placing, Features(), Handles(10, 11, 12)
@@ -128,7 +129,7 @@ def test_an_emulated_microvm_is_told_its_counter_rate() -> None:
     told = Features(tsc_khz=2596142)
 
     def cmdline(own: str) -> str:
-        boot = KernelBoot(image="00000000000d", cmdline=own)
+        boot = KernelBoot(image=ImageId("00000000000d"), cmdline=own)
         argv = qemu_argv(launch(machine="microvm", boot=boot), placing, told, Handles(10, 11, 12))
         return argv[argv.index("-append") + 1]
 
@@ -201,7 +202,7 @@ def test_a_comma_in_a_value_ends_nothing() -> None:
     [
         (launch(cpus=4, max_cpus=2), "max_cpus"),
         (launch(machine="microvm"), "machine"),
-        (launch(boot=KernelBoot(image="00000000000d")), "boot.image"),
+        (launch(boot=KernelBoot(image=ImageId("00000000000d"))), "boot.image"),
         (launch(disks=[disk(9, FILE)]), "disks"),
         (launch(disks=[disk(0, ISCSI)]), "disks"),
         (launch(vnics=[vnic(3)]), "vnics"),

@@ -18,6 +18,7 @@ from serai.lib.process import ProgramMissingError
 from serai.schema.attach import Launch
 from serai.schema.errors import HostError, UnavailableError, UnsupportedError
 from serai.schema.host import Ability
+from serai.schema.ids import VmId
 
 from .conftest import Stand
 
@@ -47,7 +48,7 @@ WORKS = qemu(f"exit {KNOWN_END}")
 
 def launch(machine: str = "pc-q35-99.0") -> Launch:
     return Launch(
-        vm="0123456789ab", name="t", generation=1, machine=machine, accel="tcg", cpus=1, max_cpus=1,
+        vm=VmId("0123456789ab"), name="t", generation=1, machine=machine, accel="tcg", cpus=1, max_cpus=1,
         memory=1 << 25, uuid="6f9619ff-8b86-d011-b42d-00c04fc964ff",
     )  # fmt: skip
 

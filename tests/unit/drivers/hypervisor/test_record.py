@@ -13,13 +13,20 @@ from serai.drivers.hypervisor import record
 from serai.drivers.hypervisor.record import Runtime
 from serai.lib.process import spawn, start_time
 from serai.schema.attach import Disk, IscsiDisk, Launch
+from serai.schema.ids import VmId, VolumeId
 
-VM = "0123456789ab"
+VM = VmId("0123456789ab")
 
 
 def launch() -> Launch:
     source = IscsiDisk(
-        volume="00000000000b", portal="h:3260", target="t", lun=1, initiator="i", user="u", password=SecretStr("secret")
+        volume=VolumeId("00000000000b"),
+        portal="h:3260",
+        target="t",
+        lun=1,
+        initiator="i",
+        user="u",
+        password=SecretStr("secret"),
     )
     return Launch(
         vm=VM,

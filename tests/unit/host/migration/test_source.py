@@ -16,6 +16,7 @@ from serai.schema.commands.migration import (
     StartMigration,
 )
 from serai.schema.commands.vm import VM_CONFIGURE, VM_RELEASE, ConfigureResult, ConfigureVm, ReleaseVm
+from serai.schema.ids import HostName
 from serai.schema.vm import RestartPolicy, VmState
 
 
@@ -123,7 +124,7 @@ async def test_a_move_says_whose_word_it_waits_for(trip: Trip) -> None:
         vm=VM,
         epoch=trip.epoch,
         offer_id=trip.offer,
-        destination="h2",
+        destination=HostName("h2"),
         address="",
         port=1,
         tls_hostname="",

@@ -24,6 +24,7 @@ from serai.lib.stream import StreamServer
 from serai.schema.attach import KernelBoot, Launch
 from serai.schema.commands.image import CreateImage, DeleteImage, FetchImage
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError
+from serai.schema.ids import ImageId, VmId
 from serai.schema.image import ImageKind, ImageManifest, ImageSource, ImageSpec
 from serai.schema.ticket import Purpose, Ticket
 
@@ -61,7 +62,7 @@ class Hosts:
 
     async def add(self) -> tuple[str, ImageManifest]:
         """An image on h1."""
-        image, store = new_id(), self.images["h1"].store
+        image, store = new_id(ImageId), self.images["h1"].store
         async with store.adding(image) as folder:
             (folder / "disk.raw").write_bytes(CONTENT)
             await write_manifest(folder, name="some", kind=ImageKind.DISK, files=["disk.raw"], image_format="raw")
@@ -79,7 +80,7 @@ class Hosts:
         )
         self.tickets[ticket.id] = ticket
         body = FetchImage(
-            image=image,
+            image=ImageId(image),
             manifest=manifest,
             address="127.0.0.1",
             port=self.server.port,
@@ -175,11 +176,11 @@ async def test_what_a_vm_boots_from_is_checked(hosts: Hosts) -> None:
     image, _ = await hosts.add()
     images = hosts.images["h1"]
     launch = Launch(
-        vm=new_id(), name="web1", generation=1, machine="microvm", accel="tcg", cpus=1, max_cpus=1, memory=64 << 20,
+        vm=new_id(VmId), name="web1", generation=1, machine="microvm", accel="tcg", cpus=1, max_cpus=1, memory=64 << 20,
         uuid="00000000-0000-0000-0000-000000000001",
     )  # fmt: skip
     await images.check_boot(launch)
-    launch = launch.model_copy(update={"boot": KernelBoot(image=image, kernel="disk.raw")})
+    launch = launch.model_copy(update={"boot": KernelBoot(image=ImageId(image), kernel="disk.raw")})
     await images.check_boot(launch)
     hosts.file("h1", image).unlink()
     with pytest.raises(NotFoundError, match=r"disk\.raw is missing"):
@@ -187,7 +188,7 @@ async def test_what_a_vm_boots_from_is_checked(hosts: Hosts) -> None:
 
 
 async def test_a_damaged_image_is_built_again_and_so_is_a_damaged_one_in_the_cache(hosts: Hosts) -> None:
-    images, image = hosts.images["h1"], new_id()
+    images, image = hosts.images["h1"], new_id(ImageId)
     body = CreateImage(image=image, name="some", spec=BUILD)
     await images.make(body, silent)
     await images.make(body, silent)
@@ -223,7 +224,7 @@ async def test_an_import_that_is_given_up_ends_and_leaves_nothing(hosts: Hosts) 
         writer.close()
         gone.set()
 
-    images, store, image = hosts.images["h1"], hosts.stores["h1"], new_id()
+    images, store, image = hosts.images["h1"], hosts.stores["h1"], new_id(ImageId)
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/disk.raw"

@@ -15,9 +15,10 @@ from serai.drivers.storage.directory import DirectoryPool
 from serai.drivers.storage.fake import FakeExporter
 from serai.schema.commands.pool import ClosePool, OpenPool
 from serai.schema.errors import ConflictError, HostError, NotFoundError, UnavailableError
+from serai.schema.ids import PoolId
 from serai.schema.volume import ExportKind, PoolDriverName
 
-ONE, TWO = "1" * 12, "2" * 12
+ONE, TWO = PoolId("1" * 12), PoolId("2" * 12)
 
 
 async def test_a_lost_folder_is_told_and_the_other_pools_live(tmp_path: Path, make_pools: MakePools) -> None:
@@ -118,7 +119,7 @@ async def test_a_folder_is_one_pools_whatever_way_leads_there(tmp_path: Path, ma
     host = make_pools()
 
     def wish(pool: str, path: Path | str) -> OpenPool:
-        return OpenPool(pool=pool, driver=PoolDriverName.DIR, path=str(path), export=ExportKind.NONE)
+        return OpenPool(pool=PoolId(pool), driver=PoolDriverName.DIR, path=str(path), export=ExportKind.NONE)
 
     (tmp_path / "srv").mkdir()
     await host.open(wish(ONE, tmp_path / "srv/pool"))

@@ -23,9 +23,10 @@ from serai.schema.commands.volume import (
     RefuseInitiator,
 )
 from serai.schema.errors import ConflictError, NotFoundError
+from serai.schema.ids import PoolId, VolumeId
 from serai.schema.volume import ExportKind, PoolDriverName
 
-POOL = "1" * 12
+POOL = PoolId("1" * 12)
 
 
 async def no_image(name: str) -> tuple[Path, str]:
@@ -40,12 +41,12 @@ async def test_how_large_a_volume_is(tmp_path: Path, make_pools: MakePools) -> N
     pools = make_pools()
     await pools.open(OpenPool(pool=POOL, driver=PoolDriverName.DIR, path=str(tmp_path / "one"), export=ExportKind.NONE))
     host = HostVolumes(pools, portal="", image_disk=no_image)
-    look = MeasureVolume(pool=POOL, volume="0" * 12)
+    look = MeasureVolume(pool=POOL, volume=VolumeId("0" * 12))
     with pytest.raises(NotFoundError):
         await host.look(look)
-    await host.make(CreateVolume(pool=POOL, volume="0" * 12, size=1 << 20), nothing)
+    await host.make(CreateVolume(pool=POOL, volume=VolumeId("0" * 12), size=1 << 20), nothing)
     assert (await host.look(look)).size == 1 << 20
-    await host.grow(GrowVolume(pool=POOL, volume="0" * 12, size=2 << 20))
+    await host.grow(GrowVolume(pool=POOL, volume=VolumeId("0" * 12), size=2 << 20))
     assert (await host.look(look)).size == 2 << 20
 
 
@@ -67,11 +68,11 @@ async def test_a_copy_that_is_given_up_does_not_stay(make_pools: MakePools) -> N
     pools = make_pools(lambda _: pool)
     await pools.open(OpenPool(pool=POOL, driver=PoolDriverName.DIR, path="", export=ExportKind.NONE))
     host = HostVolumes(pools, portal="", image_disk=no_image)
-    await host.make(CreateVolume(pool=POOL, volume="0" * 12, size=1 << 20), nothing)
-    copy = CreateVolume(pool=POOL, volume="1" * 12, size=1 << 20, clone_of="0" * 12)
+    await host.make(CreateVolume(pool=POOL, volume=VolumeId("0" * 12), size=1 << 20), nothing)
+    copy = CreateVolume(pool=POOL, volume=VolumeId("1" * 12), size=1 << 20, clone_of=VolumeId("0" * 12))
     making = asyncio.create_task(host.make(copy, nothing))
     await pool.begun.wait()
-    dropping = asyncio.create_task(host.drop(DeleteVolume(pool=POOL, volume="1" * 12)))
+    dropping = asyncio.create_task(host.drop(DeleteVolume(pool=POOL, volume=VolumeId("1" * 12))))
     # It is not waited for: a copy may take hours.
     await dropping
     with pytest.raises(ConflictError, match="deleted while it is made"):
@@ -87,15 +88,15 @@ async def test_an_exported_volume_is_admitted_fenced_and_grown_through_the_targe
     pools = make_pools(lambda _: FakePool(), exporter=exporter)
     await pools.open(OpenPool(pool=POOL, driver=PoolDriverName.DIR, path="", export=ExportKind.ISCSI))
     host = HostVolumes(pools, portal="10.0.0.1:3260", image_disk=no_image)
-    refuse = RefuseInitiator(pool=POOL, volume="0" * 12, initiator="iqn.first")
-    await host.make(CreateVolume(pool=POOL, volume="0" * 12, size=1 << 20), nothing)
+    refuse = RefuseInitiator(pool=POOL, volume=VolumeId("0" * 12), initiator="iqn.first")
+    await host.make(CreateVolume(pool=POOL, volume=VolumeId("0" * 12), size=1 << 20), nothing)
     await host.refuse(refuse)  # nobody was ever admitted
-    await host.grow(GrowVolume(pool=POOL, volume="0" * 12, size=2 << 20))
+    await host.grow(GrowVolume(pool=POOL, volume=VolumeId("0" * 12), size=2 << 20))
     admission = Admission(initiator="iqn.first", user="u", password=SecretStr("secret-of-the-first"), epoch=1)
-    admitted = await host.admit(AdmitInitiator(pool=POOL, volume="0" * 12, admission=admission))
+    admitted = await host.admit(AdmitInitiator(pool=POOL, volume=VolumeId("0" * 12), admission=admission))
     assert (admitted.portal, admitted.lun) == ("10.0.0.1:3260", 1)
-    await host.grow(GrowVolume(pool=POOL, volume="0" * 12, size=3 << 20))
+    await host.grow(GrowVolume(pool=POOL, volume=VolumeId("0" * 12), size=3 << 20))
     await host.refuse(refuse)
-    await host.drop(DeleteVolume(pool=POOL, volume="0" * 12))
+    await host.drop(DeleteVolume(pool=POOL, volume=VolumeId("0" * 12)))
     with pytest.raises(NotFoundError):
         await exporter.grow("0" * 12)

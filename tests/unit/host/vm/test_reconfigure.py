@@ -8,6 +8,7 @@ from serai.drivers.image.base import write_manifest
 from serai.drivers.image.store import ImageStore
 from serai.schema.attach import KernelBoot, Seed, VnicAttachment
 from serai.schema.commands.vm import VM_CONFIGURE, ConfigureVm
+from serai.schema.ids import ImageId
 from serai.schema.image import ImageKind
 from serai.schema.vm import RestartPolicy
 
@@ -60,7 +61,7 @@ async def test_what_a_guest_reads_at_its_start_is_pending(ground: Ground, h1: Ho
         for name in ("vmlinuz", "initrd.img"):
             (folder / name).write_bytes(b"kernel")
         await write_manifest(folder, name="k", kind=ImageKind.KERNEL, files=["vmlinuz", "initrd.img"])
-    boot = KernelBoot(image=image, cmdline="quiet serai.ip=10.0.0.1")
+    boot = KernelBoot(image=ImageId(image), cmdline="quiet serai.ip=10.0.0.1")
     await ground.run_vm("h1", launch=make_launch(seed=seed, boot=boot))
     # What follows from the VM's name and VNICs is no wish of anybody's.
     other = seed.model_copy(update={"meta_data": '{"local-hostname": "b"}\n', "network_config": "a: 2\n"})

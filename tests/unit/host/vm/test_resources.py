@@ -13,10 +13,11 @@ from serai.host.vm.resources import VmResources
 from serai.lib.paths import HostPaths
 from serai.schema.attach import Disk, FileDisk, KernelBoot, Seed
 from serai.schema.errors import NotFoundError
+from serai.schema.ids import ImageId, PoolId, VolumeId
 
 SEED = Seed(user_data="#cloud-config\n", meta_data="{}", network_config="")
-FILE = Disk(index=1, name="data", size=1 << 20, source=FileDisk(pool="1" * 12, volume="2" * 12))
-LAUNCH = make_launch(seed=SEED, boot=KernelBoot(image="3" * 12), disks=[*make_launch().disks, FILE])
+FILE = Disk(index=1, name="data", size=1 << 20, source=FileDisk(pool=PoolId("1" * 12), volume=VolumeId("2" * 12)))
+LAUNCH = make_launch(seed=SEED, boot=KernelBoot(image=ImageId("3" * 12)), disks=[*make_launch().disks, FILE])
 
 
 class Place:

@@ -10,6 +10,7 @@ from serai.drivers.hypervisor.fake import FakeMachine
 from serai.schema.attach import Launch
 from serai.schema.commands.vm import VM_PAUSE, VM_RELEASE, VM_START, VM_STOP, ReleaseVm, SignalVm, StopVm
 from serai.schema.errors import StaleError
+from serai.schema.ids import VmId
 from serai.schema.lease import Claim
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -58,7 +59,7 @@ async def test_what_runs_without_a_record_is_told_and_ends_with_its_release(
 async def test_a_late_release_ends_nobody_elses_qemu(ground: Ground, h1: Host) -> None:
     await ground.run_vm("h1", epoch=2)
     await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1))
-    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm="f" * 12, epoch=9))
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VmId("f" * 12), epoch=9))
     assert h1.process().alive
 
 
@@ -89,7 +90,7 @@ async def test_a_silent_qemu_is_asked_until_it_answers(ground: Ground, h1: Host)
 async def test_a_reboot_starts_vms_in_their_order(ground: Ground, h1: Host) -> None:
     ids = [f"{number:012x}" for number in range(1, 5)]
     for vm, order in zip(ids, (3, 1, 2, 0), strict=True):
-        launch = make_launch(vm=vm, name=f"vm{order}")
+        launch = make_launch(vm=VmId(vm), name=f"vm{order}")
         await ground.run_vm("h1", launch=launch, autostart_order=order, autostart=order != 0)
     started: list[str] = []
     begin = h1.hypervisor.start
@@ -101,8 +102,8 @@ async def test_a_reboot_starts_vms_in_their_order(ground: Ground, h1: Host) -> N
     h1.hypervisor.start = note  # type: ignore[method-assign] # to see the order
     await h1.power_cycle()
     assert started == ["vm1", "vm2", "vm3"]
-    assert h1.state(ids[3]) is VmState.CRASHED
-    assert h1.reason(ids[3]) == "its host was rebooted"
+    assert h1.state(VmId(ids[3])) is VmState.CRASHED
+    assert h1.reason(VmId(ids[3])) == "its host was rebooted"
 
 
 async def test_a_silent_qemu_ends_by_force_and_stays_down(ground: Ground, h1: Host) -> None:

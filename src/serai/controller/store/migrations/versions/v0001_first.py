@@ -16,8 +16,9 @@ RESOURCES: dict[str, tuple[sa.Column[Any], ...]] = {
     "hosts": (sa.Column("state", sa.String(16), nullable=False),),
     "pools": (sa.Column("host", sa.String(63), nullable=False, index=True),),
     "volumes": (
-        sa.Column("pool", sa.String(63), nullable=False, index=True),
-        sa.Column("vm", sa.String(63), index=True),
+        sa.Column("pool", sa.String(12), nullable=False, index=True),
+        sa.Column("image", sa.String(12), index=True),
+        sa.Column("vm", sa.String(12), index=True),
         sa.Column("size", sa.BigInteger, nullable=False),
     ),
     "images": (sa.Column("state", sa.String(16), nullable=False),),
@@ -25,7 +26,7 @@ RESOURCES: dict[str, tuple[sa.Column[Any], ...]] = {
     "vms": (
         sa.Column("host", sa.String(63), index=True),
         sa.Column("state", sa.String(16), nullable=False, index=True),
-        sa.Column("image", sa.String(63), index=True),
+        sa.Column("image", sa.String(12), index=True),
         sa.Column("cpus", sa.Integer, nullable=False),
         sa.Column("memory", sa.BigInteger, nullable=False),
         sa.Column("running", sa.Boolean, nullable=False),
@@ -43,11 +44,11 @@ def upgrade() -> None:
             sa.Column("id", sa.String(12), primary_key=True),
             sa.Column("name", sa.String(63), nullable=False, unique=True),
             sa.Column("generation", sa.Integer, nullable=False),
-            sa.Column("labels", sa.Text, nullable=False),
+            sa.Column("labels", sa.JSON, nullable=False),
             sa.Column("description", sa.Text, nullable=False),
             sa.Column("created", sa.String(40), nullable=False),
-            sa.Column("spec", sa.Text, nullable=False),
-            sa.Column("status", sa.Text, nullable=False),
+            sa.Column("spec", sa.JSON, nullable=False),
+            sa.Column("status", sa.JSON, nullable=False),
             *columns,
         )
     _beside_resources()
@@ -96,12 +97,12 @@ def _jobs_and_events() -> None:
         sa.Column("requested_by", sa.String(255), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("waits_for", sa.Text, nullable=False),
-        sa.Column("params", sa.Text, nullable=False),
-        sa.Column("steps", sa.Text, nullable=False),
+        sa.Column("params", sa.JSON, nullable=False),
+        sa.Column("steps", sa.JSON, nullable=False),
         sa.Column("progress", sa.Float),
         sa.Column("message", sa.Text, nullable=False),
-        sa.Column("result", sa.Text),
-        sa.Column("error", sa.Text),
+        sa.Column("result", sa.JSON),
+        sa.Column("error", sa.JSON),
         sa.Column("created", sa.String(40), nullable=False),
         sa.Column("started", sa.String(40)),
         sa.Column("ended", sa.String(40)),
@@ -118,7 +119,7 @@ def _jobs_and_events() -> None:
         sa.Column("resource", sa.String(80), nullable=False),
         sa.Column("resource_id", sa.String(12), nullable=False),
         sa.Column("message", sa.Text, nullable=False),
-        sa.Column("data", sa.Text, nullable=False),
+        sa.Column("data", sa.JSON, nullable=False),
         sqlite_autoincrement=True,
     )
 
@@ -127,7 +128,7 @@ def _secrets() -> None:
     op.create_table(
         "tickets",
         sa.Column("digest", sa.String(64), primary_key=True),
-        sa.Column("ticket", sa.Text, nullable=False),
+        sa.Column("ticket", sa.JSON, nullable=False),
         sa.Column("expires", sa.String(40), nullable=False, index=True),
     )
     op.create_table(
