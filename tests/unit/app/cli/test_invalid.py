@@ -32,6 +32,9 @@ def test_a_name_that_cannot_be() -> None:
     info = refusal({}, name="Web_1")
     assert (info.field, info.value) == ("name", "Web_1")
     assert "lower-case" in str(info.remedy)
+    info = refusal({}, name="0123456789ab")
+    assert (info.field, info.value, info.remedy) == ("name", "0123456789ab", "Choose another one.")
+    assert info.message == "a name of twelve hexadecimal digits would be taken for an id"
 
 
 def test_an_unknown_field_gets_a_suggestion() -> None:
