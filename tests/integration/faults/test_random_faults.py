@@ -62,7 +62,7 @@ async def test_random_faults(lab_of_its_own: str, duration: float, pytestconfig:
             async with asyncio.timeout(duration + BESIDE):
                 await play(player, seed, duration)
         except BaseException as error:
-            place = keep(player.log, lab_of_its_own, seed, error)
+            place = await keep(player.log, player.lab, seed, error)
             player.say(f"FAILED with --seed {seed}: {error}")
             player.say(f"the lab's logs and all that was done: {place}")
             raise
