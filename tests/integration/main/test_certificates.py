@@ -27,6 +27,14 @@ async def until_renewed(lab: Lab, *files: TlsFiles) -> None:
         await asyncio.sleep(0.1)
 
 
+async def until_shown(lab: Lab, wanted: dict[str, datetime]) -> None:
+    """Wait until the host has told the controller when its certificates end: it does with its next report."""
+    deadline = time.monotonic() + PATIENCE
+    while (shown := (await lab.client.call("host.show", HOST)).status.facts.certificates) != wanted:
+        assert time.monotonic() < deadline, shown
+        await asyncio.sleep(0.1)
+
+
 async def renewals(lab: Lab) -> list[str]:
     found: list[Event] = [event async for event in lab.client.items("event.list", {"kind": "certificate"})]
     return [f"{event.kind} {event.resource}" for event in found]
@@ -60,8 +68,7 @@ async def test_old_certificates_are_renewed_and_nothing_stops(lab: Lab) -> None:
         assert "certificate.renewed certificate/controller" in await renewals(lab)
         assert lab.record("nats-server ctl") == bus
         assert bus.alive
-        shown = (await lab.client.call("host.show", HOST)).status.facts.certificates
-        assert shown == {"host.h2": agent.expires, "qemu.h2": qemu.expires}
+        await until_shown(lab, {"host.h2": agent.expires, "qemu.h2": qemu.expires})
 
         # Both ends of a move show theirs, and a stream as well: the image comes from h1.
         await lab.done(await lab.migrate(vm.name, "h3"))

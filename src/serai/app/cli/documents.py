@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from serai.app.cli.invalid import describe
@@ -134,9 +135,14 @@ def _nodes(text: str, file: str) -> Iterator[tuple[Node, Any]]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{file}:{mark.line + 1}" if mark is not None else file
+        twice = re.match(r'found duplicate key "(.*?)"', str(error.problem))
+        if isinstance(error, DuplicateKeyError) and twice is not None:
+            raise InvalidError(
+                f"{place}: {twice[1]!r} is given twice", field="file", value=file, remedy="Keep one of them."
+            ) from None
         raise InvalidError(
-            # The library goes on with both values of a key that is given twice, or with how to call it otherwise.
-            f"{place}: this is not YAML: {re.split(' with value |, if necessary', str(error.problem))[0]}",
+            # The library goes on with how to call it otherwise.
+            f"{place}: this is not YAML: {str(error.problem).partition(', if necessary')[0]}",
             field="file",
             value=file,
             remedy="Look at the indentation, colons and quotes of this line and the one before it.",
