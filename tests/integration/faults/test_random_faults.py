@@ -32,7 +32,7 @@ from serai.client.http import Client
 MINUTE = 60.0
 ANSWER = 10.0
 """Seconds for which a request waits: the controller may stand still."""
-BESIDE = 900.0
+BESIDE = 1800.0
 """Seconds that all may take beside the actions, on a busy machine: each wait has its own, shorter limit."""
 
 

@@ -33,7 +33,7 @@ from serai.schema.errors import SeraiError
 from serai.schema.ids import PoolId
 from serai.schema.vm import DiskSpec, RestartPolicy, Vm, VmState
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds within which a repaired lab does what it is asked, on a machine that does other things too."""
 WINDOW = 0.01
 """Seconds between two looks at a VM's copies: the watches must leave processors to what they watch."""

@@ -60,7 +60,7 @@ def test_what_show_prints_is_a_document() -> None:
         (("kind: vm", "kind: cluster"), 2, "no such kind"),
         (("kind: vm", "kin: vm"), 2, "'kind' is missing"),
         (("name: lan\nspec", "name: lan\nlabels: {a: true}\nspec"), 13, "labels.a"),
-        (("  memory: 128M", "  memory: 128M\n  memory: 256M"), 7, 'duplicate key "memory" ('),
+        (("  memory: 128M", "  memory: 128M\n  memory: 256M"), 7, "'memory' is given twice"),
     ],
 )
 def test_mistakes_are_named_with_their_line(change: tuple[str, str], line: int, words: str) -> None:
