@@ -20,8 +20,8 @@ from serai.drivers.hypervisor.qmp import Qmp
 from serai.drivers.hypervisor.record import Runtime
 from serai.lib.process import Child, Watched
 from serai.lib.timeouts import time_limit
-from serai.schema.attach import Disk, Launch, VnicAttachment
 from serai.schema.errors import ConflictError, SeraiError, UnavailableError, UnsupportedError
+from serai.schema.launch import Disk, Launch, VnicAttachment
 
 log = logging.getLogger(__name__)
 

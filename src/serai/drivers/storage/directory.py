@@ -41,7 +41,7 @@ from serai.drivers.storage.base import (
 from serai.drivers.storage.pool_folder import SUFFIX, PoolFolder, gid_of
 from serai.lib import poolmark, qemuimg
 from serai.lib.atomicfile import sync_folder
-from serai.lib.makings import to_the_end
+from serai.lib.creations import to_thread_shielded
 from serai.lib.process import ProcessError
 from serai.schema.errors import HostError, InvalidError, NotFoundError
 
@@ -213,7 +213,7 @@ class DirectoryPool:
         try:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             yield temporary
-            await to_the_end(self._commit, temporary, path)
+            await to_thread_shielded(self._commit, temporary, path)
         except FileExistsError as error:
             raise volume_exists(volume_id) from error
         except OSError as error:
