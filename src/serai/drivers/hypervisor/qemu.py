@@ -100,8 +100,8 @@ class QemuHypervisor:
                 "and no VM is started without it",
                 field=ALLOW,
                 value=False,
-                remedy=f"Use a QEMU built with seccomp, or set {ALLOW} in the agent's configuration: then whoever "
-                "breaks out of a guest can do more.",
+                remedy=f"Use a QEMU built with seccomp, or set {ALLOW} in the agent's configuration: then a "
+                "guest that breaks out can do more.",
             )
         if incoming and not found.answers.suppress_vmdesc:
             raise UnsupportedError(
