@@ -245,12 +245,11 @@ class RefusedError(HostError):
 async def reload(folder: Path, timeout: float = 10) -> None:
     """Have the server of a folder read its configuration and certificates again; connections stay.
 
-    Raises HostError if none runs there, or if it refuses.
+    One that does not run reads them when it starts. Raises HostError if it refuses.
     """
     held = _held(folder)
-    if held is None:
-        raise HostError("no nats-server runs there", field="folder", value=folder, remedy="Start it.")
-    await _reload(held, folder, timeout)
+    if held is not None:
+        await _reload(held, folder, timeout)
 
 
 def _held(folder: Path) -> process.Watched | None:
