@@ -131,11 +131,18 @@ def _import_file(ctx: typer.Context, file: Path, body: ImageCreate, *, wait: boo
         from serai.app.cli.action import ended_well
         from serai.app.cli.progress import follow
         from serai.app.cli.upload import check, upload
+        from serai.schema.errors import SeraiError
 
         # Before anything is sent: a mistake in the sum is found without moving gigabytes.
         await check(file, body.spec.sha256 or "")
         job: Job = await client.call("image.create", None, body)
-        await upload(client, body.name, file)
+        try:
+            await upload(client, body.name, file)
+        except SeraiError:
+            if wait:
+                # The job undoes what it had begun: a failed import has left nothing behind when this returns.
+                await client.wait_job(job.id)
+            raise
         if not wait:
             return job, None
         return ended_well(await follow(client, job)), await client.call("image.show", body.name)
