@@ -34,9 +34,9 @@ from bench.stats import machine, median_difference, run, summary, write
 from serai.host.journal import Journal
 from serai.host.store import HostStore, VmRecord
 from serai.lib.ids import new_id
-from serai.schema.attach import Launch
 from serai.schema.commands.envelope import Reply
 from serai.schema.ids import VmId
+from serai.schema.launch import Launch
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.vm import RestartPolicy, VmState
 

@@ -14,8 +14,8 @@ from serai.drivers.network.links import BridgeNetwork
 from serai.lib import namespace, netlink
 from serai.lib.ids import new_id
 from serai.lib.process import run
-from serai.schema.attach import VnicAttachment
 from serai.schema.errors import HostError, NotFoundError, SeraiError
+from serai.schema.launch import VnicAttachment
 
 VNIC = VnicAttachment(
     index=0, mac="52:54:00:00:00:01", bridge="br-lan", tap="sv0123456789-0", ips=[IPv4Interface("10.9.0.100/24")]

@@ -19,7 +19,6 @@ from serai.drivers.storage.iscsi import TgtExporter
 from serai.lib.ids import new_id
 from serai.lib.paths import HostPaths
 from serai.lib.process import run
-from serai.schema.attach import Admission, IscsiDisk
 from serai.schema.errors import (
     CapacityError,
     ConflictError,
@@ -29,6 +28,7 @@ from serai.schema.errors import (
     UnavailableError,
 )
 from serai.schema.ids import VolumeId
+from serai.schema.launch import Admission, IscsiDisk
 
 MIB = 1 << 20
 POOL = "b" * 12

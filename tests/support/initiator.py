@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from serai.lib.process import Completed, run
-from serai.schema.attach import IscsiDisk
 from serai.schema.errors import UnavailableError
+from serai.schema.launch import IscsiDisk
 
 LOGIN_TIMEOUT = 20.0
 """Seconds for connecting, logging in and the commands; on a quiet network it is some 10 ms."""

@@ -13,8 +13,8 @@ from serai.drivers.storage.iscsi import TgtExporter
 from serai.drivers.storage.tgt_socket import TgtSocket
 from serai.drivers.storage.tgt_targets import LUN, TARGET_PREFIX
 from serai.lib.paths import HostPaths
-from serai.schema.attach import Admission, IscsiDisk
 from serai.schema.ids import VolumeId
+from serai.schema.launch import Admission, IscsiDisk
 
 VOLUME = "0123456789ab"
 SIZE = 8 << 20

@@ -249,7 +249,7 @@ class HostParts:
 
     async def _look_again(self, hypervisor: Hypervisor, agent: HostAgent) -> None:
         """What an earlier agent met at a bad moment may be there after all; nobody waits for this."""
-        before, facts = await hypervisor.facts(), await hypervisor.look_again()
+        before, facts = await hypervisor.facts(), await hypervisor.retry_kvm()
         if facts.accel != before.accel:
             log.info("guests that start from now on run on %s", facts.accel)
         elif facts != before:

@@ -106,7 +106,7 @@ def load(file: Path | None = None) -> Contexts:
             f"the context file is no YAML: {' '.join(str(error).split())}",
             field="file",
             value=file,
-            remedy="Correct the file, or delete it and begin anew with: serai context set.",
+            remedy="Correct the file, or delete it and start again with: serai context set.",
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -114,7 +114,7 @@ def load(file: Path | None = None) -> Contexts:
             f"the context file has a mistake: {first['msg']}",
             field=".".join(str(part) for part in first["loc"]) or "file",
             value=file,
-            remedy="Correct the file, or delete it and begin anew with: serai context set.",
+            remedy="Correct the file, or delete it and start again with: serai context set.",
         ) from error
 
 

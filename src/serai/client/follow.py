@@ -1,9 +1,8 @@
 """Following what happens: the event stream, and jobs by it.
 
-Events are numbered. A stream that breaks is opened again from the last number seen, so none is missed and none is
-seen twice. A job is read anew whenever the stream says something of it, and whenever the stream was (re)opened or shows
-life: so what happened in between is seen as well. Only where the stream is refused (a proxy may do that) the job is
-asked for time and again.
+Events are numbered. A stream that breaks is opened again from the last number seen, so none is missed and none is seen
+twice. A job is read again whenever the stream reports a change of it, and whenever the stream was (re)opened or shows
+life, so that changes in between are seen as well. If the stream is refused (a proxy may do that), the job is polled.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ class EventStream:
 
 
 class Retry:
-    """Growing pauses, and an end to patience."""
+    """Growing pauses between attempts, up to a limit."""
 
     def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience = patience
@@ -179,7 +178,7 @@ async def wait_job(client: Connection, job_id: str, on_update: Callable[[Job], N
 
 
 class _Watch:
-    """Reads the job and tells the caller of each change; a controller that is away for a while is waited for."""
+    """Reads the job and reports each change to the caller; waits for a controller that is away for a while."""
 
     def __init__(self, client: Connection, job_id: str, on_update: Callable[[Job], None] | None) -> None:
         self._client = client
@@ -194,7 +193,7 @@ class _Watch:
         return self._job
 
     def needs(self, event: Event) -> bool:
-        """Whether to read the job anew: each reading costs the controller what it could do for the job itself."""
+        """Whether to read the job again. Each read costs the controller time that it could spend on the job."""
         if not _concerns(event, self._id):
             return False
         return self._on_update is not None or event.data.get("state") not in GOING_ON

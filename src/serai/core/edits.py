@@ -1,4 +1,4 @@
-"""What an edit changed, and how it is taken back without taking back what others changed since.
+"""What an edit changed, and how to revert it without reverting later changes by others.
 
 Documents are a resource's fields as JSON.
 """
@@ -13,7 +13,7 @@ Changes = Mapping[str, Sequence[Any]]
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Of the fields that differ."""
+    """The fields that differ."""
     return {name: [before[name], after[name]] for name in before if before[name] != after[name]}
 
 

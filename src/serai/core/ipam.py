@@ -1,4 +1,4 @@
-"""Addresses: the next free one of a network, and MACs that can be worked out again.
+"""Addresses: the next free one of a network, and MACs that can be derived again.
 
 The lowest free address is taken, from `range_start` to `range_end` if the network has a range, else from the whole
 subnet. The network's own, the broadcast and the gateway's address are never given; subnets of one or two addresses
@@ -16,7 +16,7 @@ from serai.schema.network import NetworkSpec
 
 
 def bounds(network: NetworkSpec) -> tuple[IPv4Address, IPv4Address]:
-    """First and last address that VNICs may be given without being asked for by name."""
+    """First and last address that VNICs get automatically."""
     first, last = _usable(network)
     return max(network.range_start or first, first), min(network.range_end or last, last)
 
@@ -51,7 +51,7 @@ def next_free(
 def check(
     network: NetworkSpec, wanted: IPv4Address, used: Collection[IPv4Address], *, field: str = "ip"
 ) -> IPv4Address:
-    """An address that was asked for, if it can be had: in the subnet, though not needfully in the range.
+    """An address that was asked for, if it can be had: in the subnet, not necessarily in the range.
 
     Raises InvalidError, ConflictError.
     """

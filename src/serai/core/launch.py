@@ -17,11 +17,11 @@ from ipaddress import IPv4Interface
 
 from pydantic import SecretStr
 
-from serai.schema.attach import Admission, Disk, FileDisk, IscsiDisk, KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.errors import ConflictError, UnsupportedError
 from serai.schema.host import HostFacts
 from serai.schema.ids import ImageId, NetworkId, VmId
 from serai.schema.image import Image, ImageKind
+from serai.schema.launch import Admission, Disk, FileDisk, IscsiDisk, KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.network import Network
 from serai.schema.vm import MachineKind, Vm, VmSpec
 from serai.schema.volume import ExportKind, Pool, Volume

@@ -7,12 +7,12 @@ from typing import Any
 
 from serai.core import lease as rules
 from serai.host.journal import Journal
-from serai.schema.attach import Launch
 from serai.schema.commands.envelope import Reply
 from serai.schema.commands.pool import OpenPool
 from serai.schema.commands.vm import LaunchBody
 from serai.schema.encoding import to_dict
 from serai.schema.ids import HostName
+from serai.schema.launch import Launch
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.resource import Frozen
 from serai.schema.vm import RestartPolicy, VmState

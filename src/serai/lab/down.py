@@ -105,7 +105,7 @@ async def _end_processes(folder: LabFolder, before: LabState | None) -> set[Path
 
 
 def _processes(folder: LabFolder, before: LabState | None) -> list[process.Watched]:
-    # Each time anew: one that was found the last time may have been making a namespace.
+    # Searched again each time: a process found last time may have been creating a namespace.
     wanted = {"net": _identities(namespace.netns_path(space) for space in _namespaces(folder.name))}
     wanted["mnt"] = _identities(pin.target for pin in mount.mounts(folder.pins) if pin.kind == "nsfs")
     records = {record.pid: record.start for record in (before.processes if before is not None else [])}

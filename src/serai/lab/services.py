@@ -1,7 +1,7 @@
 """The programs of a lab: certificates, bus, controller, an agent for each host; and what a newcomer needs to begin.
 
 All are real and run as they would on machines of their own, in the namespaces of their node. They are recorded as they
-start, outlive whoever started them, and end with the lab.
+start, outlive the command that started them, and end with the lab.
 
 The lab's network has no way out, yet images are built on hosts, from packages. So agents find the programs of
 `FETCHERS` in a folder of the lab first, as scripts that run the real one in the machine's own network.

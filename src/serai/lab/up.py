@@ -1,7 +1,7 @@
 """Brings a lab up: folder, namespaces, wires; then, unless it is bare, certificates, bus, controller and agents.
 
 Any failure, an interruption included, takes away all that was made. An earlier lab of the same name that was
-interrupted, or whose namespaces are gone since the machine was started anew, is cleaned up first.
+interrupted, or lost its namespaces in a reboot, is cleaned up first.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Bus(Protocol):
         ...
 
     async def publish(self, subject: str, payload: bytes) -> None:
-        """Send to whoever subscribes, without waiting; raises UnavailableError if the bus cannot even queue it."""
+        """Send to all subscribers, without waiting; raises UnavailableError if the bus cannot even queue it."""
         ...
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
@@ -137,7 +137,7 @@ def encode_error(error: Exception) -> bytes:
     """Return the travelling form (JSON of ErrorInfo) of what a handler raised."""
     if isinstance(error, SeraiError):
         return error.info.model_dump_json().encode()
-    # Not one of ours: a fault in the handler. The text helps whoever asked; the trace is in the handler's own log.
+    # Not one of ours: a fault in the handler. The text helps the requester; the trace is in the handler's own log.
     return ErrorInfo(code="internal", message=f"{type(error).__name__}: {error}").model_dump_json().encode()
 
 

@@ -1,6 +1,6 @@
 """Time as a collaborator.
 
-Whoever needs the time gets a `Clock`; tests pass a `ManualClock` and turn its hands, so that no test waits or
+Code that needs the time gets a `Clock`; tests pass a `ManualClock` and advance it, so that no test waits or
 races. Wall time is for people and records; monotonic time is for intervals.
 """
 
@@ -59,7 +59,7 @@ class ManualClock:
         return sum(1 for _, _, future in self._sleepers if not future.done())
 
     def now(self) -> datetime:
-        """Return the time the hands show."""
+        """Return the current time of this clock."""
         return self._now
 
     def monotonic(self) -> float:
@@ -76,7 +76,7 @@ class ManualClock:
         await future
 
     def advance(self, seconds: float) -> None:
-        """Turn the hands forward and wake every sleeper whose time has come."""
+        """Advance the clock and wake every sleeper that is due."""
         if seconds < 0:
             raise ValueError(f"a clock goes forward only, not by {seconds} s")
         self._monotonic += seconds

@@ -64,7 +64,7 @@ class MemBus:
         return not self._closed
 
     async def publish(self, subject: str, payload: bytes) -> None:
-        """Send to whoever subscribes."""
+        """Send to all subscribers."""
         self._check_open()
         check_message(subject, payload)
         for subscription in self._receivers(subject):
@@ -96,7 +96,7 @@ class MemBus:
         return subscription
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Accepted for the contract's sake: a bus within the process is never lost."""
+        """Does nothing: a bus within the process is never lost."""
 
     async def close(self) -> None:
         """End all subscriptions and handlers; requests that still wait fail with UnavailableError."""

@@ -1,11 +1,11 @@
 """The bus over NATS: `bus.Bus` with mutual TLS, connected for as long as it lives.
 
 A NATS client that loses its server is thrown away and a new one is made, again and again until it is there; then all
-subscriptions are made anew and the `on_reconnect` callbacks run. (The library's own reconnection gives up for good on
+subscriptions are made again and the `on_reconnect` callbacks run. (The library's own reconnection gives up for good on
 an authorization error, which is what a server says while its configuration is being renewed.)
 
-A reply goes to an inbox: a subject that only the requester may hear, with 128 random bits in it, so that only whoever
-was asked can answer. A message that asks for its reply anywhere else gets none: it would have us speak for it.
+A reply goes to an inbox: a subject that only the requester may hear, with 128 random bits in it, so that only the
+receiver can answer. A message that asks for its reply anywhere else gets none: it would have us speak for it.
 
 While the server is away, `publish` keeps up to 2 MB for later, in order; a request waits for the connection within its
 time-out; a request whose reply had not come is lost and says so at once.

@@ -4,7 +4,7 @@ The server knows an identity by the certificate it shows (`verify_and_map`: the 
 identity may publish and subscribe what its `Permissions` say, receive on inboxes of its own, and publish to inboxes;
 nothing else. An identity that is not in the configuration cannot connect.
 
-An inbox is known to nobody but whoever was asked (`natsbus`), so that the right to publish to inboxes is the right to
+Only the receiver of a request knows the inbox (`natsbus`), so that the right to publish to inboxes is the right to
 reply. The server's own `allow_responses` is not used: it lets an identity publish wherever a message that it gets asks
 for a reply, and the sender of that message may be the same identity, or an accomplice.
 

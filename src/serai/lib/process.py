@@ -2,8 +2,8 @@
 
 `run` waits for a short-lived program and returns what it said; `spawn` starts one that lives on, in a session of its
 own, so that it outlives us unless we end it. A process is held by a pidfd, never by its bare number, so that no signal
-can reach a stranger that took the number over. `adopt` takes a process that someone else started. `become` gives this
-very process to another program, and `detach` lets it go on as nobody's child.
+can reach another process that reused the number. `adopt` takes a process that someone else started. `become` gives this
+very process to another program, and `detach` turns it into a daemon.
 """
 
 import asyncio
@@ -405,7 +405,7 @@ def become(argv: Sequence[str], *, package: str) -> NoReturn:
 
 
 def detach() -> None:
-    """Go on as nobody's child, in a session of its own and in no folder; who started us sees us end with 0 here.
+    """Continue as a daemon, in a session of its own and in no folder; our parent sees us exit with 0 here.
 
     For a process without threads, event loop or anything that must be cleaned up: the rest of it is forked.
     """
@@ -433,8 +433,8 @@ def start_time(pid: int) -> int | None:
 def adopt(pid: int, *, expect: str) -> Watched | None:
     """Hold a process that an earlier run of ours started; None if it is gone.
 
-    `expect` must be part of one of its arguments (a VM's id, say): else the number has gone to a stranger, and None is
-    returned as well.
+    `expect` must be part of one of its arguments (a VM's id, say): else another process has reused the number, and
+    the result is None as well.
     """
     try:
         pidfd = os.pidfd_open(pid)

@@ -2,7 +2,7 @@
 
 After each call that changed something, push what would undo it. Leave the block with an exception, a cancellation
 included, and the undo calls run in reverse; call `keep` when all has succeeded and nothing is undone. An undo that
-fails is logged and noted on the exception, and the others run all the same.
+fails is logged and noted on the exception, and the others still run.
 """
 
 import asyncio

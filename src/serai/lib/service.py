@@ -1,8 +1,8 @@
-"""A long-running process: its signals, its log, its word to the init system.
+"""A long-running process: its signals, its log, its notifications to the init system.
 
 `run` gives the process's body a `Service`: it starts its parts, calls `ready`, waits for `stopping`, and ends them in
 order. SIGTERM or SIGINT asks for that; a second one cancels the body. The log goes to standard error as key=value
-lines, without secrets; systemd (or whoever set NOTIFY_SOCKET) hears when the service is ready and when it stops.
+lines, without secrets; systemd (or whatever set NOTIFY_SOCKET) is notified when the service is ready and when it stops.
 """
 
 import asyncio

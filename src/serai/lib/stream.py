@@ -352,7 +352,7 @@ async def open_stream(
                 raise
     except ssl.SSLCertVerificationError as error:
         raise UnauthorizedError(
-            f"whoever answers there is not the right server: {error.verify_message}", field="address", value=address
+            f"the server there has another identity: {error.verify_message}", field="address", value=address
         ) from error
     except TimeoutError:
         raise UnavailableError(f"no stream from {address}:{port} within {timeout:g} s") from None

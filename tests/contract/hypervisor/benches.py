@@ -25,8 +25,8 @@ from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.lib.ids import new_id
 from serai.lib.mount import unmount_below
 from serai.lib.process import run
-from serai.schema.attach import Disk, FileDisk, Launch
 from serai.schema.ids import PoolId, VmId, VolumeId
+from serai.schema.launch import Disk, FileDisk, Launch
 
 DEADLINE = 60.0
 MIB = 1 << 20

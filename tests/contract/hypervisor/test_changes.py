@@ -8,9 +8,9 @@ import pytest
 from tests.contract.hypervisor.benches import MIB, Bench, started
 
 from serai.lib.ids import new_id
-from serai.schema.attach import Disk, FileDisk, VnicAttachment
 from serai.schema.errors import ConflictError, UnavailableError, UnsupportedError
 from serai.schema.ids import PoolId, VolumeId
+from serai.schema.launch import Disk, FileDisk, VnicAttachment
 
 
 async def test_cpus_grow_up_to_what_was_planned(bench: Bench) -> None:

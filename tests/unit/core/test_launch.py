@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from serai.core import launch as plan
-from serai.schema.attach import FileDisk, IscsiDisk, Launch
 from serai.schema.errors import ConflictError, UnsupportedError
 from serai.schema.host import HostFacts
 from serai.schema.ids import HostName, ImageId, NetworkId, PoolId, VmId, VolumeId
 from serai.schema.image import Image, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageStatus
+from serai.schema.launch import FileDisk, IscsiDisk, Launch
 from serai.schema.network import Network, NetworkSpec, NetworkStatus
 from serai.schema.vm import CloudInit, MachineKind, Vm, VmSpec, VmStatus, VnicSpec
 from serai.schema.volume import ExportKind, Pool, PoolSpec, PoolStatus, Volume, VolumeSpec, VolumeStatus

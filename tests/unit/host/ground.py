@@ -42,7 +42,6 @@ from serai.lib.ids import new_id
 from serai.lib.membus import MemBus
 from serai.lib.paths import HostPaths
 from serai.lib.tasks import Tasks
-from serai.schema.attach import Disk, IscsiDisk, Launch, VnicAttachment
 from serai.schema.commands.base import AnyCommand, BodyT, Command, ReplyT
 from serai.schema.commands.envelope import CommandProgress, Reply, Request
 from serai.schema.commands.migration import Verdict, VerdictAsk
@@ -51,6 +50,7 @@ from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import UnavailableError, from_info
 from serai.schema.host import HostFacts
 from serai.schema.ids import HostId, VmId, VolumeId
+from serai.schema.launch import Disk, IscsiDisk, Launch, VnicAttachment
 from serai.schema.reports import Hello, HostReport, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import RestartPolicy, VmReport, VmState

@@ -7,13 +7,13 @@ import json
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from serai.schema.attach import Admission
 from serai.schema.commands import BY_NAME, COMMANDS
 from serai.schema.commands.pool import POOL_CLOSE, POOL_OPEN
 from serai.schema.commands.vm import VM_START, StartVm
 from serai.schema.commands.volume import VOLUME_ADMIT, AdmitInitiator
 from serai.schema.encoding import encode, to_dict
 from serai.schema.ids import PoolId, VolumeId
+from serai.schema.launch import Admission
 from serai.schema.volume import PoolStatus
 
 POOL, VOLUME, PASSWORD = PoolId("a" * 12), VolumeId("b" * 12), "a-secret-of-16-ch"

@@ -37,20 +37,20 @@ def apply(ctx: typer.Context, file: FilesOption, output: OutputOption = Output.T
       serai apply -f site.yaml
       serai vm show web1 -o yaml | sed 's/cpus: 1/cpus: 2/' | serai apply -f -
     """
-    wishes = wishes_in(file)
+    documents = documents_in(file)
 
     async def make_it_so(client: Client) -> list[Any]:
-        changes = await planned(client, wishes)
+        changes = await planned(client, documents)
         for change in changes:
             await _carry_out(client, change, quiet=output is not Output.TABLE)
-        return [await client.call(f"{wish.kind}.show", wish.name) for wish in wishes]
+        return [await client.call(f"{document.kind}.show", document.name) for document in documents]
 
     items = run(ctx, make_it_so)
     if output in (Output.JSON, Output.YAML, Output.NAME):
         show_list("", items, output)
 
 
-def wishes_in(files: list[str]) -> list[Document]:
+def documents_in(files: list[str]) -> list[Document]:
     """The documents of all files, ready to be carried out in order. Raises InvalidError."""
     from serai.app.cli.documents import in_order
     from serai.app.cli.documents import parse as documents_of
@@ -63,48 +63,48 @@ def wishes_in(files: list[str]) -> list[Document]:
     return in_order(documents)
 
 
-async def planned(client: Client, wishes: list[Document]) -> list[Change]:
-    """What each wish would change, before anything is. Raises ConflictError, InvalidError, NotFoundError."""
+async def planned(client: Client, documents: list[Document]) -> list[Change]:
+    """What each document would change; changes nothing. Raises ConflictError, InvalidError, NotFoundError."""
     from serai.app.cli import references
     from serai.app.cli.changes import plan
     from serai.schema.errors import NotFoundError
 
     changes = []
-    for wish in wishes:
+    for document in documents:
         try:
-            current = (await client.call(f"{wish.kind}.show", wish.name)).model_dump(mode="json")
+            current = (await client.call(f"{document.kind}.show", document.name)).model_dump(mode="json")
         except NotFoundError:
             current = None
-        changes.append(plan(wish, current))
+        changes.append(plan(document, current))
     await references.check(client, changes)
     return changes
 
 
 async def _carry_out(client: Client, change: Change, *, quiet: bool) -> None:
     tell = note if quiet else say
-    wish = change.document
+    document = change.document
     for call in change.calls:
-        await _send(client, wish, call)
-    title = f"{wish.kind}/{wish.name}"
+        await _send(client, document, call)
+    title = f"{document.kind}/{document.name}"
     if change.creates:
         tell(f"{title} created")
     elif change.calls:
         tell(f"{title} changed ({', '.join(change.fields)})")
     else:
         tell(f"{title} unchanged")
-    if change.calls and wish.kind == "vm":
-        after = await client.call("vm.show", wish.name)
+    if change.calls and document.kind == "vm":
+        after = await client.call("vm.show", document.name)
         for condition in after.status.conditions:
             note(visible(f"{title}: {condition.type}: {condition.message}"))
 
 
-async def _send(client: Client, wish: Document, call: Call) -> None:
-    """One call. An error says at which file and line the wish is that led to it."""
+async def _send(client: Client, document: Document, call: Call) -> None:
+    """One call. An error names the file and line of the document that caused it."""
     from serai.app.cli.action import started
     from serai.schema.endpoints import ENDPOINTS
     from serai.schema.errors import SeraiError, from_info
 
-    name = None if call.endpoint.endswith(".create") else wish.name
+    name = None if call.endpoint.endswith(".create") else document.name
     try:
         if ENDPOINTS[call.endpoint].job:
             await started(client, call.endpoint, name, call.body, wait=True)
@@ -112,4 +112,4 @@ async def _send(client: Client, wish: Document, call: Call) -> None:
             await client.call(call.endpoint, name, call.body)
     except SeraiError as error:
         info = error.info
-        raise from_info(info.model_copy(update={"message": f"{wish.place(info.field)}: {info.message}"})) from error
+        raise from_info(info.model_copy(update={"message": f"{document.place(info.field)}: {info.message}"})) from error

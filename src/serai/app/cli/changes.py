@@ -1,7 +1,7 @@
-"""What applying a document would change: pure functions from a wish and what is, to calls.
+"""What applying a document would change: pure functions from a document and the current resource to calls.
 
-A wish holds for the fields that it names. Fields that the controller filled in (a VNIC's MAC, a disk's volume) do not
-count as differences; lists are compared item by item; labels are wished for as a whole.
+A document covers only the fields that it names. Fields that the controller filled in (a VNIC's MAC, a disk's volume) do
+not count as differences; lists are compared item by item; labels are compared as a whole.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one document: no calls means that all is as wished."""
+    """What becomes of one document: no calls: the resource already matches."""
 
     document: Document
     calls: list[Call]
@@ -67,7 +67,7 @@ def plan(document: Document, current: dict[str, Any] | None) -> Change:
     wanted = document.wanted()
     spec, have = wanted.get("spec", {}), current["spec"]
     if document.kind == "image" and spec.get("url") is not None:
-        # The API does not show a URL's credentials: those that are told here are not compared.
+        # The API does not show a URL's credentials: those in the document are not compared.
         spec = {**spec, "url": masked_url(spec["url"])}
     changed = {name: value for name, value in spec.items() if not matches(value, have.get(name))}
     top = {name: wanted[name] for name in TOP if name in wanted and wanted[name] != current[name]}
@@ -139,7 +139,7 @@ def _edit(document: Document, body: dict[str, Any]) -> Call:
 
 
 def matches(wanted: Any, have: Any) -> bool:
-    """Whether what is fulfils the wish."""
+    """Whether the current value matches the document."""
     if isinstance(wanted, dict):
         return isinstance(have, dict) and all(matches(value, have.get(key)) for key, value in wanted.items())
     if isinstance(wanted, list):
@@ -148,7 +148,7 @@ def matches(wanted: Any, have: Any) -> bool:
 
 
 def _merged(changed: dict[str, Any], have: dict[str, Any]) -> dict[str, Any]:
-    """Lists go as a whole: items that are as wished keep what the controller filled in."""
+    """Lists go as a whole: matching items keep what the controller filled in."""
     return {
         name: _items(value, have.get(name) or []) if isinstance(value, list) else value
         for name, value in changed.items()
@@ -181,7 +181,7 @@ def difference(change: Change) -> str:
 
 
 def _shadow(wanted: Any, have: Any) -> Any:
-    """What is, cut to what the wish speaks of."""
+    """The current resource, reduced to the fields that the document names."""
     if isinstance(wanted, dict) and isinstance(have, dict) and wanted:
         return {key: _shadow(value, have[key]) for key, value in wanted.items() if have.get(key) is not None}
     if isinstance(wanted, list) and isinstance(have, list):

@@ -13,7 +13,7 @@ import typer
 from serai.lib.timeouts import time_limit
 
 PATIENCE = 1.0
-"""Seconds; whoever pressed Tab will not wait longer."""
+"""Seconds; a user who pressed Tab will not wait longer."""
 MOST = 200
 
 

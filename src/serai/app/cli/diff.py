@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from serai.app.cli.apply import FilesOption, planned, wishes_in
+from serai.app.cli.apply import FilesOption, documents_in, planned
 from serai.app.cli.output import say
 from serai.app.cli.session import run
 
@@ -29,10 +29,10 @@ def diff(ctx: typer.Context, file: FilesOption) -> None:
     """
     from serai.app.cli.changes import difference
 
-    wishes = wishes_in(file)
+    documents = documents_in(file)
 
     async def compare(client: Client) -> list[Change]:
-        return await planned(client, wishes)
+        return await planned(client, documents)
 
     texts = [text for change in run(ctx, compare) if (text := difference(change))]
     for text in texts:

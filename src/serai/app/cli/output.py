@@ -38,7 +38,7 @@ def say(text: str, *, colour: str | None = None) -> None:
 
 
 def note(text: str) -> None:
-    """A line for whoever watches."""
+    """A line for people, on standard error."""
     sys.stderr.write(visible(text, keep="\n") + "\n")
     sys.stderr.flush()
 

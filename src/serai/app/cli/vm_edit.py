@@ -62,7 +62,7 @@ def edit(
     """
     plain = ("cpus", "memory", "description", "restart", "autostart", "autostart_order", "template", "cmdline")
     given = ctx.params
-    wish = Wish(
+    edit_request = Edit(
         changes={name: given[name] for name in plain},
         seed=_seed(ssh_key, user_data),
         lists={
@@ -72,15 +72,15 @@ def edit(
         labels=parse.labels(label) or {},
         no_labels=remove_label or [],
     )
-    job, after = run(ctx, lambda client: _carry_out(client, vm, wish, wait=wait))
+    job, after = run(ctx, lambda client: _carry_out(client, vm, edit_request, wait=wait))
     report(job, output, lambda _: f"vm {after.name} changed", name=vm)
     for condition in after.status.conditions if wait else []:
         note(visible(f"{condition.type}: {condition.message}"))
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What an edit is to change. `lists`: field to what is added, and what is removed by name or place."""
+class Edit:
+    """The requested changes. `lists`: field to what is added, and what is removed by name or place."""
 
     changes: dict[str, Any]
     seed: dict[str, Any]
@@ -89,14 +89,14 @@ class Wish:
     no_labels: list[str]
 
 
-async def _carry_out(client: Client, vm: str, wish: Wish, *, wait: bool) -> tuple[Job, Any]:
+async def _carry_out(client: Client, vm: str, edit_request: Edit, *, wait: bool) -> tuple[Job, Any]:
     from serai.app.cli.invalid import build
     from serai.schema.vm import VmEdit
 
     now = await client.call("vm.show", vm)
-    seed = {"cloud_init": {**now.spec.cloud_init.model_dump(), **wish.seed}} if wish.seed else {}
-    labels = parse.new_labels(now.labels, wish.labels, wish.no_labels)
-    edited = build(VmEdit, {**wish.changes, **seed, **_lists(now, wish.lists), **labels})
+    seed = {"cloud_init": {**now.spec.cloud_init.model_dump(), **edit_request.seed}} if edit_request.seed else {}
+    labels = parse.new_labels(now.labels, edit_request.labels, edit_request.no_labels)
+    edited = build(VmEdit, {**edit_request.changes, **seed, **_lists(now, edit_request.lists), **labels})
     if not edited.model_fields_set:
         raise typer.BadParameter("say what to change; see: serai vm edit --help")
     job = await started(client, "vm.edit", now.id, edited, wait=wait)

@@ -13,7 +13,6 @@ from serai.controller.jobs.workflow import AnyContext
 from serai.controller.workflows.copies import bring_image, with_copy
 from serai.controller.workflows.shelf import ForLaunch, Shelf
 from serai.core import launch as plan
-from serai.schema.attach import Launch
 from serai.schema.commands.envelope import CommandProgress
 from serai.schema.commands.vm import VM_RELEASE, VM_START, ReleaseVm, StartVm
 from serai.schema.commands.volume import (
@@ -28,6 +27,7 @@ from serai.schema.errors import ConflictError, SeraiError, StaleError, Unavailab
 from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.ids import VmId
 from serai.schema.image import Image, ImageKind
+from serai.schema.launch import Launch
 from serai.schema.lease import Lease
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import ExportKind, Pool, Volume

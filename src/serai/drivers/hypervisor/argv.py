@@ -19,7 +19,7 @@ here, and nothing can be plugged in.
 No path of a disk, no secret and no socket's name is here: all are handed over as open descriptors, secrets in files.
 
 How a guest's end is told apart (`-action`): a poweroff stops the machine and leaves it there (`shutdown=pause`), and so
-does a panic, so that whoever watches learns of it by the event, or later by the run state; machine.py then ends the
+does a panic, so that a watcher learns of it from the event, or later from the run state; machine.py then ends the
 process. A reset is a reset. Asked to `quit`, or signalled, QEMU ends at once whatever `-action` says.
 """
 
@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from serai.drivers.hypervisor.base import Placing
-from serai.schema.attach import Disk, FileDisk, IscsiDisk, Launch, VnicAttachment
 from serai.schema.errors import InvalidError
+from serai.schema.launch import Disk, FileDisk, IscsiDisk, Launch, VnicAttachment
 
 BINARY = "qemu-system-x86_64"
 MICROVM = "microvm"
@@ -61,7 +61,7 @@ class Features:
     q35_options: frozenset[str] = frozenset({"vmport", "hpet", "sata", "smbus", "smm"})
     """Options of the q35 machine that this QEMU knows, of those that we turn off."""
     tsc_khz: int | None = None
-    """What an emulated microvm's kernel is told of its time-stamp counter; see tsc.py."""
+    """The time-stamp counter's rate for the command line of an emulated microvm's kernel; see tsc.py."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The contract of the hypervisor: machines that are started, adopted, moved, and that end.
 
-A `Machine` is one QEMU process on this host. It outlives whoever holds it: `close` drops our connections only, and
+A `Machine` is one QEMU process on this host. It outlives its holder: `close` drops our connections only, and
 `Hypervisor.adopt` finds it again by the folder it runs in. That a machine does not answer (UnavailableError) never
 means that it is dead; `ended` alone says so, and it watches the process itself.
 
@@ -23,9 +23,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from serai.schema.attach import Disk, Launch, VnicAttachment
 from serai.schema.errors import HostError
 from serai.schema.host import Ability
+from serai.schema.launch import Disk, Launch, VnicAttachment
 
 
 class RunState(StrEnum):
@@ -243,7 +243,7 @@ class Machine(Protocol):
         ...
 
     async def detach_disk(self, index: int) -> None:
-        """Unplug: returns when the guest has let go. UnavailableError if it does not in time; the disk then stays."""
+        """Unplug; returns when the guest has released the disk. UnavailableError on time-out: the disk stays."""
         ...
 
     async def attach_vnic(self, vnic: VnicAttachment, fd: int) -> None:
@@ -270,7 +270,7 @@ class Machine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class QemuProcess:
     """A machine's process on this host. `kill` returns when it is gone."""
 
     vm: str
@@ -287,7 +287,7 @@ class Hypervisor(Protocol):
         """
         ...
 
-    async def look_again(self) -> HypervisorFacts:
+    async def retry_kvm(self) -> HypervisorFacts:
         """Try once more what an earlier process found missing and may have met at a bad moment; the facts since."""
         ...
 
@@ -307,6 +307,6 @@ class Hypervisor(Protocol):
         """
         ...
 
-    async def processes(self) -> list[Found]:
-        """Every machine on this host, as its processes tell: whoever started it, whether or not it answers."""
+    async def processes(self) -> list[QemuProcess]:
+        """Every machine on this host, as its processes tell: whatever started them, whether or not they answer."""
         ...

@@ -27,8 +27,8 @@ from serai.drivers.hypervisor.base import (
     QmpError,
     RunState,
 )
-from serai.schema.attach import Disk, Launch, VnicAttachment
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError, UnsupportedError
+from serai.schema.launch import Disk, Launch, VnicAttachment
 
 CAPABILITIES = ["events", "multifd", "pause-before-switchover", "postcopy-ram", "return-path"]
 MACHINES = ["pc-q35-10.0", "pc-q35-7.2", "microvm"]

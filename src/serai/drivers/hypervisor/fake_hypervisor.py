@@ -7,11 +7,11 @@ import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from serai.drivers.hypervisor.base import Found, HypervisorFacts, Placing, QmpError, RunState
+from serai.drivers.hypervisor.base import HypervisorFacts, Placing, QemuProcess, QmpError, RunState
 from serai.drivers.hypervisor.fake import CAPABILITIES, MACHINES, FakeMachine, FakeProcess, FakeWorld
-from serai.schema.attach import Launch
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError
 from serai.schema.host import Ability
+from serai.schema.launch import Launch
 
 
 class FakeHypervisor:
@@ -34,7 +34,7 @@ class FakeHypervisor:
             abilities=[Ability(name="qemu", found=True, detail="a fake", required=True)],
         )
 
-    async def look_again(self) -> HypervisorFacts:
+    async def retry_kvm(self) -> HypervisorFacts:
         return await self.facts()
 
     async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> FakeMachine:
@@ -69,8 +69,10 @@ class FakeHypervisor:
             asyncio.get_running_loop().call_soon(lambda: process.end(code=0))
         return machine
 
-    async def processes(self) -> list[Found]:
-        return [Found(process.launch.vm, process.pid, _killer(process)) for process in self._started if process.alive]
+    async def processes(self) -> list[QemuProcess]:
+        return [
+            QemuProcess(process.launch.vm, process.pid, _killer(process)) for process in self._started if process.alive
+        ]
 
 
 def _killer(process: FakeProcess) -> Callable[[], Awaitable[None]]:

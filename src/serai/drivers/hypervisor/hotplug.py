@@ -19,11 +19,11 @@ from serai.drivers.hypervisor.base import MachineEvent, QmpError
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.lib.rollback import Rollback
 from serai.lib.timeouts import time_limit
-from serai.schema.attach import Disk, IscsiDisk, Launch, VnicAttachment
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError, UnsupportedError
+from serai.schema.launch import Disk, IscsiDisk, Launch, VnicAttachment
 
 UNPLUG_TIMEOUT = 15.0
-"""Seconds that a guest has to let a device go; one that still boots does not."""
+"""Seconds that a guest has to release a device; a guest that is still booting does not."""
 
 Subscribe = Callable[[Callable[[MachineEvent], None]], Callable[[], None]]
 
@@ -140,7 +140,7 @@ async def _unplug(qmp: Qmp, subscribe: Subscribe, device: str) -> None:
                 await deleted
         except TimeoutError:
             raise UnavailableError(
-                f"the guest did not let {device.removesuffix('-dev')} go within {UNPLUG_TIMEOUT:g} s",
+                f"the guest did not release {device.removesuffix('-dev')} within {UNPLUG_TIMEOUT:g} s",
                 field="device",
                 value=device,
                 remedy="Try again once the guest is up, or restart the VM.",
@@ -157,7 +157,7 @@ async def _deleted(subscribe: Subscribe, device: str) -> AsyncIterator[asyncio.F
         if event.name == "DEVICE_DELETED":
             done.set_result(None)
         elif event.name == "DEVICE_UNPLUG_GUEST_ERROR":
-            done.set_exception(UnavailableError(f"the guest refused to let {device} go"))
+            done.set_exception(UnavailableError(f"the guest refused to release {device}"))
 
     forget = subscribe(on_event)
     try:

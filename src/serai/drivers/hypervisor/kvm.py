@@ -52,7 +52,7 @@ def firmware() -> bytes:
     return bytes(image)
 
 
-async def look(user: str | None) -> Ability:
+async def probe_kvm(user: str | None) -> Ability:
     """Run the test guest on KVM; only its known end says that guests run on it. What went wrong is in the detail."""
     if not KVM.exists():
         remedy = "Enable virtualization in the firmware and load kvm_intel or kvm_amd."

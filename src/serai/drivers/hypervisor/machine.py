@@ -1,7 +1,7 @@
 """One QEMU process behind the `Machine` contract: its connection, its events, its end.
 
-QEMU is started so that a guest's poweroff or panic leaves it stopped (see argv.py); whoever holds the machine ends it
-then. So the reason is never lost: an agent that was away finds it in the run state.
+QEMU is started so that a guest's poweroff or panic leaves it stopped (see argv.py); its holder then ends
+it. So the reason is never lost: an agent that was away finds it in the run state.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from serai.drivers.hypervisor.qmp import Qmp
 from serai.drivers.hypervisor.record import Runtime
 from serai.lib.process import Child, Watched
 from serai.lib.timeouts import time_limit
-from serai.schema.attach import Disk, Launch, VnicAttachment
 from serai.schema.errors import ConflictError, SeraiError, UnavailableError, UnsupportedError
+from serai.schema.launch import Disk, Launch, VnicAttachment
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ DRAIN_TIMEOUT = 2.0
 """Seconds for the last events of a process that is gone to be read from its socket."""
 FINALIZE_TIMEOUT = 5.0
 FINALIZE_LOOK = 0.005
-"""Seconds that a source may take from `completed` to its end, and between two looks: no event tells of it."""
+"""Seconds that a source may take from `completed` to its end, and between two polls: no event reports it."""
 LOG_LOOK = 2.0
 """Seconds between two looks at the size of QEMU's log."""
 ENDED_BY_GUEST = {RunState.SHUTDOWN: "guest-shutdown", RunState.GUEST_PANICKED: "guest-panic"}

@@ -4,7 +4,7 @@ Everything is asked of QEMU itself; a version number decides nothing. That it ha
 that says so as it gives up: one that does not answer in time has said nothing, nothing is remembered of it, and it is
 asked again at the next need. What was found is remembered in the state folder until the kernel, the processor,
 /dev/kvm's rights or QEMU's binary change. That guests do not run on KVM is remembered so that the agent starts at once,
-and tried again behind it at each start of the agent (`look_again`): it may have been a bad moment.
+and tried again behind it at each start of the agent (`retry_kvm`): it may have been a bad moment.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 USER = "serai-qemu"
 MEMORY_FILE = "hypervisor.json"
-FORMAT = 2
+FORMAT = 3
 LAST_WORDS = 2.0
 """Seconds for a QEMU that hung up to end; until then it has not given up, it is silent."""
 Q35_OPTIONS = ("vmport", "hpet", "sata", "smbus", "smm")
@@ -51,7 +51,7 @@ ALLOW = "allow_unsandboxed"
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class QemuAnswers:
     """QEMU's own answers. `refused`: why it does not start in its sandbox, in its words; empty if it does."""
 
     version: str
@@ -66,54 +66,54 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class ProbeResult:
     """What is remembered. `fresh`: looked for by this process."""
 
-    said: Said
+    answers: QemuAnswers
     kvm: Ability
     fresh: bool = True
 
     @property
     def features(self) -> Features:
         """What the command line depends on."""
-        options = frozenset(self.said.q35_properties) & set(Q35_OPTIONS)
-        return Features(BINARY, self.said.suppress_vmdesc, not self.said.refused, options)
+        options = frozenset(self.answers.q35_properties) & set(Q35_OPTIONS)
+        return Features(BINARY, self.answers.suppress_vmdesc, not self.answers.refused, options)
 
     def facts(self, *, allow_unsandboxed: bool = False) -> HypervisorFacts:
         """The facts for others."""
-        said = self.said
+        answers = self.answers
         model, flags = _cpu()
         return HypervisorFacts(
-            version=said.version,
-            machine_types=said.machines,
-            migration_capabilities=said.capabilities,
-            suppress_vmdesc=said.suppress_vmdesc,
+            version=answers.version,
+            machine_types=answers.machines,
+            migration_capabilities=answers.capabilities,
+            suppress_vmdesc=answers.suppress_vmdesc,
             accel="kvm" if self.kvm.found else "tcg",
             cpu_model=model,
             cpu_flags=flags,
             abilities=[
-                Ability(name="qemu", found=True, detail=f"QEMU {said.version}", required=True),
-                _sandbox(said, allow_unsandboxed),
-                *_migration(said),
+                Ability(name="qemu", found=True, detail=f"QEMU {answers.version}", required=True),
+                _sandbox(answers, allow_unsandboxed),
+                *_migration(answers),
                 self.kvm,
-                _postcopy(said),
+                _postcopy(answers),
                 cgroup.ability(),
             ],
         )
 
 
 async def probe() -> list[Ability]:
-    """For `serai doctor`: look afresh, remember nothing."""
+    """For `serai doctor`: probe without reading or writing the cache."""
     try:
-        findings = await _look(USER)
+        result = await _probe_now(USER)
     except SeraiError as error:
         detail, remedy = error.info.message, error.info.remedy or "Install it: 'apt install qemu-system-x86'."
         return [Ability(name="qemu", found=False, detail=detail, remedy=remedy, required=True), cgroup.ability()]
-    return (await asyncio.to_thread(findings.facts)).abilities
+    return (await asyncio.to_thread(result.facts)).abilities
 
 
-async def find_out(state_dir: Path, user: str | None) -> Findings:
-    """What was remembered, or else looked for now and remembered.
+async def probe_cached(state_dir: Path, user: str | None) -> ProbeResult:
+    """The cached result, or else a new probe, which is cached.
 
     Raises ProgramMissingError without a QEMU, HostError for one that does not work, UnavailableError for one that does
     not answer in time: then nothing is remembered.
@@ -123,19 +123,19 @@ async def find_out(state_dir: Path, user: str | None) -> Findings:
     known = await asyncio.to_thread(_recall, memory, key)
     if known is not None:
         return known
-    findings = await _look(user)
-    await asyncio.to_thread(_remember, memory, key, findings)
-    return findings
+    result = await _probe_now(user)
+    await asyncio.to_thread(_remember, memory, key, result)
+    return result
 
 
-async def look_again(state_dir: Path, user: str | None, known: Findings) -> Findings:
+async def retry_kvm(state_dir: Path, user: str | None, known: ProbeResult) -> ProbeResult:
     """If guests were not seen to run on KVM by an earlier process, try once more, and remember what came of it."""
     if known.fresh or known.kvm.found:
         return known
-    findings = dataclasses.replace(known, kvm=await kvm.look(user), fresh=True)
+    result = dataclasses.replace(known, kvm=await kvm.probe_kvm(user), fresh=True)
     key = await asyncio.to_thread(_key, user)
-    await asyncio.to_thread(_remember, state_dir / MEMORY_FILE, key, findings)
-    return findings
+    await asyncio.to_thread(_remember, state_dir / MEMORY_FILE, key, result)
+    return result
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -155,26 +155,26 @@ def _key(user: str | None) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _recall(memory: Path, key: str) -> Findings | None:
+def _recall(memory: Path, key: str) -> ProbeResult | None:
     try:
         document = json.loads(memory.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     if document.get("key") != key:
         return None
-    return Findings(Said(**document["said"]), Ability.model_validate(document["kvm"]), fresh=False)
+    return ProbeResult(QemuAnswers(**document["answers"]), Ability.model_validate(document["kvm"]), fresh=False)
 
 
-def _remember(memory: Path, key: str, findings: Findings) -> None:
-    document = {"key": key, "said": dataclasses.asdict(findings.said), "kvm": findings.kvm.model_dump()}
+def _remember(memory: Path, key: str, result: ProbeResult) -> None:
+    document = {"key": key, "answers": dataclasses.asdict(result.answers), "kvm": result.kvm.model_dump()}
     memory.parent.mkdir(parents=True, exist_ok=True)
     atomicfile.write_text(memory, json.dumps(document, indent=1))
 
 
-# --- QEMU is asked ----------------------------------------------------------------------------------------------------
+# --- asking QEMU ------------------------------------------------------------------------------------------------------
 
 
-class GaveUpError(HostError):
+class QemuStartError(HostError):
     """QEMU ended before it answered. `exit_code` is negative for a signal; `words` its last ones."""
 
     def __init__(self, code: int, words: str) -> None:
@@ -185,25 +185,25 @@ class GaveUpError(HostError):
         )
 
     @property
-    def of_the_sandbox(self) -> bool:
-        """It is the sandbox that it gave up on, by its own words, or by the kernel's signal for a denied call."""
+    def due_to_sandbox(self) -> bool:
+        """Whether the sandbox made it fail, by its message or by the kernel's signal for a denied call."""
         return self.exit_code == -signal.SIGSYS or any(word in self.words for word in ("sandbox", "seccomp"))
 
 
-async def _look(user: str | None) -> Findings:
-    return Findings(await _ask(user), await kvm.look(user))
+async def _probe_now(user: str | None) -> ProbeResult:
+    return ProbeResult(await _ask(user), await kvm.probe_kvm(user))
 
 
-async def _ask(user: str | None) -> Said:
+async def _ask(user: str | None) -> QemuAnswers:
     try:
         return await _answers(user, ["-sandbox", SANDBOX], refused="")
-    except GaveUpError as error:
-        if not error.of_the_sandbox:
+    except QemuStartError as error:
+        if not error.due_to_sandbox:
             raise
         return await _answers(user, [], refused=error.words)
 
 
-async def _answers(user: str | None, options: list[str], *, refused: str) -> Said:
+async def _answers(user: str | None, options: list[str], *, refused: str) -> QemuAnswers:
     async with _idle_qemu(user, options) as qmp:
         machines = _machine_types(await qmp.execute("query-machines"))
         properties: Any = []
@@ -212,7 +212,7 @@ async def _answers(user: str | None, options: list[str], *, refused: str) -> Sai
                 properties = await qmp.execute("qom-list-properties", {"typename": f"{machines[0]}-machine"})
         numbers = (await qmp.execute("query-version"))["qemu"]
         capabilities = await qmp.execute("query-migrate-capabilities")
-        return Said(
+        return QemuAnswers(
             version=f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}",
             machines=machines,
             capabilities=sorted(str(item["capability"]) for item in capabilities),
@@ -231,7 +231,7 @@ def _machine_types(machines: list[dict[str, Any]]) -> list[str]:
 
 @asynccontextmanager
 async def _idle_qemu(user: str | None, options: list[str]) -> AsyncIterator[Qmp]:
-    """A QEMU without a machine, to ask. Raises GaveUpError, UnavailableError, ProgramMissingError."""
+    """A QEMU without a machine, to ask. Raises QemuStartError, UnavailableError, ProgramMissingError."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="serai-probe-")))
         child = await _spawn(folder, user, options)
@@ -273,37 +273,37 @@ async def _failure(child: Child, folder: Path) -> SeraiError:
             remedy="The machine may be very busy. Nothing is taken from this; QEMU is asked again.",
         )
     words = (folder / "log").read_text(errors="replace").strip().splitlines()
-    return GaveUpError(code, words[-1].removeprefix(f"{BINARY}: ") if words else "")
+    return QemuStartError(code, words[-1].removeprefix(f"{BINARY}: ") if words else "")
 
 
 # --- what follows from its answers ------------------------------------------------------------------------------------
 
 
-def _sandbox(said: Said, allowed: bool) -> Ability:
-    if not said.refused:
+def _sandbox(answers: QemuAnswers, allowed: bool) -> Ability:
+    if not answers.refused:
         return Ability(name=SANDBOX_ABILITY, found=True, detail="QEMU starts with all denials", required=True)
     follows = f"VMs run without it, as {ALLOW} in the agent's configuration says" if allowed else "no VM is started"
     return Ability(
         name=SANDBOX_ABILITY,
         found=False,
-        detail=f"QEMU does not start in its sandbox ({said.refused}): {follows}",
-        remedy=f"Use a QEMU built with seccomp. Or set {ALLOW} in the agent's configuration: then whoever breaks out "
-        "of a guest can do more.",
+        detail=f"QEMU does not start in its sandbox ({answers.refused}): {follows}",
+        remedy=f"Use a QEMU built with seccomp. Or set {ALLOW} in the agent's configuration: then a guest "
+        "that breaks out can do more.",
         required=not allowed,
     )
 
 
-def _migration(said: Said) -> list[Ability]:
-    lacking = [name for name in NEEDED_CAPABILITIES if name not in said.capabilities]
-    if not said.suppress_vmdesc:
+def _migration(answers: QemuAnswers) -> list[Ability]:
+    lacking = [name for name in NEEDED_CAPABILITIES if name not in answers.capabilities]
+    if not answers.suppress_vmdesc:
         lacking.append("suppress-vmdesc")
     detail = f"QEMU has no {', '.join(lacking)}" if lacking else "QEMU has what a move needs"
     remedy = "Install QEMU 7.2 or newer." if lacking else ""
     return [Ability(name="live-migration", found=not lacking, detail=detail, remedy=remedy, required=True)]
 
 
-def _postcopy(said: Said) -> Ability:
-    found = "postcopy-ram" in said.capabilities and Path("/dev/userfaultfd").exists()
+def _postcopy(answers: QemuAnswers) -> Ability:
+    found = "postcopy-ram" in answers.capabilities and Path("/dev/userfaultfd").exists()
     detail = "QEMU has it, and the kernel userfaultfd" if found else "no /dev/userfaultfd, or not in this QEMU"
     return Ability(name="postcopy", found=found, detail=detail, remedy="" if found else "Needs Linux 6.1 or newer.")
 

@@ -17,17 +17,17 @@ from pathlib import Path
 
 from serai.drivers.hypervisor import cgroup, record
 from serai.drivers.hypervisor.argv import MICROVM, Features, Handles, qemu_argv
-from serai.drivers.hypervisor.base import Found, HypervisorFacts, Placing
+from serai.drivers.hypervisor.base import HypervisorFacts, Placing, QemuProcess
 from serai.drivers.hypervisor.identity import accel_groups
 from serai.drivers.hypervisor.machine import QemuMachine
-from serai.drivers.hypervisor.probe import ALLOW, Findings, find_out, look_again
+from serai.drivers.hypervisor.probe import ALLOW, ProbeResult, probe_cached, retry_kvm
 from serai.drivers.hypervisor.record import Runtime
 from serai.drivers.hypervisor.tsc import measure_khz
 from serai.lib.process import Child, owner, spawn, start_time
 from serai.lib.rollback import Rollback
 from serai.lib.timeouts import time_limit
-from serai.schema.attach import IscsiDisk, Launch
 from serai.schema.errors import ConflictError, HostError, SeraiError, UnavailableError, UnsupportedError
+from serai.schema.launch import IscsiDisk, Launch
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +49,20 @@ class QemuHypervisor:
         self._state_dir = state_dir
         self._user = user
         self._allow_unsandboxed = allow_unsandboxed
-        self._findings: Findings | None = None
+        self._probed: ProbeResult | None = None
         self._tsc_khz: int | None = None
 
     async def facts(self) -> HypervisorFacts:
-        return (await self._find_out()).facts(allow_unsandboxed=self._allow_unsandboxed)
+        return (await self._probe()).facts(allow_unsandboxed=self._allow_unsandboxed)
 
-    async def look_again(self) -> HypervisorFacts:
-        self._findings = await look_again(self._state_dir, self._user, await self._find_out())
+    async def retry_kvm(self) -> HypervisorFacts:
+        self._probed = await retry_kvm(self._state_dir, self._user, await self._probe())
         return await self.facts()
 
-    async def _find_out(self) -> Findings:
-        if self._findings is None:
-            self._findings = await find_out(self._state_dir, self._user)
-        return self._findings
+    async def _probe(self) -> ProbeResult:
+        if self._probed is None:
+            self._probed = await probe_cached(self._state_dir, self._user)
+        return self._probed
 
     async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> QemuMachine:
         features = await self._features(incoming=incoming)
@@ -93,18 +93,19 @@ class QemuHypervisor:
         return machine
 
     async def _features(self, *, incoming: bool) -> Features:
-        found = await self._find_out()
-        if found.said.refused and not self._allow_unsandboxed:
+        found = await self._probe()
+        if found.answers.refused and not self._allow_unsandboxed:
             raise UnsupportedError(
-                f"QEMU does not start in its sandbox on this host ({found.said.refused}), and no VM is started without",
+                f"QEMU does not start in its sandbox on this host ({found.answers.refused}), "
+                "and no VM is started without it",
                 field=ALLOW,
                 value=False,
-                remedy=f"Use a QEMU built with seccomp, or set {ALLOW} in the agent's configuration: then whoever "
-                "breaks out of a guest can do more.",
+                remedy=f"Use a QEMU built with seccomp, or set {ALLOW} in the agent's configuration: then a "
+                "guest that breaks out can do more.",
             )
-        if incoming and not found.said.suppress_vmdesc:
+        if incoming and not found.answers.suppress_vmdesc:
             raise UnsupportedError(
-                f"QEMU {found.said.version} on this host has no suppress-vmdesc: no VM can safely move here",
+                f"QEMU {found.answers.version} on this host has no suppress-vmdesc: no VM can safely move here",
                 remedy="Install QEMU 7.2 or newer.",
             )
         return found.features
@@ -148,9 +149,9 @@ class QemuHypervisor:
             raise
         return machine
 
-    async def processes(self) -> list[Found]:
+    async def processes(self) -> list[QemuProcess]:
         found = await asyncio.to_thread(record.find_all)
-        return [Found(vm, process.pid, process.kill) for vm, process in found]
+        return [QemuProcess(vm, process.pid, process.kill) for vm, process in found]
 
 
 async def _failure(child: Child, launch: Launch, placing: Placing, error: SeraiError) -> HostError:

@@ -19,8 +19,8 @@ import psutil
 
 from serai.lib import atomicfile
 from serai.lib.process import Watched, adopt, start_time
-from serai.schema.attach import Launch
 from serai.schema.encoding import to_dict
+from serai.schema.launch import Launch
 
 log = logging.getLogger(__name__)
 

@@ -63,7 +63,7 @@ class ImageImporter(Protocol):
     ) -> ImageManifest: ...
 
 
-class Store(Protocol):
+class ImageRepository(Protocol):
     """A host's copies of images, by id. What is used is checked first; a damaged copy is dropped."""
 
     def manifest(self, image: str) -> ImageManifest:

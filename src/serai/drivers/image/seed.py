@@ -1,6 +1,6 @@
 """cloud-init NoCloud seeds: the ISO with the label CIDATA that a guest reads at its first boot.
 
-The three documents come from the controller (`schema.attach.Seed`); here they become a file. See cloud-init's
+The three documents come from the controller (`schema.launch.Seed`); here they become a file. See cloud-init's
 documentation of the NoCloud data source.
 """
 
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from serai.lib.process import run
-from serai.schema.attach import Seed
+from serai.schema.launch import Seed
 
 
 async def write_seed(seed: Seed, path: Path) -> None:

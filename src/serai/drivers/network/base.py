@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from serai.schema.attach import VnicAttachment
 from serai.schema.commands.uplink import UplinkTaken
+from serai.schema.launch import VnicAttachment
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from serai.drivers.network.base import Tap
-from serai.schema.attach import VnicAttachment
 from serai.schema.errors import HostError, NotFoundError
+from serai.schema.launch import VnicAttachment
 
 
 class FakeNetwork:

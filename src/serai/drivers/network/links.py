@@ -4,9 +4,9 @@
 in the caller's thread, tens of microseconds each. Announcements go out of the bridge itself, with the VNIC's MAC as the
 source: from there they reach the uplink and every switch behind it.
 
-The bridge's own table does not learn from what the bridge itself sends. It is told of the MAC before the first frame
-goes out: while the VM was elsewhere it learned the MAC behind the uplink, and a bridge drops what it would have to send
-back where it came from, so that nothing would reach the VM until it had sent something by itself.
+The bridge's own table does not learn from what the bridge itself sends. The driver adds the MAC to it before the first
+frame goes out: while the VM was elsewhere, the bridge learned the MAC behind the uplink, and it drops what it would
+have to send back where it came from, so that nothing would reach the VM until it had sent something by itself.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 from serai.drivers.network.base import Tap
 from serai.drivers.network.frames import announcement
 from serai.lib import namespace, netlink
-from serai.schema.attach import VnicAttachment
 from serai.schema.errors import HostError, InvalidError, NotFoundError
+from serai.schema.launch import VnicAttachment
 
 T = TypeVar("T")
 

@@ -1,13 +1,13 @@
-"""Taking an uplink: a bridge goes on the machine's link, its addresses and routes with it, and nobody is cut off.
+"""Taking an uplink: a bridge goes on the machine's link, its addresses and routes with it, and connections survive.
 
 The change is one `ip -batch`, computed beforehand with its inverse by `plan_take`. Both are in a file before anything
 changes, and so is a watchdog: a process of its own, in a session of its own, nobody's child. It outlives the agent, the
 SSH session and the kill -9 of either, and applies the inverse when the time is over, unless the file says `confirmed`
-by then. Whoever changes the file holds its lock, so that a take is either confirmed or undone, never both. A confirmed
-take is applied again after a reboot, when the agent starts.
+by then. Every process that changes the file holds its lock, so that a take is either confirmed or undone, never both.
+A confirmed take is applied again after a reboot, when the agent starts.
 
 Only what `ip` shows is moved: a DHCP client that goes on running on the uplink itself, rules of a firewall that name
-the uplink, and routing rules (`ip rule`) must be told of the bridge.
+the uplink, and routing rules (`ip rule`) must be changed to name the bridge.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Take(BaseModel):
     problem: str = ""
 
 
-def look(name: str, enter: Sequence[str] = ()) -> Uplink:
+def read_uplink(name: str, enter: Sequence[str] = ()) -> Uplink:
     """What the link is and has now. Blocking. Raises NotFoundError, and what `parse_uplink` raises."""
     shown = _ip(enter, "-json", "-details", "address", "show", "dev", name)
     if shown is None:
@@ -126,10 +126,10 @@ class UplinkTaker:
             else:
                 _write(self._file(take), take.model_copy(update={"phase": Phase.UNDONE}))
         elif take.phase is Phase.CONFIRMED and not present:
-            found = await asyncio.to_thread(look, take.uplink, self._enter)
+            found = await asyncio.to_thread(read_uplink, take.uplink, self._enter)
             if take.before.addresses and not found.addresses:
                 log.warning(
-                    "the uplink %s has no address yet: what gives it one must be told of the bridge", take.uplink
+                    "the uplink %s has no address yet: configure its address source for the bridge", take.uplink
                 )
             do, undo = plan_take(found, take.bridge)
             await asyncio.to_thread(_apply, take.model_copy(update={"before": found, "do": do, "undo": undo}))
@@ -157,7 +157,7 @@ class UplinkTaker:
                     value=uplink,
                     remedy="Confirm it, or wait until it is undone.",
                 )
-        found = look(uplink, self._enter)
+        found = read_uplink(uplink, self._enter)
         if _there(self._enter, bridge):
             raise ConflictError("there is such a link already", field="bridge", value=bridge, remedy="Choose another.")
         do, undo = plan_take(found, bridge)
@@ -260,7 +260,7 @@ def _restore(take: Take) -> str:
         time.sleep(0.2 * attempt)
         said = _batch(take, take.undo, "-force")
         try:
-            missing = look(take.uplink, take.enter).lacks(take.before)
+            missing = read_uplink(take.uplink, take.enter).lacks(take.before)
         except SeraiError as error:
             problem = str(error)
             continue

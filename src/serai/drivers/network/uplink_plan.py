@@ -37,7 +37,7 @@ SHOWN = frozenset(
 )
 
 
-class Held(BaseModel):
+class LinkAddress(BaseModel):
     """An address on a link. `address` names it (`10.0.0.2/24`); `options` are further arguments of `ip address add`."""
 
     model_config = ConfigDict(frozen=True)
@@ -50,7 +50,7 @@ class Held(BaseModel):
     """The kernel adds the route to its subnet."""
 
 
-class Way(BaseModel):
+class Route(BaseModel):
     """A route of a link: the arguments of `ip route replace`, without the device. `direct`: not through a gateway."""
 
     model_config = ConfigDict(frozen=True)
@@ -67,8 +67,8 @@ class Uplink(BaseModel):
     name: str
     mac: str
     mtu: int
-    addresses: list[Held]
-    routes: list[Way]
+    addresses: list[LinkAddress]
+    routes: list[Route]
 
     def lacks(self, other: Uplink) -> list[str]:
         """What `other` has of addresses and routes and this has not, a line each. Lifetimes pass and do not count."""
@@ -77,7 +77,7 @@ class Uplink(BaseModel):
         return [each for each in theirs if each not in own]
 
 
-def _lasting(way: Way) -> str:
+def _lasting(way: Route) -> str:
     words = way.words.split()
     if "expires" in words:
         at = words.index("expires")
@@ -108,7 +108,7 @@ def _hand_over(uplink: Uplink, giver: str, taker: str) -> list[str]:
     return lines
 
 
-def _add(held: Held, link: str, uplink: str) -> str:
+def _add(held: LinkAddress, link: str, uplink: str) -> str:
     label = f"label {held.label}" if held.label and link == uplink else ""
     return " ".join(filter(None, (held.address, held.options, label)))
 
@@ -144,10 +144,10 @@ def parse_uplink(link: dict[str, Any], routes: list[dict[str, Any]], routes6: li
     addresses = [
         _held(row, name) for row in link.get("addr_info", []) if not (_six(row["local"]) and row["scope"] == "link")
     ]
-    ways: list[Way] = []
+    ways: list[Route] = []
     for row, six in [*((row, False) for row in routes), *((row, True) for row in routes6)]:
         if _leads_through(row, name) and not _comes_by_itself(row, addresses, six=six):
-            way = _way(row, six=six, link=name)
+            way = _route(row, six=six, link=name)
             if way not in ways:  # `ip -6` shows some twice
                 ways.append(way)
     return Uplink(name=name, mac=link["address"], mtu=link["mtu"], addresses=addresses, routes=ways)
@@ -161,7 +161,7 @@ def _six(address: str) -> bool:
     return ip_address(address).version == 6
 
 
-def _held(row: dict[str, Any], link: str) -> Held:
+def _held(row: dict[str, Any], link: str) -> LinkAddress:
     address = f"{row['local']}/{row['prefixlen']}"
     if "address" in row:
         address = f"{row['local']} peer {row['address']}/{row['prefixlen']}"
@@ -179,7 +179,7 @@ def _held(row: dict[str, Any], link: str) -> Held:
         # Nobody else took it while it was ours: without this it would not be usable for a second or two.
         options.append("nodad")
     label = row.get("label", link)
-    return Held(
+    return LinkAddress(
         address=address,
         options=" ".join(options),
         label="" if label == link else label,
@@ -187,7 +187,7 @@ def _held(row: dict[str, Any], link: str) -> Held:
     )
 
 
-def _comes_by_itself(row: dict[str, Any], addresses: list[Held], *, six: bool) -> bool:
+def _comes_by_itself(row: dict[str, Any], addresses: list[LinkAddress], *, six: bool) -> bool:
     """Whether the kernel makes this route with an address or a link, and takes it with them."""
     if row.get("table") == "local" or row.get("type", "unicast") != "unicast":
         return True
@@ -199,7 +199,7 @@ def _comes_by_itself(row: dict[str, Any], addresses: list[Held], *, six: bool) -
     return row["dst"] != "default" and ip_network(row["dst"]) in own
 
 
-def _way(row: dict[str, Any], *, six: bool, link: str) -> Way:
+def _route(row: dict[str, Any], *, six: bool, link: str) -> Route:
     flags = set(row.get("flags", [])) - STATES
     metrics = {key: value for group in row.get("metrics", []) for key, value in group.items()}
     strange = {*(set(row) - SHOWN - set(OPTIONS)), *(set(metrics) - METRICS), *(flags - {"onlink"})}
@@ -225,4 +225,4 @@ def _way(row: dict[str, Any], *, six: bool, link: str) -> Way:
     for key, value in metrics.items():
         words += [key, str(value)]
     words += sorted(flags)
-    return Way(words=" ".join(words), direct="via" not in words)
+    return Route(words=" ".join(words), direct="via" not in words)

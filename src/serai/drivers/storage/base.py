@@ -16,8 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from serai.schema.attach import Admission
 from serai.schema.errors import CapacityError, ConflictError, InvalidError, NotFoundError
+from serai.schema.launch import Admission
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all, from the event loop's thread; never goes back."""

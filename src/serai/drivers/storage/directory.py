@@ -4,10 +4,9 @@ A volume is made under a temporary name, written, synced, and only then linked t
 that is taken, so nothing is overwritten, and a crash leaves only temporary names, which `open` sweeps. Copies share
 blocks (FICLONE) where the file system can, and are sparse where it cannot.
 
-A pool's folder bears a mark with the pool's id (`lib/poolmark.py`). One that is gone, or without the mark (nothing is
-mounted there), is a HostError that says so at every call, `delete_volume` too: the volume may come back with its file
-system, so nobody is told that it was deleted, and no new one is hidden below the mount point. With another pool's mark
-it is a ConflictError.
+A pool's folder contains a mark with the pool's id (`lib/poolmark.py`). If the folder or its mark is missing (nothing is
+mounted there), every call raises HostError, `delete_volume` too: the volume may come back with its file system, so it
+does not count as deleted, and no new volume is hidden below the mount point. Another pool's mark is a ConflictError.
 
 Rights: a pool whose volumes are exported belongs to root alone, since only the target opens them; it runs as root,
 because it takes orders on its control socket only from its own user. A pool whose volumes QEMU opens as files grants
@@ -41,7 +40,7 @@ from serai.drivers.storage.base import (
 from serai.drivers.storage.pool_folder import SUFFIX, PoolFolder, gid_of
 from serai.lib import poolmark, qemuimg
 from serai.lib.atomicfile import sync_folder
-from serai.lib.makings import to_the_end
+from serai.lib.creations import to_thread_shielded
 from serai.lib.process import ProcessError
 from serai.schema.errors import HostError, InvalidError, NotFoundError
 
@@ -213,7 +212,7 @@ class DirectoryPool:
         try:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             yield temporary
-            await to_the_end(self._commit, temporary, path)
+            await to_thread_shielded(self._commit, temporary, path)
         except FileExistsError as error:
             raise volume_exists(volume_id) from error
         except OSError as error:
@@ -257,7 +256,7 @@ class DirectoryPool:
             await qemuimg.convert(source, kind.value, target, size, progress, foreign=foreign)
         except ProcessError as error:
             if "No space left" in error.stderr or "Disk quota" in error.stderr or "File too large" in error.stderr:
-                # The half-written file must be gone before the room that is left is told.
+                # Delete the half-written file before reporting the free space.
                 target.unlink(missing_ok=True)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise
@@ -289,7 +288,7 @@ def reflinks(folder: Path) -> bool:
 
 
 def _silent(_done: int, _total: int) -> None:
-    """Progress that nobody wants to see."""
+    """Discard progress."""
 
 
 def _image_format(name: str) -> ImageFormat:

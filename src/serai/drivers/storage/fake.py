@@ -27,8 +27,8 @@ from serai.drivers.storage.base import (
     refuse_shrinking,
     volume_exists,
 )
-from serai.schema.attach import Admission
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError, UnavailableError
+from serai.schema.launch import Admission
 
 
 @dataclass

@@ -20,12 +20,12 @@ from serai.drivers.storage.base import (
     check_volume_id,
     not_exported,
 )
-from serai.drivers.storage.export_records import Record, Records
+from serai.drivers.storage.export_records import ExportRecord, ExportRecords
 from serai.drivers.storage.tgt_daemon import TgtDaemon
 from serai.drivers.storage.tgt_targets import LUN, TgtTargets, target_name
 from serai.lib.paths import HostPaths
-from serai.schema.attach import Admission
 from serai.schema.errors import ConflictError, HostError, InvalidError, UnavailableError
+from serai.schema.launch import Admission
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class TgtExporter:
     def __init__(self, paths: HostPaths, address: str, port: int = PORT) -> None:
         self._daemon = TgtDaemon(paths.tgtd, ip_address(address), port)
         self._socket = self._daemon.socket
-        self._records = Records(paths.state / "exports.json")
+        self._records = ExportRecords(paths.state / "exports.json")
         self._targets = TgtTargets(self._daemon, self._records)
         self._lock = asyncio.Lock()
         self._started = False
@@ -108,13 +108,13 @@ class TgtExporter:
                     remedy=f"Unexport it first; it is {record.path} now.",
                 )
             if record is None:
-                record = Record(volume_id, self._records.next_tid(), path)
+                record = ExportRecord(volume_id, self._records.next_tid(), path)
                 await self._export_new(record)
             else:
                 await self._targets.converge(record, await self._targets.target(record.tid))
             return Export(target_name(record), LUN)
 
-    async def _export_new(self, record: Record) -> None:
+    async def _export_new(self, record: ExportRecord) -> None:
         await asyncio.to_thread(self._records.put, record)
         try:
             await self._targets.converge(record, await self._targets.target(record.tid))
@@ -172,13 +172,13 @@ class TgtExporter:
             record = self._record(check_volume_id(volume_id))
             await self._socket.reopen_lun(record.tid, LUN, record.path)
 
-    def _record(self, volume_id: str) -> Record:
+    def _record(self, volume_id: str) -> ExportRecord:
         record = self._records.get(volume_id)
         if record is None:
             raise not_exported(volume_id)
         return record
 
-    def _check_secrets(self, record: Record) -> None:
+    def _check_secrets(self, record: ExportRecord) -> None:
         own = [admission.user for admission in record.admissions]
         for other in self._records.all():
             for user, secret in other.secrets.items():

@@ -16,7 +16,7 @@ _FROM_MKFS = "lost+found"
 
 
 class PoolFolder:
-    """A folder that bears the mark of one pool. `group`: who may pass through it beside root. Blocking."""
+    """A folder with the mark of one pool. `group`: who may pass through it beside root. Blocking."""
 
     def __init__(self, root: Path, *, pool: str, group: str | None) -> None:
         self._root = root
@@ -82,7 +82,7 @@ class PoolFolder:
         )
 
     def check(self) -> None:
-        """Raise what is wrong with it, if it is not there or not this pool's."""
+        """Raise an error if the folder is missing or is not this pool's."""
         if not self.marked():
             raise self._without_mark()
 

@@ -1,7 +1,7 @@
 """The `tgtd` process of a host: started in a session of its own, so that it outlives the agent, and found again.
 
-It is recognised by its control socket alone: whoever listens there is it, and the kernel tells its process id. (A
-number in a file could by now belong to a stranger; the pid file is written for people and for clean-up only.) A lock
+Its control socket alone identifies it: the process that listens there is the daemon, and the kernel reports its
+process id. (A number in a file may have been reused; the pid file is only for people and for clean-up.) A lock
 that the daemon holds beside the socket keeps a second one from starting.
 
 When the daemon cannot bind the address it was given, it listens on every address of the machine instead; so the address
@@ -224,7 +224,7 @@ class TgtDaemon:
             (self._folder / name).unlink(missing_ok=True)
 
     async def _reap(self) -> None:
-        """Let go of a daemon that is dead; if it was our child, it is a zombie until then."""
+        """Forget a dead daemon; if it was our child, it is a zombie until it is reaped here."""
         if self._process is not None and not self._process.alive:
             await self._process.exited()
             self._process = None

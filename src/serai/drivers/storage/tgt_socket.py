@@ -96,7 +96,7 @@ class Errno(IntEnum):
 
 
 class TgtError(HostError):
-    """The daemon said no; `errno` is its number for it."""
+    """The daemon refused a request; `errno` is its error number."""
 
     def __init__(self, what: str, number: int) -> None:
         self.errno = number
@@ -130,7 +130,7 @@ class TgtSocket:
         try:
             connection: socket.socket = writer.get_extra_info("socket")
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            # Asked something only so that the daemon lets go of the connection. One that is stuck runs nevertheless.
+            # The request only makes the daemon close the connection. A daemon that is stuck still runs.
             with contextlib.suppress(TimeoutError):
                 async with time_limit(ANSWER_TIMEOUT):
                     await _ask(reader, writer, _record(Mode.PORTAL, Op.SHOW))

@@ -21,7 +21,7 @@ import secrets
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 
-from serai.drivers.storage.export_records import Record, Records
+from serai.drivers.storage.export_records import ExportRecord, ExportRecords
 from serai.drivers.storage.tgt_daemon import TgtDaemon
 from serai.drivers.storage.tgt_socket import Errno, Target, TgtError
 from serai.lib.timeouts import time_limit
@@ -46,7 +46,7 @@ DELETE_TIMEOUT = 30.0
 class TgtTargets:
     """The targets of a daemon that runs. No lock: the exporter lets one operation in at a time."""
 
-    def __init__(self, daemon: TgtDaemon, records: Records) -> None:
+    def __init__(self, daemon: TgtDaemon, records: ExportRecords) -> None:
         self._daemon = daemon
         self._socket = daemon.socket
         self._records = records
@@ -63,7 +63,7 @@ class TgtTargets:
             await self.delete(target.tid)
 
     async def forget_accounts(self) -> None:
-        """After taking over a daemon: its secrets cannot be read, so every account is made anew.
+        """After taking over a daemon: its secrets cannot be read, so every account is created again.
 
         Live sessions are not touched; a login in these milliseconds fails, and initiators try again by themselves.
         """
@@ -97,8 +97,8 @@ class TgtTargets:
         """Return one target as it is now; None if there is none."""
         return next((target for target in await self._socket.targets() if target.tid == tid), None)
 
-    async def converge(self, record: Record, target: Target | None) -> None:
-        """Make one target match its record; see the module's theory for the order."""
+    async def converge(self, record: ExportRecord, target: Target | None) -> None:
+        """Make one target match its record; see the module's docstring for the order."""
         tid = record.tid
         if target is not None and (target.name != target_name(record) or target.luns != {LUN: str(record.path)}):
             await self.delete(tid)
@@ -116,15 +116,15 @@ class TgtTargets:
             await self._rebuild(record)
         await self.drop_unused_accounts()
 
-    async def _rebuild(self, record: Record) -> None:
-        """Put a new target in the place of one that somebody who was refused still hangs on to."""
+    async def _rebuild(self, record: ExportRecord) -> None:
+        """Replace a target that a refused initiator does not leave."""
         log.warning("volume %s: a refused initiator does not go away: rebuilding its target", record.volume)
         await self.delete(record.tid)
         record = replace(record, tid=self._records.next_tid())
         await asyncio.to_thread(self._records.put, record)
         await self.converge(record, None)
 
-    async def _new_target(self, record: Record) -> Target:
+    async def _new_target(self, record: ExportRecord) -> Target:
         """Create a target with its volume and guard, open to nobody."""
         await self._socket.new_target(record.tid, target_name(record))
         try:
@@ -136,7 +136,7 @@ class TgtTargets:
             raise TgtError(f"open {record.path}, which is missing or unreadable", error.errno) from error
         return Target(record.tid, target_name(record), {LUN: str(record.path)})
 
-    async def _set_accounts(self, record: Record, target: Target) -> None:
+    async def _set_accounts(self, record: ExportRecord, target: Target) -> None:
         """Bind exactly the guard and the record's users, in that order, unbinding from the end (tgt_socket's traps)."""
         wanted = {GUARD: self._accounts.get(GUARD) or secrets.token_hex(16), **record.secrets}
         keep = 0
@@ -227,6 +227,6 @@ async def _patiently() -> AsyncIterator[None]:
         pause = min(pause * 1.5, 0.1)
 
 
-def target_name(record: Record) -> str:
+def target_name(record: ExportRecord) -> str:
     """The name under which initiators ask for the volume."""
     return TARGET_PREFIX + record.volume

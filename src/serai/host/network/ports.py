@@ -6,8 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 
 from serai.drivers.network.base import NetworkDriver, Tap
-from serai.schema.attach import VnicAttachment
 from serai.schema.errors import NotFoundError, SeraiError
+from serai.schema.launch import VnicAttachment
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
-from serai.drivers.image.base import MANIFEST, Build, ImageImporter, Store, read_manifest
-from serai.lib.makings import Makings
+from serai.drivers.image.base import MANIFEST, Build, ImageImporter, ImageRepository, read_manifest
+from serai.lib.creations import Creations
 from serai.lib.pki import TlsFiles
 from serai.lib.room import need_room
 from serai.lib.stream import Reader, Writer, stream
 from serai.lib.streamfile import receive_file, send_file
-from serai.schema.attach import Launch
 from serai.schema.commands.image import CreateImage, DeleteImage, FetchImage
 from serai.schema.errors import InvalidError, NotFoundError
 from serai.schema.image import ImageManifest, ImageSource
+from serai.schema.launch import Launch
 from serai.schema.ticket import Ticket
 
 Report = Callable[[str, float | None], None]
@@ -30,13 +30,13 @@ class HostImages:
     """`builders` maps recipes to builders, which cache what they built for the whole machine."""
 
     def __init__(
-        self, *, store: Store, builders: Mapping[str, Build], importer: ImageImporter, tls: TlsFiles | None
+        self, *, store: ImageRepository, builders: Mapping[str, Build], importer: ImageImporter, tls: TlsFiles | None
     ) -> None:
         self.store = store
         self._builders = builders
         self._importer = importer
         self._tls = tls
-        self._images = Makings("image")
+        self._images = Creations("image")
 
     async def check_boot(self, launch: Launch) -> None:
         """Check the image that the VM boots from. Raises NotFoundError (see the module's docstring)."""
@@ -56,7 +56,7 @@ class HostImages:
         async def work() -> ImageManifest:
             return await self._here(body.image) or await self._make(body, report)
 
-        return await self._images.make(body.image, work)
+        return await self._images.create(body.image, work)
 
     async def _make(self, body: CreateImage, report: Report) -> ImageManifest:
         async with self.store.adding(body.image) as folder:
@@ -91,7 +91,7 @@ class HostImages:
             if here is None or here.files != body.manifest.files:
                 await self._fetch(body, report)
 
-        await self._images.make(body.image, work)
+        await self._images.create(body.image, work)
 
     async def _fetch(self, body: FetchImage, report: Report) -> None:
         if self._tls is None:
@@ -114,7 +114,7 @@ class HostImages:
 
     async def drop(self, body: DeleteImage) -> None:
         """Delete this host's copy; cancel its creation if that is under way."""
-        async with self._images.dropping(body.image):
+        async with self._images.deleting(body.image):
             self.store.delete(body.image)
 
     # --- the data channel's handlers ---
@@ -150,5 +150,5 @@ class HostImages:
                     ticket.params.get("format"),
                 )
 
-        await self._images.make(ticket.resource, work)
+        await self._images.create(ticket.resource, work)
         await writer.write_message(self.store.manifest(ticket.resource).model_dump_json().encode())

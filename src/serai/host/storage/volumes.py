@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from serai.host.storage.pools import HostPools
-from serai.lib.makings import Makings
+from serai.lib.creations import Creations
 from serai.schema.commands.volume import (
     AdmitInitiator,
     CreateVolume,
@@ -34,11 +34,11 @@ class HostVolumes:
         self._pools = pools
         self._portal = portal
         self._image_disk = image_disk
-        self._volumes = Makings("volume")
+        self._volumes = Creations("volume")
 
     async def make(self, body: CreateVolume, report: Report) -> None:
         """Create a volume, empty, from an image or as a copy of another. A complete one that is there already stays."""
-        await self._volumes.make(body.volume, lambda: self._make(body, report))
+        await self._volumes.create(body.volume, lambda: self._make(body, report))
 
     async def _make(self, body: CreateVolume, report: Report) -> None:
         driver = self._pools.driver(body.pool)
@@ -60,14 +60,14 @@ class HostVolumes:
 
     async def drop(self, body: DeleteVolume) -> None:
         """End the volume's export and delete it; cancel its creation if that is under way. Idempotent."""
-        async with self._volumes.dropping(body.volume):
+        async with self._volumes.deleting(body.volume):
             if self._pools.exported(body.pool):
                 await self._pools.target().unexport(body.volume)
             await self._pools.driver(body.pool).delete_volume(body.volume)
 
     async def grow(self, body: GrowVolume) -> None:
         """Make a volume, and its LUN, larger."""
-        async with self._volumes.alone(body.volume):
+        async with self._volumes.lock(body.volume):
             await self._pools.driver(body.pool).grow_volume(body.volume, body.size)
             if self._pools.exported(body.pool):
                 try:
@@ -77,7 +77,7 @@ class HostVolumes:
 
     async def look(self, body: MeasureVolume) -> VolumeSize:
         """How large a volume is now. Raises NotFoundError."""
-        async with self._volumes.alone(body.volume):
+        async with self._volumes.lock(body.volume):
             for volume in await self._pools.driver(body.pool).list_volumes():
                 if volume.id == body.volume:
                     return VolumeSize(size=volume.size)

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from serai.drivers.hypervisor.base import Machine
 from serai.host.store import VmRecord
 from serai.host.vm.resources import VmResources
-from serai.schema.attach import Disk, KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.commands.vm import ConfigureResult
 from serai.schema.errors import ConflictError, SeraiError, UnsupportedError
+from serai.schema.launch import Disk, KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.units import exact_size
 
 Change = Callable[[], Awaitable[None]]

@@ -13,7 +13,7 @@ from serai.drivers.hypervisor.base import Placing
 from serai.drivers.network.base import Tap
 from serai.host.network.ports import VnicPorts
 from serai.lib.paths import HostPaths
-from serai.schema.attach import Disk, Launch, Seed
+from serai.schema.launch import Disk, Launch, Seed
 
 
 class VmResources:

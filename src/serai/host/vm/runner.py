@@ -22,8 +22,8 @@ from serai.host.vm.state import RecordedState
 from serai.lib.clock import Clock
 from serai.lib.tasks import Tasks
 from serai.lib.timeouts import time_limit
-from serai.schema.attach import Launch
 from serai.schema.errors import SeraiError, StaleError
+from serai.schema.launch import Launch
 from serai.schema.vm import VmReport, VmState
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from types import NoneType
 
 from pydantic import Field
 
-from serai.schema.attach import Launch
 from serai.schema.commands.base import Command
 from serai.schema.ids import VmId
+from serai.schema.launch import Launch
 from serai.schema.resource import Frozen
 from serai.schema.vm import RestartPolicy, VmReport
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import NoneType
 
-from serai.schema.attach import Admission
 from serai.schema.commands.base import Command
 from serai.schema.ids import ImageId, PoolId, VolumeId
+from serai.schema.launch import Admission
 from serai.schema.resource import Frozen
 
 

@@ -19,9 +19,9 @@ from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.drivers.image.tiny import CMDLINE, ensure_tiny
 from serai.lib.ids import new_id
 from serai.lib.process import spawn
-from serai.schema.attach import Disk, FileDisk, KernelBoot, Launch
 from serai.schema.errors import UnavailableError, UnsupportedError
 from serai.schema.ids import ImageId, PoolId, VmId, VolumeId
+from serai.schema.launch import Disk, FileDisk, KernelBoot, Launch
 
 DEADLINE = 120.0
 MIB = 1 << 20

@@ -18,9 +18,9 @@ from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.drivers.storage.iscsi import TgtExporter
 from serai.lib.ids import new_id
 from serai.lib.paths import HostPaths
-from serai.schema.attach import Admission, Disk, IscsiDisk, Launch
 from serai.schema.errors import HostError
 from serai.schema.ids import VmId, VolumeId
+from serai.schema.launch import Admission, Disk, IscsiDisk, Launch
 
 DEADLINE = 60.0
 MIB = 1 << 20

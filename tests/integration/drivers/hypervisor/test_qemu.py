@@ -23,15 +23,15 @@ from tests.support.way import Way
 
 from serai.drivers.hypervisor import hotplug, record
 from serai.drivers.hypervisor.base import MachineEvent, MigrationSetup, Placing, RunState
-from serai.drivers.hypervisor.kvm import KNOWN_END, look, run_guest
+from serai.drivers.hypervisor.kvm import KNOWN_END, probe_kvm, run_guest
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import probe
 from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.lib.ids import new_id
 from serai.lib.pki import CertificateAuthority, TlsFiles, qemu_folder, write_qemu_folder
-from serai.schema.attach import Disk, FileDisk, IscsiDisk, Launch, VnicAttachment
 from serai.schema.errors import HostError, SeraiError, UnavailableError
 from serai.schema.ids import PoolId, VolumeId
+from serai.schema.launch import Disk, FileDisk, IscsiDisk, Launch, VnicAttachment
 
 USER = "serai-qemu"
 DEADLINE = 60.0
@@ -420,7 +420,7 @@ async def test_the_test_guest_runs_to_its_end() -> None:
 
 
 async def test_kvm_is_answered_one_way_or_the_other() -> None:
-    ability = await look(USER)
+    ability = await probe_kvm(USER)
     assert ability.detail
     assert ability.found or ability.remedy
 

@@ -23,7 +23,7 @@ from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.process import run
-from serai.schema.attach import Launch, VnicAttachment
+from serai.schema.launch import Launch, VnicAttachment
 
 DEADLINE = 240.0
 """Seconds; a guest takes its time where several share two cores without KVM."""

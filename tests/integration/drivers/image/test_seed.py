@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serai.drivers.image.seed import write_seed
 from serai.lib.process import run
-from serai.schema.attach import Seed
+from serai.schema.launch import Seed
 
 SEED = Seed(
     user_data="#cloud-config\npassword: geheim — ä\n",

@@ -17,9 +17,9 @@ from serai.drivers.image.tiny import GUEST, ensure_tiny
 from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.process import run
-from serai.schema.attach import Disk, FileDisk, KernelBoot, Launch
 from serai.schema.errors import UnavailableError
 from serai.schema.ids import ImageId, PoolId, VmId, VolumeId
+from serai.schema.launch import Disk, FileDisk, KernelBoot, Launch
 
 MIB = 1 << 20
 BLOCK = 4096

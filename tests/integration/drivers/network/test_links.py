@@ -19,7 +19,7 @@ from serai.drivers.network.frames import announcement, mac_bytes
 from serai.drivers.network.links import REPEATS, BridgeNetwork
 from serai.lib import namespace, netlink
 from serai.lib.ids import new_id
-from serai.schema.attach import VnicAttachment
+from serai.schema.launch import VnicAttachment
 
 VM = "52:54:00:00:00:01"
 PEER = "02:00:00:00:00:99"

@@ -20,8 +20,8 @@ from tests.support.initiator import check_access, qemu_io, qemu_io_argv
 from tests.support.iscsi import SIZE, VOLUME, Host, epoch
 
 from serai.drivers.storage.iscsi import TgtExporter
-from serai.schema.attach import IscsiDisk
 from serai.schema.errors import UnavailableError
+from serai.schema.launch import IscsiDisk
 
 DEADLINE = 30
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support.initiator import check_access, qemu_io, qemu_io_argv
 from tests.support.iscsi import SIZE, VOLUME, Host, epoch, free_portal
 
-from serai.drivers.storage.export_records import Records
+from serai.drivers.storage.export_records import ExportRecords
 from serai.drivers.storage.iscsi import TgtExporter
 from serai.drivers.storage.tgt_socket import Mode, Op, TgtError
 from serai.drivers.storage.tgt_targets import GUARD, TARGET_PREFIX
@@ -230,7 +230,7 @@ async def test_a_record_that_cannot_be_read_is_not_taken_for_an_empty_one(host: 
             await host.agent().start()
         assert caught.value.info.value == str(file)
     file.unlink()
-    Records(file).load()
+    ExportRecords(file).load()
 
 
 async def test_a_second_daemon_cannot_take_the_first_ones_place(host: Host, exporter: TgtExporter) -> None:

@@ -11,9 +11,9 @@ from pydantic import SecretStr
 
 from serai.drivers.hypervisor.argv import Features, Handles, qemu_argv
 from serai.drivers.hypervisor.base import Placing
-from serai.schema.attach import Disk, FileDisk, IscsiDisk, KernelBoot, Launch, VnicAttachment
 from serai.schema.errors import InvalidError
 from serai.schema.ids import ImageId, PoolId, VolumeId
+from serai.schema.launch import Disk, FileDisk, IscsiDisk, KernelBoot, Launch, VnicAttachment
 
 VM = "0123456789ab"
 UUID = "6f9619ff-8b86-d011-b42d-00c04fc964ff"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serai.drivers.hypervisor import kvm
-from serai.drivers.hypervisor.kvm import KNOWN_END, firmware, look, run_guest
+from serai.drivers.hypervisor.kvm import KNOWN_END, firmware, probe_kvm, run_guest
 
 from .conftest import Stand
 
@@ -28,7 +28,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_only_the_known_end_says_that_guests_run(stand_in: Callable[[str], Stand]) -> None:
     stand_in(f"exit {KNOWN_END}")
-    found = await look(None)
+    found = await probe_kvm(None)
     assert found.found
     assert "ran to its end" in found.detail
 
@@ -36,7 +36,7 @@ async def test_only_the_known_end_says_that_guests_run(stand_in: Callable[[str],
 @pytest.mark.parametrize("code", [0, 1, KNOWN_END - 1, KNOWN_END + 2])
 async def test_any_other_end_does_not(stand_in: Callable[[str], Stand], code: int) -> None:
     stand_in(f"echo 'first words' >&2; echo 'ioctl(KVM_CREATE_VM) failed' >&2; exit {code}")
-    found = await look(None)
+    found = await probe_kvm(None)
     assert not found.found
     assert found.detail == "QEMU cannot use /dev/kvm (ioctl(KVM_CREATE_VM) failed)"
     assert found.remedy.startswith("Guests run emulated (TCG)")
@@ -44,14 +44,14 @@ async def test_any_other_end_does_not(stand_in: Callable[[str], Stand], code: in
 
 async def test_a_killed_one_does_not(stand_in: Callable[[str], Stand]) -> None:
     stand_in("kill -ABRT $$")
-    found = await look(None)
+    found = await probe_kvm(None)
     assert not found.found
     assert "code -6" in found.detail
 
 
 async def test_who_may_not_open_it_is_told_how(stand_in: Callable[[str], Stand]) -> None:
     stand_in("echo 'Could not access KVM kernel module: Permission denied' >&2; exit 1")
-    found = await look(None)
+    found = await probe_kvm(None)
     assert "chgrp kvm" in found.remedy
 
 
@@ -60,7 +60,7 @@ async def test_a_guest_that_stands_still_is_given_up_by_the_clock(
 ) -> None:
     monkeypatch.setattr(kvm, "PATIENCE", 0.2)
     stand_in("exec sleep 1000")
-    found = await look(None)
+    found = await probe_kvm(None)
     assert not found.found
     assert "did not end" in found.detail
 
@@ -70,7 +70,7 @@ async def test_a_guest_that_crawls_is_given_up_by_the_processor_time_it_takes(
 ) -> None:
     monkeypatch.setattr(kvm, "CPU_LIMIT", 0.05)
     stand_in("while :; do :; done")
-    found = await look(None)
+    found = await probe_kvm(None)
     assert not found.found
     assert "did not end" in found.detail
 
@@ -81,7 +81,7 @@ async def test_a_slow_machine_is_not_taken_for_a_guest_that_crawls(
     """The clock goes on while others have the processor; the guest's own time does not."""
     monkeypatch.setattr(kvm, "CPU_LIMIT", 0.5)
     stand_in(f"sleep 1; exit {KNOWN_END}")
-    assert (await look(None)).found
+    assert (await probe_kvm(None)).found
 
 
 async def test_without_a_device_nothing_is_started(
@@ -89,7 +89,7 @@ async def test_without_a_device_nothing_is_started(
 ) -> None:
     stand = stand_in(f"exit {KNOWN_END}")
     monkeypatch.setattr(kvm, "KVM", tmp_path / "none")
-    found = await look(None)
+    found = await probe_kvm(None)
     assert (found.found, stand.calls()) == (False, [])
     assert found.detail == "there is no /dev/kvm"
 

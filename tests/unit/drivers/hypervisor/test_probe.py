@@ -12,13 +12,13 @@ import pytest
 from serai.drivers.hypervisor import kvm, probe, qmp
 from serai.drivers.hypervisor.base import Placing
 from serai.drivers.hypervisor.kvm import KNOWN_END
-from serai.drivers.hypervisor.probe import MEMORY_FILE, find_out
+from serai.drivers.hypervisor.probe import MEMORY_FILE, probe_cached
 from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.lib.process import ProgramMissingError
-from serai.schema.attach import Launch
 from serai.schema.errors import HostError, UnavailableError, UnsupportedError
 from serai.schema.host import Ability
 from serai.schema.ids import VmId
+from serai.schema.launch import Launch
 
 from .conftest import Stand
 
@@ -73,17 +73,17 @@ async def start(hypervisor: QemuHypervisor, folder: Path, *, incoming: bool = Fa
 
 async def test_remembered_until_something_changes(stand_in: StandIn, tmp_path: Path) -> None:
     state, stand = tmp_path / "state", stand_in(WORKS)
-    first = await find_out(state, None)
-    assert (first.kvm.found, first.said.refused, first.fresh) == (True, "", True)
+    first = await probe_cached(state, None)
+    assert (first.kvm.found, first.answers.refused, first.fresh) == (True, "", True)
     calls = len(stand.calls())
-    again = await find_out(state, None)
-    assert (again.said, again.kvm, again.fresh) == (first.said, first.kvm, False)
+    again = await probe_cached(state, None)
+    assert (again.answers, again.kvm, again.fresh) == (first.answers, first.kvm, False)
     assert again.facts().accel == "kvm"
     assert len(stand.calls()) == calls
     (state / MEMORY_FILE).write_text("{half a docu")
-    assert (await find_out(state, None)).fresh
+    assert (await probe_cached(state, None)).fresh
     os.utime(stand.script, (1, 1))  # another binary
-    assert (await find_out(state, None)).fresh
+    assert (await probe_cached(state, None)).fresh
     assert len(stand.calls()) == 3 * calls
 
 
@@ -98,15 +98,15 @@ async def test_guests_that_did_not_run_are_tried_again_by_the_next_agent(
         patch.setenv("GUEST", guest)
         assert (await first.facts()).accel == "tcg"
     calls = stand.calls()
-    assert (await first.look_again()).accel == "tcg"
+    assert (await first.retry_kvm()).accel == "tcg"
     monkeypatch.setenv("GUEST", f"exit {KNOWN_END}")
     second = QemuHypervisor(state, user=None)
     assert (await second.facts()).accel == "tcg", "it starts with what is remembered"
     assert stand.calls() == calls
-    assert (await second.look_again()).accel == "kvm"
+    assert (await second.retry_kvm()).accel == "kvm"
     third = QemuHypervisor(state, user=None)
     assert (await third.facts()).accel == "kvm"
-    assert (await third.look_again()).accel == "kvm"
+    assert (await third.retry_kvm()).accel == "kvm"
     assert len(stand.calls()) == len(calls) + 1
 
 
@@ -169,20 +169,20 @@ async def test_one_that_does_not_answer_in_time_has_said_nothing(
 async def test_one_that_ends_for_another_reason_is_not_without_a_sandbox(stand_in: StandIn, tmp_path: Path) -> None:
     stand = stand_in("echo 'error while loading shared libraries' >&2; exit 127")
     with pytest.raises(HostError, match="loading shared libraries"):
-        await find_out(tmp_path, None)
+        await probe_cached(tmp_path, None)
     assert len(stand.calls()) == 1
     assert not (tmp_path / MEMORY_FILE).exists()
 
 
 async def test_one_that_the_kernel_ends_in_its_sandbox_has_none(stand_in: StandIn, tmp_path: Path) -> None:
     stand_in(qemu(f"exit {KNOWN_END}", 'case "$*" in *-sandbox*) kill -SYS $$;; esac'))
-    assert (await find_out(tmp_path, None)).said.refused
+    assert (await probe_cached(tmp_path, None)).answers.refused
 
 
 async def test_without_a_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ProgramMissingError, match="not installed") as caught:
-        await find_out(tmp_path, None)
+        await probe_cached(tmp_path, None)
     assert "apt install" in (caught.value.info.remedy or "")
 
 
@@ -194,7 +194,7 @@ async def test_nothing_comes_to_a_qemu_whose_streams_do_not_end_with_their_end_m
 ) -> None:
     stand_in(WORKS)
     state = tmp_path / "state"
-    await find_out(state, None)
+    await probe_cached(state, None)
     text = (state / MEMORY_FILE).read_text()
     (state / MEMORY_FILE).write_text(text.replace("suppress-vmdesc", "older"))
     hypervisor = QemuHypervisor(state, user=None)

@@ -12,8 +12,8 @@ from pydantic import SecretStr
 from serai.drivers.hypervisor import record
 from serai.drivers.hypervisor.record import Runtime
 from serai.lib.process import spawn, start_time
-from serai.schema.attach import Disk, IscsiDisk, Launch
 from serai.schema.ids import VmId, VolumeId
+from serai.schema.launch import Disk, IscsiDisk, Launch
 
 VM = VmId("0123456789ab")
 

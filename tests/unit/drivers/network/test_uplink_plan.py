@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serai.drivers.network.uplink_plan import Held, Uplink, Way, parse_uplink, plan_take
+from serai.drivers.network.uplink_plan import LinkAddress, Route, Uplink, parse_uplink, plan_take
 from serai.schema.errors import ConflictError
 
 LINK = {"ifname": "eth0", "address": "02:00:00:00:00:01", "mtu": 9000, "link_type": "ether", "addr_info": []}
@@ -22,11 +22,14 @@ def test_do_and_undo() -> None:
         name="eth0",
         mac="02:00:00:00:00:01",
         mtu=1400,
-        addresses=[Held(address="10.9.0.2/24", label="eth0:1"), Held(address="10.9.0.3/24", options="metric 5")],
+        addresses=[
+            LinkAddress(address="10.9.0.2/24", label="eth0:1"),
+            LinkAddress(address="10.9.0.3/24", options="metric 5"),
+        ],
         routes=[
-            Way(words="default via 10.9.0.1"),
-            Way(words="::/0 via fe80::1"),
-            Way(words="10.9.0.1 scope link", direct=True),
+            Route(words="default via 10.9.0.1"),
+            Route(words="::/0 via fe80::1"),
+            Route(words="10.9.0.1 scope link", direct=True),
         ],
     )
     do, undo = plan_take(uplink, "br0")
@@ -69,10 +72,10 @@ def test_addresses_keep_what_they_have() -> None:
     )
     assert found.mtu == 9000
     assert found.addresses == [
-        Held(address="10.9.0.2/24", options="broadcast 10.9.0.255 metric 7"),
-        Held(address="169.254.1.1/16", options="scope link", label="eth0:a"),
-        Held(address="10.7.0.1 peer 10.7.0.2/32", options="noprefixroute", routes_itself=False),
-        Held(address="2001:db8::2/64", options="valid_lft 60 preferred_lft 0 nodad"),
+        LinkAddress(address="10.9.0.2/24", options="broadcast 10.9.0.255 metric 7"),
+        LinkAddress(address="169.254.1.1/16", options="scope link", label="eth0:a"),
+        LinkAddress(address="10.7.0.1 peer 10.7.0.2/32", options="noprefixroute", routes_itself=False),
+        LinkAddress(address="2001:db8::2/64", options="valid_lft 60 preferred_lft 0 nodad"),
     ]
 
 
@@ -82,7 +85,7 @@ def test_routes_that_come_with_an_address_are_left_to_it() -> None:
     bare = link({"local": "10.9.0.2", "prefixlen": 24, "noprefixroute": True})
     assert parse_uplink(plain, [kernel], []).routes == []
     assert parse_uplink(bare, [kernel], []).routes == [
-        Way(words="10.9.0.0/24 proto kernel src 10.9.0.2 scope link", direct=True)
+        Route(words="10.9.0.0/24 proto kernel src 10.9.0.2 scope link", direct=True)
     ]
     local = {"type": "local", "dst": "10.9.0.2", "dev": "eth0", "table": "local", "protocol": "kernel"}
     own = {"dst": "fe80::/64", "dev": "eth0", "protocol": "kernel", "metric": 256, "pref": "medium"}
@@ -100,9 +103,9 @@ def test_routes_keep_what_they_have_and_others_links_are_left_alone() -> None:
     }
     six = {"dst": "default", "gateway": "fe80::1", "dev": "eth0", "protocol": "ra", "pref": "high", "expires": 99}
     assert parse_uplink(link(), [default, elsewhere, metrics], [six, six]).routes == [
-        Way(words="default via 10.9.0.1 table 100 onlink"),
-        Way(words="10.1.0.0/16 via inet6 fe80::1 mtu 1400"),
-        Way(words="::/0 via fe80::1 proto ra pref high expires 99"),
+        Route(words="default via 10.9.0.1 table 100 onlink"),
+        Route(words="10.1.0.0/16 via inet6 fe80::1 mtu 1400"),
+        Route(words="::/0 via fe80::1 proto ra pref high expires 99"),
     ]
 
 
@@ -126,10 +129,10 @@ def test_a_route_that_is_not_wholly_known_is_refused(strange: dict[str, Any]) ->
 
 
 def test_what_is_missing_is_named_and_passing_time_is_not() -> None:
-    ways = [Way(words="::/0 via fe80::1 expires 99 pref high"), Way(words="10.0.0.0/8 via 10.9.0.1")]
+    ways = [Route(words="::/0 via fe80::1 expires 99 pref high"), Route(words="10.0.0.0/8 via 10.9.0.1")]
     base: dict[str, Any] = {"name": "eth0", "mac": "02:00:00:00:00:01", "mtu": 1500}
-    before = Uplink(addresses=[Held(address="10.9.0.2/24", options="valid_lft 60")], routes=ways, **base)
-    later = [Way(words="::/0 via fe80::1 expires 42 pref high")]
-    after = Uplink(addresses=[Held(address="10.9.0.2/24", options="valid_lft 3")], routes=later, **base)
+    before = Uplink(addresses=[LinkAddress(address="10.9.0.2/24", options="valid_lft 60")], routes=ways, **base)
+    later = [Route(words="::/0 via fe80::1 expires 42 pref high")]
+    after = Uplink(addresses=[LinkAddress(address="10.9.0.2/24", options="valid_lft 3")], routes=later, **base)
     assert after.lacks(before) == ["10.0.0.0/8 via 10.9.0.1"]
     assert before.lacks(after) == []

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from serai.drivers.storage.export_records import Record, Records
-from serai.schema.attach import Admission
+from serai.drivers.storage.export_records import ExportRecord, ExportRecords
 from serai.schema.errors import HostError
+from serai.schema.launch import Admission
 
 
 def admission(name: str, secret: str = "a-secret-of-some-length") -> Admission:
@@ -19,13 +19,13 @@ def admission(name: str, secret: str = "a-secret-of-some-length") -> Admission:
 
 def test_all_comes_back_as_it_was_put(tmp_path: Path) -> None:
     file = tmp_path / "state" / "exports.json"
-    records = Records(file)
+    records = ExportRecords(file)
     records.load()
-    first = Record("0" * 12, 1, Path("/a")).admitting(admission("a")).admitting(admission("b"))
-    second = Record("1" * 12, records.next_tid() + 1, Path("/b"))
+    first = ExportRecord("0" * 12, 1, Path("/a")).admitting(admission("a")).admitting(admission("b"))
+    second = ExportRecord("1" * 12, records.next_tid() + 1, Path("/b"))
     records.put(first)
     records.put(second)
-    again = Records(file)
+    again = ExportRecords(file)
     again.load()
     assert again.all() == [first, second]
     assert again.get("0" * 12) == first
@@ -34,20 +34,20 @@ def test_all_comes_back_as_it_was_put(tmp_path: Path) -> None:
 
 
 def test_a_number_is_never_used_again(tmp_path: Path) -> None:
-    records = Records(tmp_path / "exports.json")
+    records = ExportRecords(tmp_path / "exports.json")
     for volume in ("a", "b", "c"):
-        records.put(Record(volume, records.next_tid(), Path("/x")))
+        records.put(ExportRecord(volume, records.next_tid(), Path("/x")))
     assert [record.tid for record in records.all()] == [1, 2, 3]
     records.drop("c")
     records.drop("c")
     assert records.next_tid() == 4
-    again = Records(tmp_path / "exports.json")
+    again = ExportRecords(tmp_path / "exports.json")
     again.load()
     assert again.next_tid() == 4
 
 
 def test_an_initiator_is_admitted_once_with_its_last_secret() -> None:
-    record = Record("0" * 12, 1, Path("/a")).admitting(admission("a")).admitting(admission("b"))
+    record = ExportRecord("0" * 12, 1, Path("/a")).admitting(admission("a")).admitting(admission("b"))
     record = record.admitting(admission("a", "another-secret-for-it"))
     assert record.secrets == {"b": "a-secret-of-some-length", "a": "another-secret-for-it"}
     assert record.refusing(admission("b").initiator).secrets == {"a": "another-secret-for-it"}
@@ -59,11 +59,11 @@ def test_an_initiator_is_admitted_once_with_its_last_secret() -> None:
 
 def test_no_secret_shows_in_a_repr_or_an_error(tmp_path: Path) -> None:
     secret = "never-to-be-seen"
-    assert secret not in repr(Record("0" * 12, 1, Path("/a")).admitting(admission("a", secret)))
+    assert secret not in repr(ExportRecord("0" * 12, 1, Path("/a")).admitting(admission("a", secret)))
     file = tmp_path / "exports.json"
     entry = {"volume": "x", "tid": 1, "path": "/", "admissions": [secret]}
     file.write_text(json.dumps({"version": 1, "exports": [entry]}))
     with pytest.raises(HostError) as caught:
-        Records(file).load()
+        ExportRecords(file).load()
     assert secret not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -6,8 +6,8 @@ import pytest
 
 from serai.drivers.network.fake import FakeNetwork
 from serai.host.network.ports import VnicPorts
-from serai.schema.attach import VnicAttachment
 from serai.schema.errors import NotFoundError
+from serai.schema.launch import VnicAttachment
 
 VNICS = [
     VnicAttachment(index=index, mac=f"52:54:00:00:00:0{index}", bridge="br-lan", tap=f"tap{index}")

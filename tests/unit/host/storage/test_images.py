@@ -21,11 +21,11 @@ from serai.host.storage.images import HostImages
 from serai.lib.ids import new_id
 from serai.lib.pki import CertificateAuthority, TlsFiles
 from serai.lib.stream import StreamServer
-from serai.schema.attach import KernelBoot, Launch
 from serai.schema.commands.image import CreateImage, DeleteImage, FetchImage
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, SeraiError
 from serai.schema.ids import ImageId, VmId
 from serai.schema.image import ImageKind, ImageManifest, ImageSource, ImageSpec
+from serai.schema.launch import KernelBoot, Launch
 from serai.schema.ticket import Purpose, Ticket
 
 CONTENT = b"disk" * 100_000
@@ -238,7 +238,7 @@ async def test_an_import_that_is_given_up_ends_and_leaves_nothing(hosts: Hosts) 
                 await asyncio.sleep(0.01)
             await images.drop(DeleteImage(image=image))
             for each in (making, late):
-                with pytest.raises(ConflictError, match="deleted while it is made"):
+                with pytest.raises(ConflictError, match="deleted while it was being created"):
                     await each
             await gone.wait()
     assert not store.has(image)

@@ -12,7 +12,6 @@ from tests.unit.host.storage.conftest import MakePools
 from serai.drivers.storage.base import Progress
 from serai.drivers.storage.fake import FakeExporter, FakePool
 from serai.host.storage.volumes import HostVolumes
-from serai.schema.attach import Admission
 from serai.schema.commands.pool import OpenPool
 from serai.schema.commands.volume import (
     AdmitInitiator,
@@ -24,6 +23,7 @@ from serai.schema.commands.volume import (
 )
 from serai.schema.errors import ConflictError, NotFoundError
 from serai.schema.ids import PoolId, VolumeId
+from serai.schema.launch import Admission
 from serai.schema.volume import ExportKind, PoolDriverName
 
 POOL = PoolId("1" * 12)
@@ -75,7 +75,7 @@ async def test_a_copy_that_is_given_up_does_not_stay(make_pools: MakePools) -> N
     dropping = asyncio.create_task(host.drop(DeleteVolume(pool=POOL, volume=VolumeId("1" * 12))))
     # It is not waited for: a copy may take hours.
     await dropping
-    with pytest.raises(ConflictError, match="deleted while it is made"):
+    with pytest.raises(ConflictError, match="deleted while it was being created"):
         await making
     pool.go_on.set()
     assert [volume.id for volume in await pool.list_volumes()] == ["0" * 12]

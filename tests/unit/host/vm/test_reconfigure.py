@@ -6,10 +6,10 @@ from tests.unit.host.ground import VM, Ground, Host, make_launch
 
 from serai.drivers.image.base import write_manifest
 from serai.drivers.image.store import ImageStore
-from serai.schema.attach import KernelBoot, Seed, VnicAttachment
 from serai.schema.commands.vm import VM_CONFIGURE, ConfigureVm
 from serai.schema.ids import ImageId
 from serai.schema.image import ImageKind
+from serai.schema.launch import KernelBoot, Seed, VnicAttachment
 from serai.schema.vm import RestartPolicy
 
 

@@ -11,9 +11,9 @@ from serai.drivers.network.fake import FakeNetwork
 from serai.host.network.ports import VnicPorts
 from serai.host.vm.resources import VmResources
 from serai.lib.paths import HostPaths
-from serai.schema.attach import Disk, FileDisk, KernelBoot, Seed
 from serai.schema.errors import NotFoundError
 from serai.schema.ids import ImageId, PoolId, VolumeId
+from serai.schema.launch import Disk, FileDisk, KernelBoot, Seed
 
 SEED = Seed(user_data="#cloud-config\n", meta_data="{}", network_config="")
 FILE = Disk(index=1, name="data", size=1 << 20, source=FileDisk(pool=PoolId("1" * 12), volume=VolumeId("2" * 12)))

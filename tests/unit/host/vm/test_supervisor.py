@@ -7,10 +7,10 @@ from tests.unit.host.ground import OTHER, VM, Ground, Host, make_launch, vm_star
 
 from serai.drivers.hypervisor.base import Placing, RunState
 from serai.drivers.hypervisor.fake import FakeMachine
-from serai.schema.attach import Launch
 from serai.schema.commands.vm import VM_PAUSE, VM_RELEASE, VM_START, VM_STOP, ReleaseVm, SignalVm, StopVm
 from serai.schema.errors import StaleError
 from serai.schema.ids import VmId
+from serai.schema.launch import Launch
 from serai.schema.lease import Claim
 from serai.schema.vm import RestartPolicy, VmState
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from serai.lib.makings import Makings, to_the_end
+from serai.lib.creations import Creations, to_thread_shielded
 from serai.schema.errors import ConflictError
 
 
@@ -18,11 +18,11 @@ async def forever(begun: asyncio.Event, ended: list[str]) -> None:
 
 
 async def test_a_deletion_ends_what_is_being_made_and_what_waits_to_be() -> None:
-    makings, begun, ended = Makings("volume"), asyncio.Event(), list[str]()
-    tasks = [asyncio.create_task(makings.make("v", lambda: forever(begun, ended))) for _ in range(3)]
-    other = asyncio.create_task(makings.make("w", lambda: forever(asyncio.Event(), ended)))
+    creations, begun, ended = Creations("volume"), asyncio.Event(), list[str]()
+    tasks = [asyncio.create_task(creations.create("v", lambda: forever(begun, ended))) for _ in range(3)]
+    other = asyncio.create_task(creations.create("w", lambda: forever(asyncio.Event(), ended)))
     await begun.wait()
-    async with makings.dropping("v"):
+    async with creations.deleting("v"):
         ended.append("dropped")
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in found] == [ConflictError] * 3
@@ -31,24 +31,24 @@ async def test_a_deletion_ends_what_is_being_made_and_what_waits_to_be() -> None
     other.cancel()
     with pytest.raises(asyncio.CancelledError):
         await other
-    async with makings.alone("v"):
-        assert makings.alone("v").locked()
+    async with creations.lock("v"):
+        assert creations.lock("v").locked()
 
 
 async def test_after_a_deletion_it_can_be_made_again() -> None:
-    makings = Makings("volume")
+    creations = Creations("volume")
 
     async def work() -> int:
         return 7
 
-    async with makings.dropping("v"):
+    async with creations.deleting("v"):
         pass
-    assert await makings.make("v", work) == 7
+    assert await creations.create("v", work) == 7
 
 
 async def test_whoever_asked_and_was_cancelled_is_cancelled() -> None:
-    makings, begun, ended = Makings("volume"), asyncio.Event(), list[str]()
-    task = asyncio.create_task(makings.make("v", lambda: forever(begun, ended)))
+    creations, begun, ended = Creations("volume"), asyncio.Event(), list[str]()
+    task = asyncio.create_task(creations.create("v", lambda: forever(begun, ended)))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -63,7 +63,7 @@ async def test_a_cancellation_waits_for_a_thread() -> None:
         begun.set()
         over.append(go_on.wait(30))
 
-    task = asyncio.create_task(to_the_end(work))
+    task = asyncio.create_task(to_thread_shielded(work))
     await asyncio.to_thread(begun.wait, 30)
     task.cancel()
     asyncio.get_running_loop().call_later(0, go_on.set)
