@@ -27,6 +27,7 @@ from serai.host import certificates, registry
 from serai.host.agent import HostAgent, VmReports
 from serai.host.certificates import HostCertificates
 from serai.host.executor import Executor
+from serai.host.identity import HostIdentity
 from serai.host.journal import Journal
 from serai.host.migration.manager import MigrationManager
 from serai.host.network.ports import VnicPorts
@@ -39,6 +40,7 @@ from serai.host.vm.resources import VmResources
 from serai.host.vm.runner import VmServices
 from serai.host.vm.supervisor import Supervisor, machine_boot_id
 from serai.lib import service
+from serai.lib.alone import alone
 from serai.lib.bus import Bus
 from serai.lib.clock import SystemClock
 from serai.lib.natsbus import NatsBus
@@ -102,6 +104,7 @@ class HostParts:
         tls = TlsFiles.in_folder(config.pki)
         self._make_folders()
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(alone(paths.state / "agent.lock", "host agent"))
             journal = Journal.open(paths.journal)
             stack.callback(journal.close)
             stack.push_async_callback(self._tasks.close)
@@ -117,7 +120,8 @@ class HostParts:
             pools = self._pools(store)
             await pools.start()
             facts = await self._find_out(hypervisor)
-            services = self._services(store, hypervisor, network, pools, image_store)
+            identity = HostIdentity(config.name, store, self._facts(facts))
+            services = self._services(identity, store, hypervisor, network, pools, image_store)
             taker = registry.uplink_taker(paths)
             await taker.start()
             vms = Supervisor(services)
@@ -125,17 +129,16 @@ class HostParts:
             portal = f"{config.addresses['storage']}:3260"
             volumes = HostVolumes(pools, portal=portal, image_disk=image_store.checked_disk)
             agent = HostAgent(
-                name=config.name,
+                identity=identity,
                 bus=self._bus,
                 clock=self._clock,
                 tasks=self._tasks,
                 store=store,
-                facts=self._facts(facts),
                 vms=vms,
                 moves=moves,
                 pools=pools,
                 network=network,
-                executor=Executor(vms, moves, pools, volumes, images, taker),
+                executor=Executor(identity, vms, moves, pools, volumes, images, taker),
             )
             boot = machine_boot_id()
             rebooted = (journal.get("machine", "boot") or {}).get("id") not in (None, boot)
@@ -157,6 +160,7 @@ class HostParts:
 
     def _services(
         self,
+        identity: HostIdentity,
         store: HostStore,
         hypervisor: Hypervisor,
         network: NetworkDriver,
@@ -172,7 +176,7 @@ class HostParts:
             write_seed=write_seed,
         )
         return VmServices(
-            host=self._config.name,
+            identity=identity,
             clock=self._clock,
             tasks=self._tasks,
             store=store,

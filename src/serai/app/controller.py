@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import os
 import socket
@@ -21,20 +20,23 @@ from typing import Any
 
 import uvicorn
 
-from serai.controller import housekeeping
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api, OpenConsole, ReceiveUpload
 from serai.controller.certificates import PERIOD, Certificates
-from serai.controller.gateway import Hosts
+from serai.controller.hosts.listening import listening
+from serai.controller.hosts.relay import Relay
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import Workflow
-from serai.controller.relay import Relay
+from serai.controller.reconcilers import leftovers, retention
+from serai.controller.reconcilers.leftovers import ClearLeftovers
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
 from serai.controller.workflows.common import Office
 from serai.controller.workflows.shelf import Shelf, Uploads
 from serai.lib import natsserver, service
+from serai.lib.alone import alone
 from serai.lib.bus import Bus
 from serai.lib.clock import SystemClock
 from serai.lib.ids import new_secret
@@ -85,7 +87,6 @@ class Controller:
     config: ControllerConfig
     store: Store
     bus: Bus
-    hosts: Hosts
     engine: Engine
     url: str | None = None
     """Where the API is on TCP, once it listens."""
@@ -101,7 +102,7 @@ class Extras:
     receive_upload: ReceiveUpload | None = None
 
 
-MakeExtras = Callable[[Store, Hosts, Bus], Awaitable[Extras]]
+MakeExtras = Callable[[Store, Rights], Awaitable[Extras]]
 
 
 class _Server(uvicorn.Server):
@@ -117,28 +118,36 @@ class _Server(uvicorn.Server):
 async def running(config: ControllerConfig, bus: Bus, make_extras: MakeExtras) -> AsyncIterator[Controller]:
     """A controller that serves inside the block; the bus stays its owner's. Raises SeraiError, OSError."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_alone(config.state))
+        # A second controller would pick up jobs that the first is running.
+        stack.enter_context(alone(config.state / "controller.lock", "controller"))
         store = await Store.open(config.state / DATABASE)
         stack.push_async_callback(store.close)
-        hosts = Hosts(bus, store)
-        extras = await make_extras(store, hosts, bus)
-        engine = Engine(store, hosts, extras.workflows, extras.services)
+        rights = Rights()
+        hosts = await stack.enter_async_context(listening(bus, store, rights))
+        extras = await make_extras(store, rights)
+        engine = Engine(store, hosts.gateway, extras.workflows, extras.services)
         auth = await prepare(store, config.token_file)
-        api = Api(store, engine, extras.open_console, extras.receive_upload, hosts.heard)
-        await hosts.start()
-        stack.push_async_callback(hosts.stop)
+        api = Api(store, engine, rights, extras.open_console, extras.receive_upload, hosts.presence.heard)
         await engine.start()
         stack.push_async_callback(engine.stop)
         tasks = await stack.enter_async_context(Tasks("controller"))
+        reconcilers = [
+            Reconciler("retention", functools.partial(retention.tidy, store), period=retention.PERIOD),
+            Reconciler(
+                "leftovers",
+                ClearLeftovers(store, hosts.gateway, rights).act,
+                period=leftovers.PERIOD,
+                news=rights.news,
+            ),
+        ]
         if config.ca is not None and config.pki is not None:
             certificates = await _certificates(config.ca, config.pki, config, store)
             subscription = await certificates.listen(bus)
             stack.push_async_callback(subscription.unsubscribe)
-            renewing = Reconciler("certificates", certificates.look, period=PERIOD)
-            tasks.start(renewing.run(), "certificates")
-        tidying = Reconciler("tidy", functools.partial(housekeeping.tidy, store), period=housekeeping.PERIOD)
-        tasks.start(tidying.run(), "tidy")
-        controller = Controller(config, store, bus, hosts, engine)
+            reconcilers.append(Reconciler("certificates", certificates.look, period=PERIOD))
+        for reconciler in reconcilers:
+            tasks.start(reconciler.run(), reconciler.name)
+        controller = Controller(config, store, bus, engine)
         await stack.enter_async_context(_serving(create_app(api, auth), api, controller))
         yield controller
 
@@ -150,23 +159,6 @@ async def _certificates(ca: Path, pki: Path, config: ControllerConfig, store: St
 
     authority = await asyncio.to_thread(CertificateAuthority.load, ca)
     return Certificates(store, authority, TlsFiles.in_folder(pki), SystemClock(), reload)
-
-
-@contextlib.contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Hold the state's lock: a second controller would pick up jobs that the first is running.
-
-    The kernel drops the lock with the process, however that ends. Raises ConflictError.
-    """
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (state / "controller.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConflictError(
-                "another controller works on this state", field="state", value=state, remedy="Stop it first."
-            ) from error
-        yield
 
 
 @contextlib.asynccontextmanager
@@ -260,13 +252,13 @@ def _tcp_socket(listen: str) -> socket.socket:
 def standard_extras(tls: TlsFiles | None) -> MakeExtras:
     """Workflows, consoles and uploads; `tls` is the controller's own identity on the data channel."""
 
-    async def make(store: Store, hosts: Hosts, bus: Bus) -> Extras:
-        return await _extras(store, tls)
+    async def make(store: Store, rights: Rights) -> Extras:
+        return await _extras(store, rights, tls)
 
     return make
 
 
-async def _extras(store: Store, tls: TlsFiles | None) -> Extras:
+async def _extras(store: Store, rights: Rights, tls: TlsFiles | None) -> Extras:
     # CHAP passwords are derived from the installation's own secret, made once and kept in the store.
     async with store.transaction() as tx:
         secret = await tx.secrets.get(*SECRET)
@@ -274,9 +266,9 @@ async def _extras(store: Store, tls: TlsFiles | None) -> Extras:
             secret = new_secret()
             await tx.secrets.put(*SECRET, secret)
     uploads = Uploads()
-    shelf = Shelf(store, uploads)
+    shelf = Shelf(store, uploads, rights)
     relay = Relay(shelf, uploads, tls)
-    return Extras(WORKFLOWS, Office(shelf, secret.encode()), relay.open_console, relay.receive_upload)
+    return Extras(WORKFLOWS, Office(shelf, rights, secret.encode()), relay.open_console, relay.receive_upload)
 
 
 async def serve(config: ControllerConfig, frame: service.Service) -> None:

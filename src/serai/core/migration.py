@@ -182,8 +182,10 @@ CAPABILITIES: dict[str, bool] = {
     "return-path": False,
     "auto-converge": False,
     "multifd": False,
+    "validate-uuid": True,
 }
-"""What both ends set, where QEMU has it. `return-path` off is part of the argument in this module's docstring."""
+"""What both ends set, where QEMU has it. `return-path` off is part of the argument in this module's docstring;
+with `validate-uuid` a QEMU takes no other VM's state."""
 
 
 def agreed_capabilities(source: HostFacts, destination: HostFacts) -> dict[str, bool]:

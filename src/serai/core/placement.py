@@ -159,7 +159,8 @@ def choose_start(
             "nowhere else, since it might run twice",
             field="host",
             value=home,
-            remedy=f"Start the agent of {home}, or wait until it is back: serai host list.",
+            remedy=f"Start the agent of {home}, or wait until it is back: serai host list. "
+            f"If the machine is off for good: serai host fence {home} --is-off.",
         )
     if wanted is not None:
         asked = _bound_to(vm, wanted)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from serai.drivers.network.base import NetworkDriver
 from serai.host.executor import Executor
+from serai.host.identity import HostIdentity
 from serai.host.migration.manager import MigrationManager
 from serai.host.storage.pools import HostPools
 from serai.host.store import HostStore
@@ -32,7 +33,7 @@ from serai.schema.errors import ErrorInfo, SeraiError, StaleError, UnavailableEr
 from serai.schema.host import HostFacts
 from serai.schema.ids import HostName, PoolId, VmId
 from serai.schema.lease import Claim
-from serai.schema.reports import Hello, HostReport
+from serai.schema.reports import HostReport
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport
 
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 HELLO_PERIOD = 0.5
 """Seconds between two hellos to a controller that does not answer yet: host and controller may boot together."""
+CONTROLLER_PATIENCE = 5.0
+"""Seconds that the controller may take to answer a hello or a report."""
 REPORT_PERIOD = 5.0
 """Seconds between two full reports; the controller calls a host silent after three of them."""
 ADOPTION_PATIENCE = 10.0
@@ -75,24 +78,23 @@ class HostAgent:
     def __init__(
         self,
         *,
-        name: str,
+        identity: HostIdentity,
         bus: Bus,
         clock: Clock,
         tasks: Tasks,
         store: HostStore,
-        facts: HostFacts,
         vms: Supervisor,
         moves: MigrationManager,
         pools: HostPools,
         network: NetworkDriver,
         executor: Executor,
     ) -> None:
-        self._name = name
+        self._identity = identity
+        self._name = identity.name
         self._bus = bus
         self._clock = clock
         self._tasks = tasks
         self._store = store
-        self._facts = facts
         self._vms = vms
         self._moves = moves
         self._pools = pools
@@ -116,8 +118,8 @@ class HostAgent:
 
     def renew(self, facts: HostFacts) -> None:
         """Tell these facts with the next report, if they are news."""
-        if facts != self._facts:
-            self._facts, self._welcomed = facts, False
+        if facts != self._identity.facts:
+            self._identity.facts, self._welcomed = facts, False
 
     async def leave(self) -> None:
         """Stop taking commands; VMs go on."""
@@ -146,11 +148,9 @@ class HostAgent:
     async def _hello_and_report(self) -> None:
         try:
             if not self._welcomed:
-                facts = self._facts
-                await self._bus.request(
-                    Subjects.hello(self._name), encode(Hello(host=HostName(self._name), facts=facts)), timeout=5.0
-                )
-                self._welcomed = facts is self._facts
+                said = self._identity.introduce()
+                await self._bus.request(Subjects.hello(self._name), encode(said), timeout=CONTROLLER_PATIENCE)
+                self._welcomed = said.facts is self._identity.facts
             if self._is_whole():
                 await self.report_all()
         except UnavailableError as error:
@@ -161,6 +161,8 @@ class HostAgent:
         """Everything that this host has, at once."""
         report = HostReport(
             host=HostName(self._name),
+            incarnation=self._identity.incarnation,
+            sequence=next(self._identity.numbers),
             time=self._clock.now(),
             vms=self._vms.reports(),
             silent=[VmId(vm) for vm in self._vms.silent()],
@@ -168,7 +170,7 @@ class HostAgent:
             pools={PoolId(pool): status for pool, status in (await self._pools.statuses()).items()},
             bridges=await self._bridges(),
         )
-        await self._bus.publish(Subjects.host_report(self._name), encode(report))
+        await self._bus.request(Subjects.host_report(self._name), encode(report), timeout=CONTROLLER_PATIENCE)
 
     async def _bridges(self) -> list[str] | None:
         try:
@@ -184,6 +186,11 @@ class HostAgent:
             request = Request.model_validate_json(message.payload)
         except ValidationError as error:
             raise invalid(error, "not a request") from error
+        if request.to not in (None, self._identity.incarnation):
+            log.info("%s on %s is for another agent of this name: %s", request.command, request.key, request.to)
+            return None
+        if request.position is not None:
+            self._store.note_seen(request.position)
         return encode(await self.command(request))
 
     async def _on_vm_command(self, message: Message) -> bytes | None:

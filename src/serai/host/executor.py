@@ -12,16 +12,19 @@ from pydantic import ValidationError
 
 from serai.core.lifecycle import VmEvent
 from serai.drivers.network.base import Uplinks
+from serai.host.identity import HostIdentity
 from serai.host.migration.manager import MigrationManager
 from serai.host.storage.images import HostImages
 from serai.host.storage.pools import HostPools
 from serai.host.storage.volumes import HostVolumes
 from serai.host.vm.supervisor import Supervisor
-from serai.schema.commands import image, migration, pool, uplink, vm, volume
+from serai.schema.commands import host, image, migration, pool, uplink, vm, volume
 from serai.schema.commands.base import BodyT, Command, ReplyT
 from serai.schema.commands.envelope import Request
+from serai.schema.document import VmDocument
 from serai.schema.encoding import invalid, to_dict
 from serai.schema.errors import InvalidError
+from serai.schema.reports import Introduction
 from serai.schema.vm import VmReport
 
 
@@ -56,6 +59,7 @@ class Executor:
 
     def __init__(
         self,
+        identity: HostIdentity,
         vms: Supervisor,
         moves: MigrationManager,
         pools: HostPools,
@@ -63,11 +67,13 @@ class Executor:
         images: HostImages,
         uplinks: Uplinks,
     ) -> None:
+        self._identity = identity
         self._vms = vms
         self._moves = moves
         self._images = images
         self.table = dict(
             [
+                on(host.HOST_INTRODUCE, self._introduce),
                 on(vm.VM_START, self._start),
                 on(vm.VM_RELEASE, lambda body, _: vms.release(body)),
                 on(vm.VM_STOP, lambda body, _: vms.stop(body)),
@@ -75,9 +81,11 @@ class Executor:
                 on(vm.VM_RESUME, lambda body, _: vms.agent(body.vm).signal(VmEvent.RESUME)),
                 on(vm.VM_RESET, lambda body, _: vms.agent(body.vm).signal(VmEvent.RESET)),
                 on(vm.VM_CONFIGURE, lambda body, _: vms.agent(body.launch.vm).configure(body)),
+                on(vm.VM_DOCUMENT, self._document),
                 on(migration.MIGRATION_PREPARE, self._prepare),
                 on(migration.MIGRATION_START, self._migrate),
                 on(migration.MIGRATION_CANCEL, self._cancel),
+                on(migration.MIGRATION_WITHDRAW, lambda body, _: moves.withdraw(body)),
                 on(migration.MIGRATION_ABANDON, lambda body, _: moves.abandon(body)),
                 on(pool.POOL_OPEN, lambda body, _: pools.open(body)),
                 on(pool.POOL_CLOSE, lambda body, _: pools.close(body)),
@@ -103,6 +111,12 @@ class Executor:
                 "the command is not known here", field="command", value=request.command, remedy="Update the agent."
             )
         return await handler(request.body, progress)
+
+    async def _introduce(self, _: host.Introduce, __: ReportProgress) -> Introduction:
+        return self._identity.introduce()
+
+    async def _document(self, body: vm.ReadDocument, _: ReportProgress) -> VmDocument:
+        return self._vms.document(body.vm)
 
     async def _start(self, body: vm.StartVm, _: ReportProgress) -> VmReport:
         # Before anything is begun: for a copy that is damaged the controller brings another, and asks again.

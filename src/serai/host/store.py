@@ -7,13 +7,17 @@ from typing import Any
 
 from serai.core import lease as rules
 from serai.host.journal import Journal
+from serai.lib.ids import new_id
 from serai.schema.commands.envelope import Reply
 from serai.schema.commands.pool import OpenPool
 from serai.schema.commands.vm import LaunchBody
+from serai.schema.document import VmDocument
 from serai.schema.encoding import to_dict
-from serai.schema.ids import HostName
+from serai.schema.errors import StaleError
+from serai.schema.ids import HostName, Id, VmId
 from serai.schema.launch import Launch
 from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.reports import Incarnation, StorePosition
 from serai.schema.resource import Frozen
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -42,6 +46,8 @@ class Outgoing(Frozen):
     offer_id: str
     epoch: int
     destination: HostName
+    journal: Id
+    """The destination's when the offer was made."""
     sent: bool = False
     """All state was sent: only the destination's journal may let this VM go on here."""
 
@@ -88,6 +94,26 @@ class HostStore:
         """Return once all that was put so far is on the disk. Raises HostError."""
         await self._journal.durable()
 
+    # --- this agent ---
+
+    def begin(self) -> Incarnation:
+        """A new agent starts from this journal, which is told first; one that is new gets its id."""
+        found = self._journal.get("agent", "incarnation") or {"journal": new_id(), "starts": 0}
+        incarnation = Incarnation(journal=found["journal"], starts=found["starts"] + 1)
+        self._journal.commit("agent", "incarnation", to_dict(incarnation))
+        return incarnation
+
+    def seen(self) -> StorePosition | None:
+        """Where the controller's database stood at the newest command."""
+        data = self._journal.get("agent", "seen")
+        return None if data is None else StorePosition.model_validate(data)
+
+    def note_seen(self, position: StorePosition) -> None:
+        """Durable with the next claim, or with the next batch. Runs have no order here: the one that speaks counts."""
+        before = self.seen()
+        if before is None or before.run != position.run or before.sequence < position.sequence:
+            self._journal.append("agent", "seen", to_dict(position))
+
     # --- VMs ---
 
     def vm(self, vm: str) -> VmRecord | None:
@@ -104,6 +130,17 @@ class HostStore:
 
     def forget_vm(self, vm: str) -> None:
         self._journal.append("vm", vm, None)
+        if self._journal.get("document", vm) is not None:
+            self._journal.append("document", vm, None)
+
+    def document(self, vm: str) -> VmDocument | None:
+        data = self._journal.get("document", vm)
+        return None if data is None else VmDocument.model_validate(data)
+
+    def put_document(self, document: VmDocument | None) -> None:
+        """Keep what is new; none: the one that is known stays."""
+        if document is not None and (data := to_dict(document)) != self._journal.get("document", document.vm.id):
+            self._journal.append("document", document.vm.id, data)
 
     # --- leases ---
 
@@ -119,6 +156,21 @@ class HostStore:
         """The one place where a claim changes; durable when it returns. Raises StaleError if core.lease forbids it."""
         rules.step(self.claim(record.vm, record.epoch), record.claim)
         self._journal.commit("lease", f"{record.vm}/{record.epoch}", to_dict(record))
+
+    def give_up(self, vm: VmId, epoch: int, reason: str) -> None:
+        """`epoch` and all lower ones are over here: what may run is released, what is offered turned down."""
+        for row in self.leases(vm):
+            if row.epoch <= epoch and row.claim in rules.BINDS:
+                over = Claim.RELEASED if row.claim in rules.RUNS else Claim.ABANDONED
+                self.put_claim(row.model_copy(update={"claim": over, "reason": reason}))
+        if self.claim(vm, epoch) is None:
+            self.put_claim(LeaseRecord(vm=vm, epoch=epoch, claim=Claim.RELEASED, reason=reason))
+
+    def check_not_over(self, launch: Launch, epoch: int) -> None:
+        """Raise StaleError for an epoch that was given up here, or that a later one follows."""
+        rows = [row for row in self.leases(launch.vm) if row.claim is not Claim.ABANDONED]
+        if any(row.epoch > epoch or (row.epoch == epoch and row.claim is Claim.RELEASED) for row in rows):
+            raise StaleError(f"epoch {epoch} of VM {launch.name} is over here", field="epoch", value=epoch)
 
     def may_run(self, vm: str) -> int | None:
         return rules.may_run(self.leases(vm))

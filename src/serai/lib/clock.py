@@ -75,6 +75,10 @@ class ManualClock:
         heapq.heappush(self._sleepers, (self._monotonic + seconds, next(self._order), future))
         await future
 
+    def set_back(self, by: timedelta) -> None:
+        """Turn the hands back, as somebody does whose clock was wrong. Nobody who sleeps notices."""
+        self._now -= by
+
     def advance(self, seconds: float) -> None:
         """Advance the clock and wake every sleeper that is due."""
         if seconds < 0:

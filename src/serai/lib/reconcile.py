@@ -1,9 +1,10 @@
 """The loop that repeats one pass.
 
-A reconciler takes no arguments: it reads all, computes, converges, once every period. A pass that fails is logged and
-tried again, each time later, up to `BACKOFF_LIMIT`.
+A reconciler takes no arguments: it reads all, computes, converges, once every period and on news. A pass that fails is
+logged and tried again, each time later, up to `BACKOFF_LIMIT`.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -21,13 +22,20 @@ class Reconciler:
     """One loop around one pass. Start `run()` as a task of some owner."""
 
     def __init__(
-        self, name: str, act: Callable[[], Awaitable[None]], *, period: float, clock: Clock | None = None
+        self,
+        name: str,
+        act: Callable[[], Awaitable[None]],
+        *,
+        period: float,
+        clock: Clock | None = None,
+        news: Callable[[], asyncio.Event] = asyncio.Event,
     ) -> None:
-        """`act` is one pass; `period` in seconds."""
+        """`act` is one pass; `period` in seconds. `news` gives an event that is set once a pass is due before that."""
         self.name = name
         self._act = act
         self._period = period
         self._clock = clock or SystemClock()
+        self._news = news
         self.failures = 0
         """How many passes failed in a row."""
         self.last_error: Exception | None = None
@@ -36,6 +44,7 @@ class Reconciler:
     async def run(self) -> None:
         """Run passes until cancelled; the first at once."""
         while True:
+            news = self._news()
             try:
                 await self._act()
             except Exception as error:
@@ -48,7 +57,15 @@ class Reconciler:
                     log.info("reconciler %s works again after %d failures", self.name, self.failures)
                 self.failures = 0
                 self.last_error = None
-            await self._clock.sleep(self._pause())
+            await self._wait(news)
+
+    async def _wait(self, news: asyncio.Event) -> None:
+        waits = {asyncio.ensure_future(self._clock.sleep(self._pause())), asyncio.ensure_future(news.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
 
     def _pause(self) -> float:
         if not self.failures:

@@ -6,7 +6,7 @@ journal belongs to root, and neither is logged.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, PlainSerializer, SecretStr, SerializationInfo, ValidationError
 
@@ -20,6 +20,8 @@ def _write(secret: SecretStr, info: SerializationInfo) -> str:
 
 
 Secret = Annotated[SecretStr, PlainSerializer(_write, when_used="json")]
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def encode(model: BaseModel) -> bytes:
@@ -36,3 +38,11 @@ def invalid(error: ValidationError, what: str) -> InvalidError:
     """The first complaint about `what` was received; `field` is its path in there."""
     first = error.errors()[0]
     return InvalidError(f"{what}: {first['msg']}", field=".".join(str(part) for part in first["loc"]))
+
+
+def parse(model: type[ModelT], payload: bytes, subject: str) -> ModelT:
+    """What came over the bus on a subject. Raises InvalidError."""
+    try:
+        return model.model_validate_json(payload)
+    except ValidationError as error:
+        raise invalid(error, f"not a {model.__name__} on {subject}") from error

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from serai.schema.host import Host, HostEdit
+from serai.schema.host import Host, HostEdit, HostFence
 from serai.schema.image import Image, ImageCreate
 from serai.schema.job import Event, Job
 from serai.schema.network import Network, NetworkCreate, UplinkTake
@@ -54,6 +54,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     for row in [
         *_crud("host", "hosts", Host, None),
         Endpoint("host.edit", "PATCH", "/v1/hosts/{name}", "Change what a host is for", HostEdit, Host),
+        Endpoint("host.fence", "POST", "/v1/hosts/{name}/fence", "Say that a host is off", HostFence, Host),
         Endpoint("host.delete", "DELETE", "/v1/hosts/{name}", "Forget a host that is gone"),
         Endpoint(
             "host.take", "POST", "/v1/hosts/{name}/uplink", "Put a bridge on an uplink", UplinkTake, Job, job=True

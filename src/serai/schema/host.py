@@ -64,6 +64,8 @@ class HostFacts(Frozen):
 class HostState(StrEnum):
     ONLINE = "online"
     OFFLINE = "offline"
+    FENCED = "fenced"
+    """Off, by an operator's word: it gets no VM and is not believed until it has given up what it held."""
 
 
 class HostSpec(Frozen):
@@ -74,13 +76,32 @@ class HostSpec(Frozen):
     """Bytes that placement leaves to the machine itself (the agent, tgtd, page cache)."""
 
 
+class Fence(Frozen):
+    """Who said that the host is off, when, and why."""
+
+    since: datetime
+    by: str
+    reason: str = ""
+
+
+class HostLeftover(Frozen):
+    """What a host has yet to clear away: it did not answer when that was due."""
+
+    what: str
+    command: str
+    why: str
+    since: datetime
+
+
 class HostStatus(Frozen):
     state: HostState = HostState.OFFLINE
+    fence: Fence | None = None
     seen: datetime | None = None
     """When it spoke last."""
     facts: HostFacts | None = None
     bridges: list[str] | None = None
     """Names, by its last report; none: it has not said."""
+    leftovers: list[HostLeftover] = Field(default_factory=list)
     cpus_committed: int = 0
     memory_committed: int = 0
     vms: int = 0
@@ -99,3 +120,10 @@ class HostEdit(Frozen):
     memory_reserve: Size | None = Field(default=None, ge=0, le=SIZE_MAX)
     labels: Labels | None = None
     description: Description | None = None
+
+
+class HostFence(Frozen):
+    """`is_off`: the caller has seen that the machine is off, or will never run again."""
+
+    is_off: bool = False
+    reason: str = Field(default="", max_length=1024)

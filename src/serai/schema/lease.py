@@ -52,3 +52,5 @@ class LeaseRecord(Frozen):
     offer_id: str | None = None
     peer: HostName | None = None
     reason: str = ""
+    port: int | None = None
+    """Where this host listened for the move."""

@@ -21,8 +21,9 @@ DEVICES_MAX = 15
 """Disks, and VNICs, of one VM. An edit has the same bound as a creation: what is stored must be readable again."""
 CMDLINE_MAX = 2048
 """Linux on x86 takes no longer command line."""
-USER_DATA_MAX = 128 << 10
-"""It travels in one bus message (1 MiB) with the rest of the VM, up to six times as long as JSON escapes make it."""
+USER_DATA_MAX = 64 << 10
+"""It travels twice in one bus message (1 MiB), in a launch and in a document, up to six times as long
+as JSON escapes make it."""
 STOP_MAX = 86400.0
 
 
@@ -214,5 +215,7 @@ class VmReport(Frozen):
     generation: int = 0
     guest_agent: bool = False
     restarts: int = 0
+    starts: int = 0
+    """Of the agent that made it, as in its `Incarnation`."""
     sequence: int = 0
-    """Grows with each report of the same host, VM and epoch: an older one never overwrites a newer."""
+    """Grows with each report of one agent. A report never overwrites one of a higher (epoch, starts, sequence)."""

@@ -15,20 +15,26 @@ from pydantic import BaseModel
 from serai.app.controller import Controller, ControllerConfig, running, standard_extras
 from serai.client.context import Context
 from serai.client.http import Client
+from serai.controller.workflows import migrate
 from serai.lib.bus import Message
 from serai.lib.clock import SystemClock
 from serai.lib.membus import MemBus
 from serai.schema.commands import BY_NAME
 from serai.schema.commands.base import AnyCommand
 from serai.schema.commands.envelope import Reply, Request
+from serai.schema.commands.host import HOST_INTRODUCE
 from serai.schema.commands.image import IMAGE_CREATE
 from serai.schema.commands.migration import (
     MIGRATION_ABANDON,
+    MIGRATION_CANCEL,
     MIGRATION_PREPARE,
     MIGRATION_START,
+    MIGRATION_WITHDRAW,
+    CancelResult,
     MigrationEndpoint,
     MigrationOutcome,
     Verdict,
+    Withdrawal,
 )
 from serai.schema.commands.pool import POOL_OPEN
 from serai.schema.commands.vm import VM_CONFIGURE, VM_PAUSE, VM_RELEASE, VM_RESUME, VM_START, VM_STOP, ConfigureResult
@@ -36,11 +42,11 @@ from serai.schema.commands.volume import VOLUME_ADMIT, VolumeExport
 from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import HostError, StaleError, UnavailableError
 from serai.schema.host import Ability, HostFacts, HostState
-from serai.schema.ids import HostName
+from serai.schema.ids import HostName, VmId
 from serai.schema.image import ImageKind, ImageManifest
 from serai.schema.job import Job, JobState
-from serai.schema.lease import Claim
-from serai.schema.reports import Hello, HostReport
+from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.reports import HostReport, Incarnation, Introduction, StorePosition, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm, VmReport, VmState
 from serai.schema.volume import PoolStatus
@@ -56,12 +62,17 @@ FACTS = HostFacts(
     addresses={"management": "10.0.0.1", "storage": "10.0.0.1", "migration": "10.0.0.1"},
     abilities=[Ability(name="kvm", found=False, detail="there is no /dev/kvm")],
 )
-PLAIN: dict[AnyCommand, BaseModel] = {
+INCARNATION = Incarnation(journal="1" * 12, starts=1)
+PLAIN: dict[AnyCommand, Any] = {
     POOL_OPEN: PoolStatus(state="ready", path="/p", total=100 << 30, free=90 << 30),
     VOLUME_ADMIT: VolumeExport(portal="10.0.0.1:3260", target="t", lun=1),
-    MIGRATION_PREPARE: MigrationEndpoint(address="10.0.0.2", port=49152, tls_hostname="qemu.h2"),
+    MIGRATION_PREPARE: MigrationEndpoint(
+        address="10.0.0.2", port=49152, tls_hostname="qemu.h2", journal=INCARNATION.journal
+    ),
     MIGRATION_START: MigrationOutcome(committed=True, total_s=1.0),
     MIGRATION_ABANDON: Verdict(claim=Claim.ABANDONED),
+    MIGRATION_WITHDRAW: Withdrawal(never_sent=True),
+    MIGRATION_CANCEL: CancelResult(too_late=False),
     VM_CONFIGURE: ConfigureResult(applied=["all"], pending=[]),
     IMAGE_CREATE: ImageManifest(name="tiny", kind=ImageKind.KERNEL, files=[], cloud_init=True),
 }
@@ -106,6 +117,10 @@ class Agents:
         self._epochs: dict[str, int] = {}
         self._released: set[tuple[str, str, int]] = set()
         self._joined: set[str] = set()
+        self.incarnations: dict[str, Incarnation] = {}
+        """Of those hosts that have another one than `INCARNATION`."""
+        self.journals: dict[str, dict[tuple[str, int], LeaseRecord]] = {}
+        self.seen: dict[str, StorePosition] = {}
 
     async def keep_reporting(self) -> None:
         """However long a test takes: hosts that are not silent are not taken for offline.
@@ -114,7 +129,7 @@ class Agents:
         """
         while True:
             for host in self._joined - self.silent:
-                report = HostReport(host=HostName(host), time=LONG_AGO)
+                report = HostReport(host=HostName(host), incarnation=INCARNATION, time=LONG_AGO)
                 with contextlib.suppress(UnavailableError):
                     await self.bus.publish(Subjects.host_report(host), encode(report))
             await asyncio.sleep(1)
@@ -125,8 +140,27 @@ class Agents:
 
         await self.bus.subscribe(Subjects.host_command(host), answer)
         await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
-        await self.bus.request(Subjects.hello(host), encode(Hello(host=HostName(host), facts=FACTS)), timeout=5)
+        await self.hello(host)
         self._joined.add(host)
+
+    async def hello(self, host: str) -> Welcome:
+        words = encode(self.introduction(host))
+        return Welcome.model_validate_json(await self.bus.request(Subjects.hello(host), words, timeout=5))
+
+    def introduction(self, host: str) -> Introduction:
+        """What its journal holds."""
+        return Introduction(
+            host=HostName(host),
+            incarnation=self.incarnations.get(host, INCARNATION),
+            facts=FACTS,
+            seen=self.seen.get(host),
+            leases=list(self.journals.get(host, {}).values()),
+        )
+
+    def claims(self, host: str, vm: str, epoch: int, claim: Claim, offer_id: str | None = None) -> None:
+        """A line in a host's journal."""
+        record = LeaseRecord(vm=VmId(vm), epoch=epoch, claim=claim, offer_id=offer_id)
+        self.journals.setdefault(host, {})[vm, epoch] = record
 
     def hold(self, command: AnyCommand) -> Held:
         """Keep these commands waiting."""
@@ -140,6 +174,12 @@ class Agents:
         command, body = BY_NAME[request.command], request.body
         if host in self.silent:
             raise UnavailableError(f"{host} is silent")
+        if command is HOST_INTRODUCE:
+            return _done(self.introduction(host))
+        if request.to not in (None, self.incarnations.get(host, INCARNATION)):
+            raise UnavailableError(f"{request.to} is another agent of {host}")
+        if request.position is not None:
+            self.seen[host] = request.position
         self.asked.append((host, command))
         if command in self.failing | self.failing_once:
             self.failing_once.discard(command)
@@ -147,11 +187,26 @@ class Agents:
         if command in self._held:
             self._held[command].asked.set()
             return _done(await self._held[command].answer)
-        if command is VM_RELEASE:
-            self._released.add((host, body["vm"], body["epoch"]))
+        self._journal(host, command, body)
         if command is VM_START and (host, body["launch"]["vm"], body["epoch"]) in self._released:
             return encode(Reply(state="failed", error=StaleError("the epoch is over here", field="epoch").info))
         return _done(self.answers.get(command) or self._of_vm(host, command, body))
+
+    def _journal(self, host: str, command: AnyCommand, body: dict[str, Any]) -> None:
+        """What the answer to a command makes of its claims."""
+        if command is VM_RELEASE:
+            self._released.add((host, body["vm"], body["epoch"]))
+            for vm, epoch in list(self.journals.get(host, {})):
+                if vm == body["vm"] and epoch <= body["epoch"]:
+                    self.claims(host, vm, epoch, Claim.RELEASED)
+        elif command is VM_START:
+            self.claims(host, body["launch"]["vm"], body["epoch"], Claim.HELD)
+        elif command is MIGRATION_PREPARE:
+            self.claims(host, body["launch"]["vm"], body["epoch"], Claim.OFFERED, body["offer_id"])
+        elif command is MIGRATION_START and self.answers[command].committed:
+            self.claims(body["destination"], body["vm"], body["epoch"], Claim.COMMITTED, body["offer_id"])
+        elif command is MIGRATION_ABANDON:
+            self.claims(host, body["vm"], body["epoch"], self.answers[command].claim, body["offer_id"])
 
     def _of_vm(self, host: str, command: AnyCommand, body: dict[str, Any]) -> VmReport | None:
         if command is VM_START:
@@ -243,6 +298,13 @@ class World:
         disk = {"pool": "p", "size": "1G"}
         given = {"image": "tiny", "memory": "1G", "disks": [disk], "vnics": [{"network": "lan"}], **spec}
         return await self.do("vm.create", None, {"name": name, "spec": given})
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moves ask again soon."""
+    for name in ("REPEAT", "PATIENCE", "GRACE"):
+        monkeypatch.setattr(migrate, name, 0.2)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tests.integration.controller.conftest import FACTS
+from tests.integration.controller.conftest import FACTS, INCARNATION
 
 from serai.app.controller import ControllerConfig, running, standard_extras
 from serai.client.context import Context
@@ -24,6 +24,7 @@ from serai.lib.membus import MemBus
 from serai.schema.commands import BY_NAME
 from serai.schema.commands.base import AnyCommand
 from serai.schema.commands.envelope import Reply, Request
+from serai.schema.commands.host import HOST_INTRODUCE
 from serai.schema.commands.image import IMAGE_CREATE, IMAGE_FETCH
 from serai.schema.commands.migration import MIGRATION_PREPARE, MIGRATION_START, MigrationEndpoint, MigrationOutcome
 from serai.schema.commands.pool import POOL_OPEN
@@ -34,7 +35,7 @@ from serai.schema.errors import InvalidError, NotFoundError, SeraiError
 from serai.schema.ids import HostName
 from serai.schema.image import Image, ImageFile, ImageKind, ImageManifest, ImageState
 from serai.schema.job import Job, JobState
-from serai.schema.reports import Hello
+from serai.schema.reports import Introduction
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport, VmState
 from serai.schema.volume import PoolStatus
@@ -80,9 +81,12 @@ class Fleet:
 
             await self.bus.subscribe(Subjects.host_command(host), answer)
             await self.bus.subscribe(Subjects.vm_command(host, "*"), answer)
-            await self.bus.request(Subjects.hello(host), encode(Hello(host=HostName(host), facts=FACTS)), timeout=5)
+            said = Introduction(host=HostName(host), incarnation=INCARNATION, facts=FACTS)
+            await self.bus.request(Subjects.hello(host), encode(said), timeout=5)
 
     async def _answer(self, host: str, command: AnyCommand, body: dict[str, Any]) -> BaseModel | None:
+        if command is HOST_INTRODUCE:
+            return Introduction(host=HostName(host), incarnation=INCARNATION, facts=FACTS)
         if command is IMAGE_CREATE:
             self.urls.append(str(body["spec"]["url"]))
             self.made.set()
@@ -110,7 +114,9 @@ class Fleet:
                 vm=vm, host=HostName(host), epoch=body["epoch"], state=VmState.RUNNING, since=now, sequence=1
             )
         if command is MIGRATION_PREPARE:
-            return MigrationEndpoint(address="10.0.0.2", port=49152, tls_hostname="qemu.h2")
+            return MigrationEndpoint(
+                address="10.0.0.2", port=49152, tls_hostname="qemu.h2", journal=INCARNATION.journal
+            )
         if command is MIGRATION_START:
             return MigrationOutcome(committed=True, total_s=1.0)
         return None

@@ -19,11 +19,10 @@ from serai.client.context import Context
 from serai.client.follow import EventStream
 from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.http import Client
-from serai.controller.gateway import Hosts
 from serai.controller.jobs.workflow import AnyContext, Step
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
-from serai.lib.bus import Bus
 from serai.lib.membus import MemBus
 from serai.schema.encoding import encode
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
@@ -31,10 +30,11 @@ from serai.schema.host import HostFacts
 from serai.schema.ids import HostName, VmId
 from serai.schema.image import Image, ImageCreate, ImageKind, ImageManifest, ImageSource, ImageSpec, ImageState
 from serai.schema.job import JobState
-from serai.schema.reports import Hello
+from serai.schema.reports import Incarnation, Introduction
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm
 
+INCARNATION = Incarnation(journal="1" * 12, starts=1)
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
 
 
@@ -76,7 +76,7 @@ class World:
         self.reached = asyncio.Event()
         self.context = Context(socket=self.config.socket, token_file=self.config.token_file)
 
-    async def extras(self, store: Store, hosts: Hosts, bus: Bus) -> Extras:
+    async def extras(self, store: Store, rights: Rights) -> Extras:
         async def step(_: object, ctx: AnyContext) -> None:
             self.reached.set()
             await self.go_on.wait()
@@ -105,7 +105,8 @@ class World:
         bus = MemBus()
         try:
             async with running(self.config, bus, self.extras) as controller:
-                await bus.request(Subjects.hello("h1"), encode(Hello(host=HostName("h1"), facts=FACTS)), timeout=5)
+                said = Introduction(host=HostName("h1"), incarnation=INCARNATION, facts=FACTS)
+                await bus.request(Subjects.hello("h1"), encode(said), timeout=5)
                 yield controller
         finally:
             await bus.close()

@@ -17,10 +17,9 @@ from pydantic import Field
 from serai.app.controller import DATABASE, Controller, ControllerConfig, Extras, running
 from serai.client.context import Context
 from serai.client.http import Client
-from serai.controller.gateway import Hosts
 from serai.controller.jobs.workflow import JobContext, NoState, Step, Workflow
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store, StoreUnavailableError, database
-from serai.lib.bus import Bus
 from serai.lib.membus import MemBus
 from serai.lib.process import run
 from serai.schema.errors import UnavailableError
@@ -72,7 +71,7 @@ class World:
         self.lines: list[str] = []
         self.repeatable = True
 
-    async def extras(self, store: Store, hosts: Hosts, bus: Bus) -> Extras:
+    async def extras(self, store: Store, rights: Rights) -> Extras:
         async def first(_: object, ctx: StepContext) -> None:
             self.lines.append("first")
             ctx.remember(seen=["first"])

@@ -6,7 +6,7 @@ import asyncio
 from datetime import datetime
 
 import pytest
-from tests.integration.controller.conftest import FACTS, World
+from tests.integration.controller.conftest import FACTS, INCARNATION, World
 
 from serai.controller.workflows.lifecycle import START_VM, StartParams
 from serai.controller.workflows.migrate import MIGRATE_VM, MigrateParams
@@ -18,10 +18,12 @@ from serai.schema.commands.migration import (
     MIGRATION_CANCEL,
     MIGRATION_PREPARE,
     MIGRATION_START,
+    MIGRATION_WITHDRAW,
     CancelMigration,
     CancelResult,
     MigrationOutcome,
     Verdict,
+    Withdrawal,
 )
 from serai.schema.commands.uplink import UPLINK_TAKE, UplinkTaken
 from serai.schema.commands.vm import VM_CONFIGURE, VM_RELEASE, VM_START, VM_STOP, ConfigureResult, ReleaseVm
@@ -32,7 +34,7 @@ from serai.schema.ids import HostName
 from serai.schema.job import JobState
 from serai.schema.lease import Claim
 from serai.schema.network import NetworkStatus
-from serai.schema.reports import Hello, HostReport
+from serai.schema.reports import HostReport, Introduction
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport, VmState
 
@@ -61,7 +63,8 @@ async def test_a_move_is_refused_before_it_begins_where_an_end_lacks_a_clean_end
     host = (await world.vm("web1")).status.host
     other = "h2" if host == "h1" else "h1"
     poor = FACTS.model_copy(update={"suppress_vmdesc": False})
-    await world.agents.bus.request(Subjects.hello(other), encode(Hello(host=HostName(other), facts=poor)), timeout=5)
+    said = Introduction(host=HostName(other), incarnation=INCARNATION, facts=poor)
+    await world.agents.bus.request(Subjects.hello(other), encode(said), timeout=5)
     with pytest.raises(ConflictError, match="no suppress-vmdesc"):
         await world.do("vm.migrate", "web1", {"to": other})
     assert not {command for _, command in world.agents.asked} & {MIGRATION_PREPARE, MIGRATION_START}
@@ -94,7 +97,7 @@ async def test_a_vm_that_its_host_has_let_go_starts_there_under_a_fresh_epoch(wo
 async def test_a_vm_of_which_its_host_has_no_word_is_stopped_by_force_alone(world: World) -> None:
     await world.create()
     vm = await world.vm("web1")
-    report = HostReport(host=HostName("h1"), time=SystemClock().now(), silent=[vm.id])
+    report = HostReport(host=HostName("h1"), incarnation=INCARNATION, time=SystemClock().now(), silent=[vm.id])
     await world.agents.bus.request(Subjects.host_report("h1"), encode(report), timeout=5)
     status = (await world.vm("web1")).status
     assert (status.state, "does not answer" in status.reason) == (VmState.UNKNOWN, True)
@@ -119,7 +122,7 @@ async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
         return [host.status.seen for host in (shown, edited, listed)]
 
     before = await seen()
-    report = HostReport(host=HostName("h1"), time=SystemClock().now())
+    report = HostReport(host=HostName("h1"), incarnation=INCARNATION, time=SystemClock().now())
     await world.agents.bus.request(Subjects.host_report("h1"), encode(report), timeout=5)
     after = await seen()
     assert len(set(before)) == len(set(after)) == 1
@@ -128,7 +131,8 @@ async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:
 
 async def test_who_has_a_networks_bridge_is_shown_and_placement_goes_by_it(world: World) -> None:
     async def says(host: str, *bridges: str) -> None:
-        report = HostReport(host=HostName(host), time=SystemClock().now(), bridges=list(bridges))
+        now = SystemClock().now()
+        report = HostReport(host=HostName(host), incarnation=INCARNATION, time=now, bridges=list(bridges))
         await world.agents.bus.request(Subjects.host_report(host), encode(report), timeout=5)
 
     async def shown() -> NetworkStatus:
@@ -367,6 +371,7 @@ async def test_figures_of_a_move_that_nobody_told_are_unknown(world: World) -> N
     await world.create()
     world.agents.failing.add(MIGRATION_START)
     world.agents.answers[MIGRATION_ABANDON] = Verdict(claim=Claim.COMMITTED)
+    world.agents.answers[MIGRATION_WITHDRAW] = Withdrawal(never_sent=False)
     await world.do("vm.migrate", "web1", {"to": "h2"})
     status = (await world.vm("web1")).status
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h2", 2)

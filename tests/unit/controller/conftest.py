@@ -11,14 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.unit.controller.gateway_kit import THEN, Kit
+from tests.unit.controller.kit import THEN, Kit
 
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api
-from serai.controller.gateway import Hosts
+from serai.controller.hosts.listening import listening
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import AnyContext, Step
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
 from serai.lib.clock import ManualClock
@@ -61,8 +62,9 @@ async def do_nothing(_: object, ctx: AnyContext) -> None:
 class World:
     """The app with a token, and a few hosts, pools, images and networks."""
 
-    def __init__(self, store: Store, engine: Engine, http: httpx.AsyncClient) -> None:
+    def __init__(self, store: Store, engine: Engine, rights: Rights, http: httpx.AsyncClient) -> None:
         self.store = store
+        self.rights = rights
         self.engine = engine
         self.http = http
 
@@ -112,6 +114,8 @@ class World:
                 status=HostStatus(state=state, facts=facts, seen=tx.now),
             )
             await tx.hosts.insert(host)
+            if online:
+                await self.rights.report(tx, HostName(name), [])
 
     async def pool(self, name: str, host: str, **spec: Any) -> None:
         async with self.store.transaction() as tx:
@@ -203,13 +207,16 @@ async def bare(tmp_path: Path, empty_database: Path) -> AsyncIterator[World]:
     store = await Store.open(tmp_path / "serai.db")
     workflows = {kind: replace(row, steps=(Step("do", do_nothing),)) for kind, row in WORKFLOWS.items()}
     engine = Engine(store, NoHosts(), workflows)
+    rights = Rights()
+    async with store.transaction() as tx:
+        await rights.begin(tx)
     await engine.start()
     token_file = tmp_path / "token"
-    app = create_app(Api(store, engine), await prepare(store, token_file))
+    app = create_app(Api(store, engine, rights), await prepare(store, token_file))
     headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"}
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://serai", headers=headers) as http:
-        yield World(store, engine, http)
+        yield World(store, engine, rights, http)
     await engine.stop()
     await store.close()
 
@@ -236,9 +243,10 @@ async def kit(tmp_path: Path, empty_database: Path) -> AsyncIterator[Kit]:
     shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db", clock)
     bus = MemBus()
-    hosts = Hosts(bus, store, clock)
-    await hosts.start()
-    yield Kit(store, bus, hosts, clock)
-    await hosts.stop()
+    rights = Rights()
+    async with listening(bus, store, rights, clock) as hosts:
+        made = Kit(store, bus, rights, hosts, clock)
+        await made.reported("h1", "h2", "h3")
+        yield made
     await bus.close()
     await store.close()

@@ -239,8 +239,8 @@ async def test_what_is_on_an_offline_host_is_deleted_by_force_alone(world: World
     assert "--force" in error["remedy"]
     job = await world.done("DELETE", f"{path}?force=true")
     assert job.params["away"] == ["h3"]
-    later = (await world.ok("GET", "/v1/jobs?target=host/h3"))["items"][0]
-    assert (later["kind"], later["params"]["what"]) == ("host.clean", f"{noun} {path.rpartition('/')[2]}")
+    (left,) = (await world.ok("GET", "/v1/hosts/h3"))["status"]["leftovers"]
+    assert left["what"] == f"{noun} {path.rpartition('/')[2]}"
 
 
 async def test_a_host_that_is_gone(world: World) -> None:
@@ -256,10 +256,10 @@ async def test_a_host_that_is_gone(world: World) -> None:
     await world.becomes("web1", VmState.STOPPED, "h1")
     async with world.store.transaction() as tx:
         vm = await tx.vms.find("web1")
-        await tx.leases.create(vm.id, HostName("h3"))
+        await world.rights.first(tx, vm.id, HostName("h3"))
     assert "VMs web1" in (await world.refused("DELETE", path))["message"]
     async with world.store.transaction() as tx:
-        await tx.leases.drop(vm.id)
+        await world.rights.forget(tx, vm.id)
         await tx.images.update_status((await tx.images.find("debian")).id, hosts=["h1", "h3"])
     await world.ok("DELETE", path, status=204)
     assert (await world.refused("GET", path))["field"] == "host"

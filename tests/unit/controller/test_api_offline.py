@@ -22,7 +22,7 @@ async def on_lost_host(world: World, state: VmState, **spec: Any) -> None:
     """VM web1 on h2, which goes offline."""
     vm = await world.create("web1", **spec)
     async with world.store.transaction() as tx:
-        await tx.leases.create(vm.id, HostName("h2"))
+        await world.rights.first(tx, vm.id, HostName("h2"))
     await world.becomes("web1", state, "h2")
     await goes_offline(world, "h2")
 

@@ -36,6 +36,7 @@ NETWORK = {
 IMAGE = {"source": "url", "recipe": "tiny", "url": "http://x/y", "sha256": "a" * 64, "format": "qcow2"}
 BODIES: dict[str, dict[str, Any]] = {
     "host.edit": {"schedulable": True, "memory_reserve": Spelt("1G"), **WORDS},
+    "host.fence": {"is_off": True, "reason": "power supply burnt"},
     "host.take": {"uplink": "eth0", "bridge": "br-lan", "confirm_within": 60.0},
     "pool.create": {"name": "p", "spec": {"host": "h1", "driver": "dir", "path": "/p", "export": "none"}, **WORDS},
     "volume.create": {"name": "v", "spec": {"pool": "shared0", "size": Spelt("1G"), "image": "tiny"}, **WORDS},

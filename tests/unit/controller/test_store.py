@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import OperationalError
 
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.store.events import Narrow
 from serai.controller.store.networks import Address
@@ -181,22 +182,29 @@ async def test_closing_waits_for_who_is_at_work_and_refuses_who_comes_later(tmp_
 
 async def test_leases_follow_the_rules(store: Store) -> None:
     web = vm("web1")
+    rights = Rights()
+    async with store.transaction() as tx:
+        await rights.begin(tx)
+        for host in ("h1", "h2", "h3"):
+            await rights.report(tx, HostName(host), [])
     async with store.transaction() as tx:
         await tx.vms.insert(web)
-        await tx.leases.create(web.id, H1)
-        offered = await tx.leases.offer(web.id, H2, "one")
+        await rights.first(tx, web.id, HostName("h1"))
+        offered = await rights.offer(tx, web.id, HostName("h2"), "one")
         assert (offered.highest, offered.epoch) == (2, 1)
         with pytest.raises(ConflictError):
-            await tx.leases.offer(web.id, H3, "two")
+            await rights.offer(tx, web.id, HostName("h3"), "two")
         with pytest.raises(StaleError):
-            await tx.leases.commit(web.id, 2, H3)
-        await tx.leases.withdraw(web.id, "one")
-        assert (await tx.leases.offer(web.id, H2, "two")).highest == 3
+            await rights.commit(tx, web.id, 2, HostName("h3"))
+        await rights.withdraw(tx, web.id, "one")
+        assert (await rights.offer(tx, web.id, HostName("h2"), "two")).highest == 3
         with pytest.raises(StaleError):
-            await tx.leases.commit(web.id, 2, H2)
-        assert (await tx.leases.commit(web.id, 3, H2)).host == "h2"
-        assert (await tx.leases.advance(web.id, H1)).epoch == 4
-        assert (await tx.leases.advance(web.id, H1)).epoch == 5, "a released epoch is never run again, there neither"
+            await rights.commit(tx, web.id, 2, HostName("h2"))
+        assert (await rights.commit(tx, web.id, 3, HostName("h2"))).host == "h2"
+        assert (await rights.advance(tx, web.id, HostName("h1"))).epoch == 4
+        assert (await rights.advance(tx, web.id, HostName("h1"))).epoch == 5, (
+            "a released epoch is never run again, there neither"
+        )
         await tx.vms.delete(web.id)
         assert await tx.leases.get(web.id) is None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from serai.core import grants
 from serai.core import lease as rules
 from serai.core.migration import DestinationPhase, SourceEvent
 from serai.schema.errors import ConflictError, StaleError
@@ -54,7 +55,7 @@ class Controller:
         self.hosts = hosts
         self.targets = targets
         journals = tuple((name, host.journal) for name, host in hosts.items())
-        self.db = Database(rules.first(VM, HostName("h1")), journals=journals)
+        self.db = Database(grants.first(VM, HostName("h1")), journals=journals)
         self.backup = self.db
         self.reported = set(hosts)
         self.proven = {1}
@@ -103,7 +104,7 @@ class Controller:
             self.save(self.lease, restored=True)
         lease = self.lease
         for row in {row.epoch: row for row in host.claims}.values():
-            lease = rules.learn(lease, HostName(name), row)
+            lease = grants.learn(lease, HostName(name), row)
         self.save(lease)
         if lease.host == name and rules.claim_of(host.claims, lease.epoch) in rules.RUNS:
             self.proven.add(lease.epoch)
@@ -129,9 +130,9 @@ class Controller:
             rules.gives_up(self.lease, HostName(host.name), row) for row in {r.epoch: r for r in host.claims}.values()
         )
 
-    def heard(self) -> rules.Heard:
+    def heard(self) -> grants.Heard:
         proven = self.lease.epoch in self.proven
-        return rules.Heard(tuple(self.hosts), self.reported, self.db.fenced, proven, self.db.restored)
+        return grants.Heard(tuple(self.hosts), self.reported, self.db.fenced, proven, self.db.restored)
 
     # --- the job ---
 
@@ -139,10 +140,10 @@ class Controller:
         holder = self.hosts[self.lease.host]
         if self.move is not None or holder.record is None or holder.record.state is not VmState.RUNNING:
             return
-        if self.hosts[to].name in self.db.fenced or rules.waits_for(self.lease, self.heard()):
+        if self.hosts[to].name in self.db.fenced or grants.waits_for(self.lease, self.heard()):
             return
         try:
-            lease = rules.offer(self.lease, HostName(to), f"offer{len(self.offers)}")
+            lease = grants.offer(self.lease, HostName(to), f"offer{len(self.offers)}")
         except ConflictError:
             assert to == self.lease.host or rules.is_over(self.lease) or self.lease.offered_to is not None
             return
@@ -216,12 +217,12 @@ class Controller:
         return False
 
     def _withdrawn(self) -> Lease:
-        return rules.withdraw(self.lease, self.lease.offer_id or "")
+        return grants.withdraw(self.lease, self.lease.offer_id or "")
 
     def _settle(self, move: Move) -> None:
         """Committed; what is left on a source that does not answer is cleared later."""
         try:
-            self.save(rules.commit(self.lease, move.epoch, HostName(move.to)), move=None)
+            self.save(grants.commit(self.lease, move.epoch, HostName(move.to)), move=None)
             self.proven.add(move.epoch)
         except StaleError:
             assert self.lease.highest > move.epoch or self.lease.ended >= move.epoch
@@ -236,7 +237,7 @@ class Controller:
             if not self.tells(source):
                 return False
             source.release(move.epoch)
-        self.save(rules.end_move(self.lease, self.lease.offer_id or ""), move=None)
+        self.save(grants.end_move(self.lease, self.lease.offer_id or ""), move=None)
         return True
 
     # --- starts and the fence ---
@@ -245,7 +246,7 @@ class Controller:
         """A VM that is down starts anywhere."""
         lease = self.lease
         host, holder = self.hosts[to], self.hosts[lease.host]
-        if self.move is not None or rules.waits_for(lease, self.heard()) or not self.tells(host):
+        if self.move is not None or grants.waits_for(lease, self.heard()) or not self.tells(host):
             return
         if not rules.is_over(lease):
             down = holder.record is None or holder.record.state is VmState.CRASHED
@@ -259,7 +260,7 @@ class Controller:
             self.starts(to)
             return
         self.targets.refuse(lease.highest)
-        self.save(rules.advance(self.lease, HostName(to)))
+        self.save(grants.advance(self.lease, HostName(to)))
         self.proven.add(self.lease.epoch)
         assert self.lease.epoch > lease.highest
         assert host.claim(self.lease.epoch) is None
@@ -268,7 +269,7 @@ class Controller:
 
     def _epoch_is_taken(self, **changes: object) -> None:
         """A target has admitted it for another host: the database is older than that."""
-        self.save(rules.burn(self._withdrawn(), max(self.targets.admitted)), restored=True, **changes)
+        self.save(grants.burn(self._withdrawn(), max(self.targets.admitted)), restored=True, **changes)
         self._may_be_complete()
 
     def _may_be_complete(self) -> None:
@@ -283,7 +284,7 @@ class Controller:
 
     def fence(self, name: str) -> None:
         """The operator's word."""
-        self.save(rules.end(self.lease, HostName(name)), fenced=self.db.fenced | {name})
+        self.save(grants.end(self.lease, HostName(name)), fenced=self.db.fenced | {name})
 
     # --- the database ---
 

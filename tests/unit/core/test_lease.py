@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from serai.core import grants
 from serai.core import lease as rules
 from serai.schema.errors import ConflictError, StaleError
 from serai.schema.ids import HostName, VmId
@@ -15,22 +16,22 @@ VM = VmId("0123456789ab")
 
 
 def test_an_offer_is_made_once_and_an_epoch_is_never_offered_again() -> None:
-    lease = rules.offer(rules.first(VM, HostName("h1")), HostName("h2"), "a")
-    assert rules.offer(lease, HostName("h2"), "a") == lease
+    lease = grants.offer(grants.first(VM, HostName("h1")), HostName("h2"), "a")
+    assert grants.offer(lease, HostName("h2"), "a") == lease
     with pytest.raises(ConflictError):
-        rules.offer(lease, HostName("h3"), "b")
-    again = rules.offer(rules.withdraw(lease, "a"), HostName("h2"), "b")
+        grants.offer(lease, HostName("h3"), "b")
+    again = grants.offer(grants.withdraw(lease, "a"), HostName("h2"), "b")
     assert (lease.highest, again.highest) == (2, 3)
     with pytest.raises(StaleError):
-        rules.commit(again, 2, HostName("h2"))
-    committed = rules.commit(again, 3, HostName("h2"))
+        grants.commit(again, 2, HostName("h2"))
+    committed = grants.commit(again, 3, HostName("h2"))
     assert (committed.host, committed.epoch, committed.offered_to) == ("h2", 3, None)
-    assert rules.commit(committed, 3, HostName("h2")) == committed
+    assert grants.commit(committed, 3, HostName("h2")) == committed
 
 
 def test_the_holder_cannot_be_offered_its_own_lease() -> None:
     with pytest.raises(ConflictError) as caught:
-        rules.offer(rules.first(VM, HostName("h1")), HostName("h1"), "a")
+        grants.offer(grants.first(VM, HostName("h1")), HostName("h1"), "a")
     assert (caught.value.info.field, caught.value.info.value) == ("to", "h1")
 
 

@@ -17,6 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from serai.core import grants
 from serai.core import lease as rules
 from serai.core.migration import DestinationEvent, SourceEvent
 from serai.schema.errors import StaleError
@@ -155,7 +156,7 @@ class Moves(RuleBasedStateMachine):
                 host.verdict(move.epoch, move.journal, turn_down=True)
             if host.claim(move.epoch) is Claim.COMMITTED:
                 with contextlib.suppress(StaleError):
-                    self.controller.save(rules.commit(self.controller.lease, move.epoch, HostName(move.to)))
+                    self.controller.save(grants.commit(self.controller.lease, move.epoch, HostName(move.to)))
 
     def an_old_command_comes(self, _: str) -> None:
         """The start of a move that was given up, late. Nobody listens at that port, and the last state fits into the
@@ -260,7 +261,7 @@ class Moves(RuleBasedStateMachine):
         assert self.controller.move is None
         assert not self.controller.db.restored
         assert not self.controller.db.fenced
-        assert not rules.waits_for(lease, self.controller.heard())
+        assert not grants.waits_for(lease, self.controller.heard())
         holder = self.hosts[lease.host]
         if holder.asking:
             self.controller.stops_by_force()
@@ -325,7 +326,7 @@ def test_a_database_from_before_a_move_starts_no_second_copy() -> None:
     controller.introduces(hosts["h1"])
     controller.introduces(hosts["h3"])
     assert controller.db.restored
-    assert rules.waits_for(controller.lease, controller.heard()) == {"h2"}
+    assert grants.waits_for(controller.lease, controller.heard()) == {"h2"}
     controller.starts("h1")
     assert not hosts["h1"].runs
     hosts["h2"].start_agent()

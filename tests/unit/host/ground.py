@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from serai.drivers.hypervisor.base import RunState
+from serai.drivers.hypervisor.base import Placing, RunState
 from serai.drivers.hypervisor.fake import FakeMachine, FakeProcess, FakeWorld
 from serai.drivers.hypervisor.fake_hypervisor import FakeHypervisor
 from serai.drivers.image import importer
@@ -27,6 +27,7 @@ from serai.drivers.network.uplink import UplinkTaker
 from serai.drivers.storage.fake import FakePool
 from serai.host.agent import HostAgent, VmReports
 from serai.host.executor import Executor
+from serai.host.identity import HostIdentity
 from serai.host.journal import Journal
 from serai.host.migration.manager import MigrationManager
 from serai.host.network.ports import VnicPorts
@@ -49,9 +50,9 @@ from serai.schema.commands.vm import VM_START, StartVm
 from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import UnavailableError, from_info
 from serai.schema.host import HostFacts
-from serai.schema.ids import HostId, VmId, VolumeId
+from serai.schema.ids import HostId, HostName, VmId, VolumeId
 from serai.schema.launch import Disk, IscsiDisk, Launch, VnicAttachment
-from serai.schema.reports import Hello, HostReport, Welcome
+from serai.schema.reports import ConfirmedClaim, HostReport, Introduction, ReportReceipt, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import RestartPolicy, VmReport, VmState
 
@@ -187,8 +188,9 @@ class Host:
         )
         volumes = HostVolumes(pools, portal="10.78.0.11:3260", image_disk=images.checked_disk)
         ports = VnicPorts(self.name, self.network)
+        identity = HostIdentity(HostName(self.name), self.store, FACTS)
         services = VmServices(
-            host=self.name,
+            identity=identity,
             clock=self.clock,
             tasks=self.tasks,
             store=self.store,
@@ -209,14 +211,15 @@ class Host:
             services, self.vms, self._ask_verdict, address=self.name, tls_hostname=f"qemu.{self.name}"
         )
         host_images = HostImages(store=images, builders={}, importer=importer, tls=None)
-        self.executor = Executor(self.vms, self.moves, pools, volumes, host_images, UplinkTaker(self.paths.state))
+        self.executor = Executor(
+            identity, self.vms, self.moves, pools, volumes, host_images, UplinkTaker(self.paths.state)
+        )
         self.agent = HostAgent(
-            name=self.name,
+            identity=identity,
             bus=self.bus,
             clock=self.clock,
             tasks=self.tasks,
             store=self.store,
-            facts=FACTS,
             vms=self.vms,
             moves=self.moves,
             pools=pools,
@@ -272,6 +275,18 @@ class Host:
         os.truncate(self.paths.journal, synced)
         for process in self.processes():
             process.end(by_signal=9)
+
+    def hold_start(self) -> asyncio.Event:
+        """From now on a QEMU that was started is handed to its agent only once the event is set."""
+        answers, start = asyncio.Event(), self.hypervisor.start
+
+        async def later(launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> FakeMachine:
+            machine = await start(launch, placing, incoming=incoming, paused=paused)
+            await answers.wait()
+            return machine
+
+        self.hypervisor.start = later  # type: ignore[method-assign] # a QEMU that takes its time
+        return answers
 
     def hold_adoption(self, vm: str) -> asyncio.Event:
         """From now on the VM's QEMU is adopted only once the event is set, as if it was stopped until then."""
@@ -346,7 +361,7 @@ class Ground:
         """The most copies of one VM that ever ran at once."""
         self.reports: list[VmReport] = []
         self.host_reports: list[HostReport] = []
-        self.hellos: list[Hello] = []
+        self.hellos: list[Introduction] = []
         self.waits: list[str] = []
         """What hosts said that their commands wait for."""
         self._watching: asyncio.Task[None] | None = None
@@ -371,8 +386,11 @@ class Ground:
     async def _on_report(self, message: Any) -> None:
         self.reports.append(VmReport.model_validate_json(message.payload))
 
-    async def _on_host_report(self, message: Any) -> None:
-        self.host_reports.append(HostReport.model_validate_json(message.payload))
+    async def _on_host_report(self, message: Any) -> bytes:
+        report = HostReport.model_validate_json(message.payload)
+        self.host_reports.append(report)
+        confirmed = [ConfirmedClaim(vm=row.vm, epoch=row.epoch, claim=row.claim) for row in report.leases]
+        return encode(ReportReceipt(confirmed=confirmed))
 
     async def _on_progress(self, message: Any) -> None:
         said = CommandProgress.model_validate_json(message.payload).waits_for
@@ -380,7 +398,7 @@ class Ground:
             self.waits.append(said)
 
     async def _on_hello(self, message: Any) -> bytes:
-        self.hellos.append(Hello.model_validate_json(message.payload))
+        self.hellos.append(Introduction.model_validate_json(message.payload))
         return encode(Welcome(host_id=HostId("a" * 12), time=self.clock.now()))
 
     async def _watch(self) -> None:

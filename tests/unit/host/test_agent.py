@@ -12,9 +12,11 @@ from tests.unit.host.ground import FACTS, OTHER, VM, Ground, Host, vm_start
 from serai.host.agent import ADOPTION_PATIENCE
 from serai.host.storage.pools import HostPools
 from serai.lib.ids import new_id
+from serai.schema.commands.host import HOST_INTRODUCE, Introduce
 from serai.schema.commands.vm import VM_PAUSE, VM_START, VM_STOP, SignalVm, StopVm
 from serai.schema.errors import HostError, NotFoundError, StaleError
 from serai.schema.lease import Claim
+from serai.schema.reports import StorePosition
 from serai.schema.vm import VmState
 from serai.schema.volume import PoolStatus
 
@@ -67,6 +69,19 @@ async def test_a_disk_that_takes_no_answer_is_an_error_of_the_command(
             await ground.send("h1", VM_STOP, StopVm(vm=VM), id=command)
     reply = await ground.send("h1", VM_STOP, StopVm(vm=VM), id=command)
     assert (reply.state, reply.error and reply.error.code) == ("failed", "not_found")
+
+
+async def test_an_agent_remembers_where_the_database_stood(ground: Ground, h1: Host) -> None:
+    """With the claim that the command causes: a power cut does not part them. Late commands do not set it back."""
+    run = "2" * 12
+    for sequence in (7, 5):
+        await ground.send("h1", VM_START, vm_start(), position=StorePosition(run=run, sequence=sequence))
+    h1.lose_power()
+    await h1.kill()
+    await h1.start()
+    answer = await ground.ask("h1", HOST_INTRODUCE, Introduce())
+    assert answer.seen == StorePosition(run=run, sequence=7)
+    assert [(row.vm, row.epoch, row.claim) for row in answer.leases] == [(VM, 1, Claim.HELD)]
 
 
 async def test_an_older_generation_is_refused(ground: Ground, h1: Host) -> None:

@@ -76,6 +76,7 @@ class Trip:
             epoch=self.epoch,
             offer_id=self.offer,
             destination=HostName(self.destination.name),
+            journal=prepared.journal,
             address=prepared.address,
             port=prepared.port,
             tls_hostname=prepared.tls_hostname,

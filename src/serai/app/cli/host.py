@@ -96,8 +96,42 @@ def edit(
 
 
 @app.command()
+def fence(
+    ctx: typer.Context,
+    host: HostArgument,
+    is_off: Annotated[bool, typer.Option("--is-off", help="You have seen to it that the machine is off.")] = False,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for those who read the events.")] = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say that a host is off for good, so that its VMs can be started elsewhere.
+
+    Serai never takes silence for death: a host that does not answer may still run its VMs. With this you say that it
+    does not. Its VMs are shown as crashed then, and start on other hosts. If the host comes back it gives up what it
+    had before it gets anything to do; until then it is shown as fenced.
+
+    \b
+    Examples:
+      serai host fence h3 --is-off
+      serai host fence h3 --is-off --reason "power supply burnt"
+    """
+    from serai.schema.host import HostFence
+
+    body = HostFence(is_off=is_off, reason=reason)
+
+    async def say_so(client: Client) -> Host:
+        after: Host = await client.call("host.fence", host, body)
+        return after
+
+    after = run(ctx, say_so)
+    if output is Output.TABLE:
+        say(f"host {after.name} is fenced; start its VMs elsewhere: serai vm list --host {after.name}")
+    else:
+        show("host", after, output)
+
+
+@app.command()
 def delete(ctx: typer.Context, host: HostArgument) -> None:
-    """Forget a host that is gone for good: offline, without VMs and pools.
+    """Forget a host that is gone for good: offline or fenced, without VMs and pools.
 
     An agent that starts there again joins as a new host.
 

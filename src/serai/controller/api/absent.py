@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from serai.controller.api.call import Api, Call
+from typing import Any
+
+from serai.controller.api.call import Call
 from serai.controller.store import Transaction
-from serai.controller.workflows.cleaning import CLEAN_HOST, CleanParams
+from serai.schema.commands.base import BodyT, Command
 from serai.schema.errors import UnavailableError
 from serai.schema.host import Host, HostState
-from serai.schema.ids import ImageId, PoolId, VolumeId
 
 
 def away(call: Call, hosts: list[Host]) -> list[Host]:
@@ -26,24 +27,8 @@ def away(call: Call, hosts: list[Host]) -> list[Host]:
     )
 
 
-async def clean_later(
-    api: Api,
-    call: Call,
-    tx: Transaction,
-    host: Host,
-    *,
-    pool: PoolId | None = None,
-    volume: VolumeId | None = None,
-    image: ImageId | None = None,
-) -> None:
-    """Write the job that has the host remove it when it is back."""
+async def clean_later(call: Call, tx: Transaction, host: Host, command: Command[BodyT, Any], body: BodyT) -> None:
+    """Have the host remove it when it is back."""
     what = f"{call.endpoint.partition('.')[0]} {call.name}"
-    await api.engine.submit(
-        tx,
-        CLEAN_HOST,
-        f"host/{host.name}",
-        host.id,
-        CleanParams(host=host.id, what=what, pool=pool, volume=volume, image=image),
-        requested_by=call.principal,
-        reason=call.reason or f"{what} was deleted by force while {host.name} was offline",
-    )
+    why = call.reason or f"it was deleted by force while {host.name} was {host.status.state}"
+    await tx.leftovers.add(host.name, command, body, what, why)

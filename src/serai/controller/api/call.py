@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import ParamsT, Workflow
 from serai.controller.jobs.writer import StateT
+from serai.controller.services.rights import Rights
 from serai.controller.store import RawPage, Store, Transaction
 from serai.schema.errors import InvalidError, SeraiError
 from serai.schema.ids import HostName
@@ -77,6 +78,7 @@ class Api:
 
     store: Store
     engine: Engine
+    rights: Rights
     open_console: OpenConsole | None = None
     receive_upload: ReceiveUpload | None = None
     heard: Callable[[HostName], datetime | None] = _never

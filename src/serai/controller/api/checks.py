@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from serai.controller.store import View
+from serai.core.lease import is_over
 from serai.schema.errors import CapacityError, ConflictError, InvalidError, UnavailableError
 from serai.schema.host import Host, HostState
 from serai.schema.ids import ImageId, PoolId
@@ -46,13 +47,14 @@ async def need_pool(view: View, pool_id: PoolId, field: str) -> Pool:
 async def need_holder(view: View, vm: Vm) -> None:
     """Raises UnavailableError if the host that holds the VM's lease does not answer; without one it is nowhere."""
     lease = await view.leases.get(vm.id)
-    host = None if lease is None else await view.hosts.named(lease.host)
+    host = None if lease is None or is_over(lease) else await view.hosts.named(lease.host)
     if host is not None and host.status.state is not HostState.ONLINE:
         raise UnavailableError(
-            f"VM {vm.name} is on host {host.name}, which is offline",
+            f"VM {vm.name} is on host {host.name}, which is {host.status.state}",
             field="host",
             value=host.name,
-            remedy="Start its agent, or wait until it is back: serai host list.",
+            remedy="Start its agent, or wait until it is back: serai host list. "
+            f"If the machine is off for good: serai host fence {host.name} --is-off.",
         )
 
 

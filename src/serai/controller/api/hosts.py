@@ -11,10 +11,11 @@ from serai.controller import capacity
 from serai.controller.api.call import Api, Call, Handler, accepted, nothing
 from serai.controller.api.checks import need_online
 from serai.controller.api.references import respond, respond_models
+from serai.controller.services import fencing
 from serai.controller.store import Transaction, View
 from serai.controller.workflows.resources import CONFIRM_UPLINK, TAKE_UPLINK, HostParams, TakeParams
 from serai.schema.errors import ConflictError, InvalidError
-from serai.schema.host import Host, HostEdit, HostSpec, HostState
+from serai.schema.host import Host, HostEdit, HostFence, HostLeftover, HostSpec, HostState
 from serai.schema.network import UplinkTake
 from serai.schema.units import format_size
 
@@ -33,11 +34,16 @@ async def show(api: Api, call: Call) -> Response:
 
 
 async def _filled(api: Api, view: View, hosts: Sequence[Host]) -> list[Host]:
-    """The hosts with what is committed on each, and when each spoke last."""
+    """The hosts with what is committed on each, when each spoke last, and what it has yet to clear away."""
     found = []
     for host in await capacity.with_committed(view, hosts):
         heard = api.heard(host.name) or host.status.seen
-        found.append(host.model_copy(update={"status": host.status.model_copy(update={"seen": heard})}))
+        left = [
+            HostLeftover(what=row.what, command=row.command, why=row.why, since=row.since)
+            for row in await view.leftovers.of_host(host.name)
+        ]
+        update = {"seen": heard, "leftovers": left}
+        found.append(host.model_copy(update={"status": host.status.model_copy(update=update)}))
     return found
 
 
@@ -102,6 +108,23 @@ async def confirm(api: Api, call: Call) -> Response:
         return accepted(await call.submit(api, tx, CONFIRM_UPLINK, host, HostParams(host=host.id)))
 
 
+async def fence(api: Api, call: Call) -> Response:
+    """End what a host that is off held."""
+    body = call.need(HostFence)
+    async with api.store.transaction() as tx:
+        host = await tx.hosts.find(call.name)
+        if not body.is_off:
+            raise InvalidError(
+                f"to fence {host.name} is your word that the machine is off: its VMs are started elsewhere without its"
+                " answer, and one that still runs there would run twice and damage its disks",
+                field="is_off",
+                value=body.is_off,
+                remedy=f"Switch it off or cut its power, then: serai host fence {host.name} --is-off.",
+            )
+        fenced = await fencing.fence(tx, api.rights, host, by=call.principal, reason=body.reason or call.reason)
+        return await respond(tx, (await _filled(api, tx, [fenced]))[0])
+
+
 async def delete(api: Api, call: Call) -> Response:
     """Forget a host that is gone and has nothing that is wanted; what it was still to clear away goes with it."""
     async with api.store.transaction() as tx:
@@ -119,6 +142,8 @@ async def delete(api: Api, call: Call) -> Response:
                 left = [name for name in image.status.hosts if name != host.name]
                 await tx.images.update_status(image.id, hosts=left)
         waiting = await tx.jobs.active(host.id)
+        await tx.leftovers.forget(host.name)
+        await tx.lineage.forget(host.name)
         await tx.hosts.delete(host.id)
         await tx.emit("host.deleted", f"host/{host.name}", host.id)
     for job in waiting:
@@ -148,6 +173,7 @@ HANDLERS: dict[str, Handler] = {
     "host.list": list_,
     "host.show": show,
     "host.edit": edit,
+    "host.fence": fence,
     "host.delete": delete,
     "host.take": take,
     "host.confirm": confirm,

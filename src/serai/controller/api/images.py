@@ -20,6 +20,7 @@ from serai.controller.store.secrets import IMAGE_URL
 from serai.controller.workflows.resources import CREATE_IMAGE, DELETE_IMAGE, CreateImageParams, DeleteImageParams
 from serai.lib.ids import new_id
 from serai.lib.imageurl import check_sha256, check_url, hide_url, masked_url
+from serai.schema.commands.image import IMAGE_DELETE, DeleteImage
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError
 from serai.schema.host import HostState
 from serai.schema.ids import ImageId
@@ -103,7 +104,7 @@ async def delete(api: Api, call: Call) -> Response:
             )
         absent = away(call, [await tx.hosts.need(name) for name in image.status.hosts])
         for host in absent:
-            await clean_later(api, call, tx, host, image=image.id)
+            await clean_later(call, tx, host, IMAGE_DELETE, DeleteImage(image=image.id))
         params = DeleteImageParams(image=image.id, away=[host.name for host in absent])
         return accepted(await call.submit(api, tx, DELETE_IMAGE, image, params))
 

@@ -14,6 +14,7 @@ from serai.controller.api.invalid import shown
 from serai.controller.api.references import respond, respond_models
 from serai.controller.workflows.resources import CREATE_POOL, DELETE_POOL, DeletePoolParams, PoolParams
 from serai.lib.ids import new_id
+from serai.schema.commands.pool import POOL_CLOSE, ClosePool
 from serai.schema.errors import ConflictError, InvalidError, UnsupportedError
 from serai.schema.host import Host
 from serai.schema.ids import PoolId
@@ -79,7 +80,7 @@ async def delete(api: Api, call: Call) -> Response:
         host = await tx.hosts.need(pool.spec.host)
         absent = away(call, [host])
         if absent:
-            await clean_later(api, call, tx, host, pool=pool.id)
+            await clean_later(call, tx, host, POOL_CLOSE, ClosePool(pool=pool.id))
         params = DeletePoolParams(pool=pool.id, away=[one.name for one in absent])
         return accepted(await call.submit(api, tx, DELETE_POOL, pool, params))
 

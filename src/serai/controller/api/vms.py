@@ -42,6 +42,7 @@ from serai.controller.workflows.lifecycle import (
 )
 from serai.controller.workflows.migrate import MIGRATE_VM, MigrateParams
 from serai.core import lifecycle, placement
+from serai.core.lease import is_over
 from serai.core.lifecycle import VmEvent
 from serai.core.migration import check_nothing_pending
 from serai.lib.ids import new_id
@@ -107,6 +108,7 @@ async def create(api: Api, call: Call) -> Response:
         await write_disks(tx, owner, disks)
         await _check_fits(tx, vm, spec)
         await tx.vms.insert(vm)
+        api.rights.created(tx, vm.id)
         await tx.networks.hold(vm.id, vnics.addresses)
         await tx.emit("vm.created", f"vm/{vm.name}", vm.id, f"asked for by {call.principal}")
         return accepted(await call.submit(api, tx, CREATE_VM, vm, VmParams(vm=vm.id)))
@@ -257,6 +259,7 @@ async def clone(api: Api, call: Call) -> Response:
         )
         await write_disks(tx, owner, disks)
         await tx.vms.insert(copy)
+        api.rights.created(tx, copy.id)
         await tx.networks.hold(copy.id, vnics.addresses)
         await tx.emit("vm.created", f"vm/{copy.name}", copy.id, f"cloned from {vm.name}")
         params = CloneParams(vm=vm.id, name=copy.name, clone=copy.id)
@@ -301,7 +304,7 @@ async def _check_starts(view: View, vm: Vm, host: HostName | None) -> None:
     await need_disks(view, vm, vm.spec.disks)
     lease = await view.leases.get(vm.id)
     hosts = await capacity.all_hosts(view, but_vm=vm.id)
-    home = None if lease is None else lease.host
+    home = None if lease is None or is_over(lease) else lease.host
     placement.choose_start(vm, hosts, host, home, await capacity.ties(view, vm))
 
 

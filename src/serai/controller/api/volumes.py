@@ -21,6 +21,7 @@ from serai.controller.workflows.resources import (
 )
 from serai.core.edits import changes
 from serai.lib.ids import new_id
+from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.ids import VolumeId
 from serai.schema.image import Image, ImageKind
@@ -131,7 +132,8 @@ async def delete(api: Api, call: Call) -> Response:
         host = await tx.hosts.need(pool.spec.host)
         absent = away(call, [host])
         if absent:
-            await clean_later(api, call, tx, host, pool=pool.id, volume=volume.id)
+            body = DeleteVolume(pool=pool.id, volume=volume.id)
+            await clean_later(call, tx, host, VOLUME_DELETE, body)
         params = DeleteVolumeParams(volume=volume.id, away=[one.name for one in absent])
         return accepted(await call.submit(api, tx, DELETE_VOLUME, volume, params))
 

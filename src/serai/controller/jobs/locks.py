@@ -1,7 +1,7 @@
-"""Named locks that jobs hold: the first to ask gets them all at once, and the others know what they wait for.
+"""Named locks that jobs hold: who comes first gets them all at once, and the others know whom they wait for.
 
-A job gets its locks when none of them is held, nor wanted by a job that asked before: so no job starves, and since no
-job holds one while it waits for another, there is no deadlock.
+A job gets its locks when none of them is held, nor wanted by a job that asked before: so nobody starves, and since
+nobody holds one while waiting for another, nothing locks up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Request:
-    """What one job asked for. `granted` is set once it holds all of `names`."""
+    """One job's wish. `granted` is set once it holds all of `names`."""
 
     owner: str
     names: frozenset[str]
@@ -21,7 +21,7 @@ class Request:
 
 
 class Locks:
-    """The locks of one controller. They live in memory: a restarted controller requests those of its jobs again."""
+    """The locks of one controller. They live in memory: a restarted controller asks for those of its jobs anew."""
 
     def __init__(self) -> None:
         self._held: dict[str, Request] = {}
@@ -29,42 +29,42 @@ class Locks:
 
     def request(self, owner: str, names: Sequence[str]) -> Request:
         """Join the queue; granted at once if nothing is in the way."""
-        request = Request(owner, frozenset(names))
-        self._queue.append(request)
+        wish = Request(owner, frozenset(names))
+        self._queue.append(wish)
         self._grant()
-        return request
+        return wish
 
-    def release(self, request: Request) -> None:
+    def release(self, wish: Request) -> None:
         """Give up what is held, or the place in the queue."""
-        if request in self._queue:
-            self._queue.remove(request)
-        for name in request.names:
-            if self._held.get(name) is request:
+        if wish in self._queue:
+            self._queue.remove(wish)
+        for name in wish.names:
+            if self._held.get(name) is wish:
                 del self._held[name]
         self._grant()
 
-    def blockers(self, request: Request) -> dict[str, str]:
+    def blockers(self, wish: Request) -> dict[str, str]:
         """Lock name to the owner that holds it, or that will have it first."""
-        found = {name: self._held[name].owner for name in request.names if name in self._held}
+        found = {name: self._held[name].owner for name in wish.names if name in self._held}
         for earlier in self._queue:
-            if earlier is request:
+            if earlier is wish:
                 break
-            for name in earlier.names & request.names:
+            for name in earlier.names & wish.names:
                 found.setdefault(name, earlier.owner)
-        return {} if request.granted.is_set() else found
+        return {} if wish.granted.is_set() else found
 
-    def ahead(self, request: Request) -> set[str]:
+    def ahead(self, wish: Request) -> set[str]:
         """All owners that have one of its locks, or will have it before."""
-        holders = {self._held[name].owner for name in request.names if name in self._held}
-        earlier = self._queue[: self._queue.index(request)] if request in self._queue else []
-        return holders | {other.owner for other in earlier if other.names & request.names}
+        holders = {self._held[name].owner for name in wish.names if name in self._held}
+        earlier = self._queue[: self._queue.index(wish)] if wish in self._queue else []
+        return holders | {other.owner for other in earlier if other.names & wish.names}
 
     def _grant(self) -> None:
         wanted: set[str] = set()
-        for request in list(self._queue):
-            if not request.names & wanted and not any(name in self._held for name in request.names):
-                self._queue.remove(request)
-                for name in request.names:
-                    self._held[name] = request
-                request.granted.set()
-            wanted |= request.names
+        for wish in list(self._queue):
+            if not wish.names & wanted and not any(name in self._held for name in wish.names):
+                self._queue.remove(wish)
+                for name in wish.names:
+                    self._held[name] = wish
+                wish.granted.set()
+            wanted |= wish.names

@@ -28,6 +28,8 @@ from serai.controller.store.hosts import Hosts
 from serai.controller.store.images import Images
 from serai.controller.store.jobs import Jobs
 from serai.controller.store.leases import Leases
+from serai.controller.store.leftovers import Leftovers
+from serai.controller.store.lineage import Lineage
 from serai.controller.store.networks import Networks
 from serai.controller.store.pools import Pools, Volumes
 from serai.controller.store.resources import Resources
@@ -56,7 +58,9 @@ class View:
         self.vms = Vms(connection)
         self.jobs = Jobs(connection)
         self.events = Events(connection)
-        self.leases = Leases(connection, self.now)
+        self.leases = Leases(connection)
+        self.lineage = Lineage(connection)
+        self.leftovers = Leftovers(connection, self.now)
         self.tickets = Tickets(connection)
         self.tokens = Tokens(connection)
         self.secrets = Secrets(connection)

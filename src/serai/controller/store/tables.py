@@ -60,6 +60,7 @@ vms = _resource(
     Column("memory", BigInteger, nullable=False),
     Column("running", Boolean, nullable=False),
     Column("report_epoch", Integer, nullable=False, server_default="0"),
+    Column("report_starts", Integer, nullable=False, server_default="0"),
     Column("report_sequence", BigInteger, nullable=False, server_default="0"),
 )
 
@@ -93,6 +94,47 @@ leases = Table(
     Column("offer_id", String(64)),
     Column("ended", Integer, nullable=False, server_default="0"),
     Column("updated", String(40), nullable=False),
+)
+
+lineage = Table(
+    "lineage",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("restored", Boolean, nullable=False),
+)
+"""One row; see `lineage.py`."""
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(12), nullable=False, unique=True),
+    Column("sequence", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Starts of the controller, each with the sequence at its begin."""
+
+incarnations = Table(
+    "incarnations",
+    metadata,
+    Column("host", String(63), primary_key=True),
+    Column("journal", String(12), nullable=False),
+    Column("starts", BigInteger, nullable=False),
+)
+
+leftovers = Table(
+    "leftovers",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("host", String(63), nullable=False, index=True),
+    Column("command", String(32), nullable=False),
+    Column("key", String(80), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("what", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("since", String(40), nullable=False),
+    sqlite_autoincrement=True,
 )
 
 jobs = Table(

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select, update
 
 from serai.controller.store import tables
+from serai.controller.store.lineage import Lineage
 from serai.controller.store.resources import Resources
 from serai.schema.ids import HostName, ImageId, VmId
 from serai.schema.vm import Vm, VmState
@@ -43,6 +44,16 @@ class Vms(Resources[Vm, VmId]):
             "memory": item.spec.memory,
             "running": item.spec.running,
         }
+
+    async def insert(self, item: Vm) -> None:
+        """Write a new one. Raises ConflictError if the name is taken."""
+        await super().insert(item)
+        await Lineage(self.connection).advance()
+
+    async def delete(self, resource_id: VmId) -> None:
+        """Take it away; harmless if it is not there."""
+        await super().delete(resource_id)
+        await Lineage(self.connection).advance()
 
     async def on_host(self, host: HostName) -> list[Vm]:
         """The VMs whose status names a host."""
@@ -80,13 +91,14 @@ class Vms(Resources[Vm, VmId]):
         query = select(self.table.c.name).where(self.table.c.image == image).order_by(self.table.c.name)
         return list((await self.connection.execute(query)).scalars())
 
-    async def reported(self, vm_id: VmId) -> tuple[int, int]:
-        """(epoch, sequence) of the newest report that was written."""
-        query = select(self.table.c.report_epoch, self.table.c.report_sequence).where(self.table.c.id == vm_id)
+    async def reported(self, vm_id: VmId) -> tuple[int, int, int]:
+        """(epoch, starts, sequence) of the newest report that was written."""
+        table = self.table.c
+        query = select(table.report_epoch, table.report_starts, table.report_sequence).where(table.id == vm_id)
         row = (await self.connection.execute(query)).first()
-        return (0, 0) if row is None else (row[0], row[1])
+        return (0, 0, 0) if row is None else (row[0], row[1], row[2])
 
-    async def note_report(self, vm_id: VmId, epoch: int, sequence: int) -> None:
+    async def note_report(self, vm_id: VmId, epoch: int, starts: int, sequence: int) -> None:
         """Remember which report was written last."""
-        values = {"report_epoch": epoch, "report_sequence": sequence}
+        values = {"report_epoch": epoch, "report_starts": starts, "report_sequence": sequence}
         await self.connection.execute(update(self.table).where(self.table.c.id == vm_id).values(**values))

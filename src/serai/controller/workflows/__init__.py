@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serai.controller.jobs.workflow import Workflow
-from serai.controller.workflows import cleaning, edit, growth, lifecycle, migrate, resources
+from serai.controller.workflows import edit, growth, lifecycle, migrate, resources
 
 WORKFLOWS: dict[str, Workflow[Any, Any]] = {
     row.kind: row
@@ -30,7 +30,6 @@ WORKFLOWS: dict[str, Workflow[Any, Any]] = {
         resources.DELETE_IMAGE,
         resources.TAKE_UPLINK,
         resources.CONFIRM_UPLINK,
-        cleaning.CLEAN_HOST,
     )
 }
 """Every kind of job that there is."""

@@ -5,14 +5,18 @@ The actions here are idempotent: a repeated step sends the same commands with th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from serai.controller.jobs.workflow import AnyContext
+from serai.controller.services.rights import Rights
 from serai.controller.workflows.copies import bring_image, with_copy
 from serai.controller.workflows.shelf import ForLaunch, Shelf
 from serai.core import launch as plan
+from serai.core.lease import is_over
+from serai.schema.commands.base import BodyT, Command
 from serai.schema.commands.envelope import CommandProgress
 from serai.schema.commands.vm import VM_RELEASE, VM_START, ReleaseVm, StartVm
 from serai.schema.commands.volume import (
@@ -23,9 +27,10 @@ from serai.schema.commands.volume import (
     CreateVolume,
     RefuseInitiator,
 )
+from serai.schema.document import VmDocument
 from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
-from serai.schema.ids import VmId
+from serai.schema.ids import HostName, VmId
 from serai.schema.image import Image, ImageKind
 from serai.schema.launch import Launch
 from serai.schema.lease import Lease
@@ -34,12 +39,16 @@ from serai.schema.volume import ExportKind, Pool, Volume
 
 T = TypeVar("T")
 
+RETRY = 1.0
+"""Seconds between two looks at who has reported, for a job that cannot be cancelled."""
+
 
 @dataclass(frozen=True)
 class Office:
-    """What every workflow works with: the shelf of resources, and the installation's secret."""
+    """What every workflow works with: the shelf of resources, the rights to run, and the installation's secret."""
 
     shelf: Shelf
+    rights: Rights
     secret: bytes
 
 
@@ -96,17 +105,87 @@ async def _admit(office: Office, ctx: AnyContext, parts: ForLaunch, epoch: int) 
             plans.append(plan.DiskPlan(volume=volume, pool=pool))
             continue
         body = AdmitInitiator(pool=pool.id, volume=volume.id, admission=right)
-        answer = await ctx.send(VOLUME_ADMIT, pool.spec.host, body)
+        try:
+            answer = await ctx.send(VOLUME_ADMIT, pool.spec.host, body)
+        except StaleError as error:
+            await _burn(office, ctx, parts.vm.id, error)
+            raise
         plans.append(
             plan.DiskPlan(volume=volume, pool=pool, portal=answer.portal, target=answer.target, lun=answer.lun)
         )
     return plans
 
 
-async def refuse(office: Office, ctx: AnyContext, vm: Vm, epoch: int) -> None:
-    """Fence a lease epoch at all of the VM's targets."""
+async def _burn(office: Office, ctx: AnyContext, vm: VmId, error: StaleError) -> None:
+    """A target has admitted the epoch for another host: what it knows is newer than the database."""
+    known = error.info.value
+    if error.info.field == "epoch" and known is not None and known.isdecimal():
+        async with ctx.store.transaction() as tx:
+            await office.rights.burn(tx, vm, int(known))
+
+
+async def await_reports(office: Office, ctx: AnyContext, vm_id: VmId) -> None:
+    """Wait until all hosts have reported whose word is missing before the VM may start or move."""
+    while True:
+        news = office.rights.news()
+        async with ctx.store.read() as view:
+            missing = await office.rights.waits_for(view, vm_id)
+        if not missing:
+            ctx.waits_for("")
+            return
+        ctx.check_cancel()
+        names = ", ".join(sorted(missing))
+        ctx.waits_for(f"{names} to report, which may run it (a host that is off for good: serai host fence)")
+        waits = {asyncio.ensure_future(news.wait()), asyncio.ensure_future(ctx.cancelled.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+        if ctx.cancelled.is_set() and not ctx.cancellable:
+            await asyncio.sleep(RETRY)
+
+
+async def release(office: Office, ctx: AnyContext, lease: Lease, reason: str, patience: float | None = None) -> None:
+    """Have the holder give the lease up: the answer is the proof that nothing of the VM runs there, nor ever will.
+
+    An epoch that a fence has ended, before or meanwhile, needs no answer.
+    """
+    body = ReleaseVm(vm=lease.vm, epoch=lease.epoch, reason=reason)
+    if is_over(lease):
+        return
+    try:
+        await ctx.send(VM_RELEASE, lease.host, body, patience=patience)
+    except UnavailableError:
+        if not is_over(await office.shelf.lease(lease.vm)):
+            raise
+
+
+async def send_or_leave(
+    ctx: AnyContext, command: Command[BodyT, Any], host: HostName, body: BodyT, what: str, patience: float = 10.0
+) -> None:
+    """Send a command that clears up; a host that does not answer does it when it is back."""
+    try:
+        await ctx.send(command, host, body, patience=patience)
+    except UnavailableError as error:
+        async with ctx.store.transaction() as tx:
+            await tx.leftovers.add(host, command, body, what, error.info.message)
+
+
+async def refuse_or_leave(office: Office, ctx: AnyContext, vm: Vm, epoch: int) -> None:
+    """Fence a lease epoch at all of the VM's targets that answer, and leave it to the others."""
     for volume, pool in await office.shelf.disks(vm):
         if pool.spec.export is ExportKind.ISCSI:
+            body = RefuseInitiator(pool=pool.id, volume=volume.id, initiator=plan.initiator(vm.id, epoch))
+            await send_or_leave(ctx, VOLUME_REFUSE, pool.spec.host, body, f"volume {volume.name}")
+
+
+async def refuse(office: Office, ctx: AnyContext, vm: Vm, lease: Lease) -> None:
+    """Fence the present epoch, and the last one that was offered, at all of the VM's targets."""
+    for volume, pool in await office.shelf.disks(vm):
+        if pool.spec.export is not ExportKind.ISCSI:
+            continue
+        for epoch in sorted({lease.epoch, lease.highest}):
             body = RefuseInitiator(pool=pool.id, volume=volume.id, initiator=plan.initiator(vm.id, epoch))
             await ctx.send(VOLUME_REFUSE, pool.spec.host, body)
 
@@ -124,6 +203,17 @@ async def make_launch(office: Office, ctx: AnyContext, parts: ForLaunch, epoch: 
         vm=vm, disks=disks, networks=parts.networks, image=image, image_id=image.id if image is not None else None
     )
     return plan.launch(found, epoch=epoch, accel=facts.accel, machine=machine, secret=office.secret)
+
+
+def document(parts: ForLaunch) -> VmDocument:
+    """What the host keeps of the VM, for a database that has lost it."""
+    return VmDocument(
+        vm=parts.vm,
+        volumes=[volume for volume, _ in parts.disks],
+        pools=list({pool.id: pool for _, pool in parts.disks}.values()),
+        networks=list(parts.networks.values()),
+        image=parts.image,
+    )
 
 
 async def with_boot(office: Office, ctx: AnyContext, parts: ForLaunch, send: Callable[[], Awaitable[T]]) -> T:
@@ -169,6 +259,7 @@ async def _start_command(office: Office, ctx: AnyContext, parts: ForLaunch, leas
     vm = parts.vm
     return StartVm(
         launch=await make_launch(office, ctx, parts, lease.epoch),
+        document=document(parts),
         epoch=lease.epoch,
         restart=vm.spec.restart,
         autostart=vm.spec.autostart,
@@ -196,9 +287,9 @@ async def _renew(office: Office, ctx: AnyContext, vm: Vm, lease: Lease) -> Lease
 
     Released once more first: it is idempotent, and the answer is the proof that nothing runs under the old one.
     """
-    body = ReleaseVm(vm=vm.id, epoch=lease.epoch, reason="starts under a fresh epoch")
-    await ctx.send(VM_RELEASE, lease.host, body)
-    await refuse(office, ctx, vm, lease.epoch)
+    await await_reports(office, ctx, vm.id)
+    await release(office, ctx, lease, "starts under a fresh epoch")
+    await refuse(office, ctx, vm, lease)
     fresh = await office.shelf.advance(vm.id, lease.host)
     await office.shelf.set_vm_status(vm.id, epoch=fresh.epoch)
     return fresh

@@ -12,7 +12,7 @@ from typing import Any
 from serai.controller import edits
 from serai.controller.commands import VmTarget
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow, written
-from serai.controller.workflows.common import Office, facts_of, make_launch
+from serai.controller.workflows.common import Office, await_reports, document, facts_of, make_launch
 from serai.controller.workflows.shelf import FREE
 from serai.core.migration import PENDING
 from serai.schema.commands.vm import VM_CONFIGURE, ConfigureVm
@@ -140,6 +140,7 @@ async def apply_live(
     launch = await make_launch(office, ctx, parts, parts.lease.epoch)
     body = ConfigureVm(
         launch=launch,
+        document=document(parts),
         restart=vm.spec.restart,
         autostart=vm.spec.autostart,
         autostart_order=vm.spec.autostart_order,
@@ -169,6 +170,7 @@ async def _copy(office: Office, ctx: CloneContext) -> None:
         body = CreateVolume(pool=pool.id, volume=new.id, size=new.spec.size, clone_of=old.id)
         await ctx.send(VOLUME_CREATE, pool.spec.host, body, patience=3600.0)
         await office.shelf.set_volume_status(new.id, state=VolumeState.READY, size=new.spec.size, reason="")
+    await await_reports(office, ctx, clone.id)
     host = (await office.shelf.lease(source.id)).host
     await office.shelf.ensure_lease(clone.id, host)
     reason = f"cloned from {source.name}"

@@ -7,13 +7,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from serai.controller.commands import VmTarget
+from serai.controller.hosts.observed import BEGUN, FULL
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
-from serai.controller.reports import FULL
-from serai.controller.workflows.common import Office, addresses, image_of, make_volume, refuse, start_vm
+from serai.controller.workflows.common import (
+    Office,
+    addresses,
+    await_reports,
+    image_of,
+    make_volume,
+    refuse,
+    release,
+    start_vm,
+)
 from serai.controller.workflows.shelf import FREE, ForPlacing
+from serai.core.lease import is_over
 from serai.core.placement import Choice, choose_start, place
 from serai.schema.commands.base import Command
-from serai.schema.commands.vm import VM_PAUSE, VM_RELEASE, VM_RESET, VM_RESUME, VM_STOP, ReleaseVm, SignalVm, StopVm
+from serai.schema.commands.vm import VM_PAUSE, VM_RESET, VM_RESUME, VM_STOP, SignalVm, StopVm
 from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume
 from serai.schema.errors import CapacityError, ConflictError, NotFoundError, SeraiError
 from serai.schema.ids import HostName, VmId
@@ -56,6 +66,7 @@ def _preempted(params: ForceParams) -> Sequence[str]:
 
 async def _place(office: Office, ctx: JobContext[VmParams, NoState]) -> None:
     """Pick the host, say why, and give it the lease."""
+    await await_reports(office, ctx, ctx.params.vm)
     choice = await office.shelf.place(ctx.params.vm, _first_host)
     ctx.progress(None, f"on {choice.host}: {choice.why}")
 
@@ -66,26 +77,36 @@ def _first_host(found: ForPlacing) -> Choice:
 
 
 async def _place_stopped(office: Office, ctx: JobContext[StartParams, NoState]) -> None:
-    await _replace(office, ctx, ctx.params.host)
+    await replace(office, ctx, ctx.params.vm, ctx.params.host)
 
 
 async def _place_again(office: Office, ctx: JobContext[VmParams, RestartState]) -> None:
-    await _replace(office, ctx, None)
+    await replace(office, ctx, ctx.params.vm, None)
 
 
-async def _replace(office: Office, ctx: JobContext[VmParams, Any], wanted: HostName | None) -> None:
+async def replace(office: Office, ctx: AnyContext, vm_id: VmId, wanted: HostName | None) -> None:
     """A stopped VM starts where it was, or on the host that was asked for; elsewhere, once the old one has let go.
 
-    The old one's answer to the release is the proof that nothing of the VM runs there, nor ever will.
+    The old one's answer to the release is the proof that nothing of the VM runs there, nor ever will. An epoch that a
+    fence has ended needs no such answer.
     """
-    found = await office.shelf.for_placing(ctx.params.vm)
+    await await_reports(office, ctx, vm_id)
+    found = await office.shelf.for_placing(vm_id)
     vm = found.vm
+    if vm.status.state in (*BEGUN, VmState.UNKNOWN):
+        # A host that was waited for has said so: it must not be ended by a start.
+        raise ConflictError(
+            f"VM {vm.name} is {vm.status.state} on {vm.status.host}",
+            field="state",
+            value=vm.status.state,
+            remedy=f"See what it does: serai vm show {vm.name}.",
+        )
     lease = found.lease or await office.shelf.lease(vm.id)
-    choice = choose_start(vm, found.hosts, wanted, lease.host, found.ties)
-    if choice.host != lease.host:
-        body = ReleaseVm(vm=vm.id, epoch=lease.epoch, reason=f"starts on {choice.host}")
-        await ctx.send(VM_RELEASE, lease.host, body)
-        await refuse(office, ctx, vm, lease.epoch)
+    over = is_over(lease)
+    choice = choose_start(vm, found.hosts, wanted, None if over else lease.host, found.ties)
+    if over or choice.host != lease.host:
+        await release(office, ctx, lease, f"starts on {choice.host}")
+        await refuse(office, ctx, vm, lease)
         lease = await office.shelf.advance(vm.id, choice.host)
     await office.shelf.set_vm_status(vm.id, host=choice.host, placement=choice.why, epoch=lease.epoch)
     ctx.progress(None, f"on {choice.host}: {choice.why}")
@@ -135,7 +156,8 @@ async def _stop(office: Office, ctx: JobContext[StopParams, Any]) -> None:
     if vm.status.state in (VmState.DEFINED, VmState.STOPPED):
         ctx.result = {"state": vm.status.state}
         return
-    if vm.status.state is VmState.UNKNOWN and ctx.params.force:
+    # On the move, with no job of a move at work: its source waits for a verdict that may never come.
+    if vm.status.state in (VmState.UNKNOWN, VmState.MIGRATING) and ctx.params.force:
         await _end_unknown(office, ctx, vm)
         return
     body = StopVm(vm=vm.id, force=ctx.params.force, timeout=ctx.params.timeout)
@@ -150,11 +172,12 @@ async def _stop(office: Office, ctx: JobContext[StopParams, Any]) -> None:
 
 
 async def _end_unknown(office: Office, ctx: AnyContext, vm: Vm) -> None:
-    """By the release of its lease: that also ends a QEMU that does not answer, or that its host's journal lost."""
+    """By the release of its lease: that also ends a QEMU that does not answer, that its host's journal lost, or that
+    waits for the verdict of a move.
+    """
     lease = await _lease_at_rest(office, vm)
     reason = "stopped by force"
-    body = ReleaseVm(vm=vm.id, epoch=lease.epoch, reason=reason)
-    await ctx.send(VM_RELEASE, lease.host, body)
+    await release(office, ctx, lease, reason)
     await office.shelf.set_vm_status(vm.id, state=VmState.STOPPED, reason=reason, pid=None, guest_agent=False)
     ctx.result = {"state": VmState.STOPPED, "reason": reason}
 
@@ -216,9 +239,8 @@ async def _take_down(office: Office, ctx: JobContext[VmParams, NoState]) -> None
         lease = await _lease_at_rest(office, vm)
     except NotFoundError:
         return
-    body = ReleaseVm(vm=vm_id, epoch=lease.epoch, reason="deleted")
-    await ctx.send(VM_RELEASE, lease.host, body, patience=float("inf"))
-    await refuse(office, ctx, vm, lease.epoch)
+    await release(office, ctx, lease, "deleted", patience=float("inf"))
+    await refuse(office, ctx, vm, lease)
 
 
 async def _drop_volumes(office: Office, ctx: JobContext[VmParams, NoState]) -> None:

@@ -108,7 +108,7 @@ async def _delete_volume(office: Office, ctx: JobContext[DeleteVolumeParams, NoS
 
 def _say_what_is_left(ctx: JobContext[AwayParams, NoState]) -> None:
     if away := ctx.params.away:
-        ctx.progress(None, f"forgotten here; {', '.join(away)} removes it when it is back: serai job list")
+        ctx.progress(None, f"forgotten here; {', '.join(away)} removes it when it is back: serai host show")
 
 
 async def _take(office: Office, ctx: JobContext[TakeParams, NoState]) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from serai.controller import capacity, reports
+from serai.controller import capacity
+from serai.controller.hosts import observed
 from serai.controller.jobs.workflow import AnyContext
+from serai.controller.services.rights import Rights
 from serai.controller.store.secrets import IMAGE_URL
 from serai.controller.store.store import Store, Transaction, View
 from serai.core.migration import PENDING
@@ -99,9 +101,10 @@ async def _release_removed_disks(write: Transaction, vm: VmId) -> None:
 class Shelf:
     """Reads raise NotFoundError; writes emit the event that tells watchers."""
 
-    def __init__(self, store: Store, uploads: Uploads) -> None:
+    def __init__(self, store: Store, uploads: Uploads, rights: Rights) -> None:
         self._store = store
         self._uploads = uploads
+        self._rights = rights
 
     # --- reads ---
 
@@ -176,20 +179,20 @@ class Shelf:
     async def starting(self, vm: VmId, host: HostName) -> None:
         """A VM begins to start; but a repeated step may find it running, and its repeated answer is no news."""
         async with self._store.transaction() as write:
-            if (await write.vms.get(vm)).status.state not in reports.BEGUN:
+            if (await write.vms.get(vm)).status.state not in observed.BEGUN:
                 await _set_status(write, vm, host=host, state=VmState.STARTING, reason="")
 
     async def started(self, report: VmReport) -> None:
         """A VM runs as its spec says: nothing is pending, and it has let go of the disks that it has no more."""
         async with self._store.transaction() as write:
-            await reports.apply(write, report)
+            await observed.apply(write, self._rights, report)
             await _set_conditions(write, report.vm, PENDING, [])
             await _release_removed_disks(write, report.vm)
 
     async def take_report(self, report: VmReport) -> None:
         """What a host answered, written before the job says done; unless what is known is newer, as in a repeat."""
         async with self._store.transaction() as write:
-            await reports.apply(write, report)
+            await observed.apply(write, self._rights, report)
 
     async def arrived(self, vm: VmId, host: HostName, epoch: int, summary: MigrationSummary, why: str) -> None:
         """The VM is on another host now, and `why` it is that one."""
@@ -214,7 +217,7 @@ class Shelf:
                     await write.volumes.delete(volume.id)
                 else:
                     await write.volumes.update_status(volume.id, **FREE)
-            await write.leases.drop(vm)
+            await self._rights.forget(write, vm)
             await write.vms.delete(vm)
             await write.emit("vm.deleted", f"vm/{found.name}", vm, f"{found.name} is deleted")
 
@@ -234,8 +237,7 @@ class Shelf:
         async with self._store.transaction() as write:
             found = await _for_placing(write, vm)
             choice = decide(found)
-            if found.lease is None:
-                await write.leases.create(vm, choice.host)
+            await self._rights.first(write, vm, choice.host)
             own = [str(vnic.ip) for vnic in found.vm.spec.vnics if vnic.ip is not None]
             await _set_status(write, vm, host=choice.host, placement=choice.why, addresses=own, epoch=1)
             return choice
@@ -243,26 +245,26 @@ class Shelf:
     async def ensure_lease(self, vm: VmId, host: HostName) -> Lease:
         """The VM's first lease, unless it has one."""
         async with self._store.transaction() as write:
-            return await write.leases.get(vm) or await write.leases.create(vm, host)
+            return await self._rights.first(write, vm, host)
 
     async def offer(self, vm: VmId, offer_id: str, decide: Callable[[ForPlacing], HostName]) -> Lease:
         """Offer the next epoch to the host that `decide` names, or let it raise: what it decides by cannot change
         until the offer stands."""
         async with self._store.transaction() as write:
             to = decide(await _for_placing(write, vm))
-            return await write.leases.offer(vm, to, offer_id)
+            return await self._rights.offer(write, vm, to, offer_id)
 
     async def commit(self, vm: VmId, epoch: int, host: HostName) -> Lease:
         async with self._store.transaction() as write:
-            return await write.leases.commit(vm, epoch, host)
+            return await self._rights.commit(write, vm, epoch, host)
 
     async def withdraw(self, vm: VmId, offer_id: str) -> Lease:
         async with self._store.transaction() as write:
-            return await write.leases.withdraw(vm, offer_id)
+            return await self._rights.withdraw(write, vm, offer_id)
 
     async def advance(self, vm: VmId, host: HostName) -> Lease:
         async with self._store.transaction() as write:
-            return await write.leases.advance(vm, host)
+            return await self._rights.advance(write, vm, host)
 
     # --- hosts, pools, volumes, images ---
 
@@ -271,7 +273,7 @@ class Shelf:
         async with self._store.transaction() as write:
             found = await write.hosts.get(host)
             if found.status.bridges is not None and bridge not in found.status.bridges:
-                await reports.write_bridges(write, found, sorted([*found.status.bridges, bridge]))
+                await observed.write_bridges(write, found, sorted([*found.status.bridges, bridge]))
 
     async def set_pool_status(self, pool: PoolId, status: PoolStatus) -> None:
         async with self._store.transaction() as write:

@@ -181,6 +181,7 @@ class MigrationDestination:
                 offer_id=self.move.offer_id,
                 peer=self.move.source,
                 reason=reason,
+                port=self.agent.record.incoming.port if self.agent.record.incoming else None,
             )
         )
         self.phase = after

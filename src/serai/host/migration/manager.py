@@ -15,6 +15,8 @@ from serai.core.lifecycle import VmEvent, follow
 from serai.core.migration import DestinationPhase
 from serai.drivers.hypervisor.base import MigrationSetup
 from serai.host.migration.destination import MigrationDestination
+from serai.host.migration.offers import OfferBook
+from serai.host.migration.ports import MigrationPorts
 from serai.host.migration.source import AskVerdict, MigrationSource
 from serai.host.store import Incoming, Outgoing, VmRecord, terms
 from serai.host.vm.agent import VmAgent
@@ -30,16 +32,15 @@ from serai.schema.commands.migration import (
     StartMigration,
     Verdict,
     VerdictAsk,
+    Withdrawal,
+    WithdrawMigration,
 )
 from serai.schema.errors import (
     ConflictError,
-    InterruptedByRestartError,
     SeraiError,
     StaleError,
-    UnauthorizedError,
     UnavailableError,
 )
-from serai.schema.ids import VmId
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.vm import VmState
 
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 
 Run = Coroutine[Any, Any, MigrationOutcome]
 
-MIGRATION_PORTS = (49152, 49215)
 OUTCOMES_KEPT = 64
 
 
@@ -67,8 +67,11 @@ class MigrationManager:
         tls_hostname: str,
     ) -> None:
         self._services = services
-        self._host = services.host
+        self._host = services.identity.name
+        self._journal = services.identity.incarnation.journal
         self._store = services.store
+        self._ports = MigrationPorts()
+        self._offers = OfferBook(self._host, services.store)
         self._supervisor = supervisor
         self._ask_verdict = ask_verdict
         self._address = address
@@ -85,7 +88,7 @@ class MigrationManager:
         vm = body.launch.vm
         present = self._supervisor.find(vm)
         await self._turn_down_half_made(body)
-        self._check_open(body)
+        self._offers.check_open(body)
         if present is None and self._store.vm(vm) is not None:
             raise UnavailableError(f"the QEMU of VM {body.launch.name} on {self._host} does not answer")
         held = self._store.may_run(vm) is not None
@@ -100,9 +103,9 @@ class MigrationManager:
                 value=self._host,
                 remedy="Name another host.",
             )
-        self._store.put_claim(
-            LeaseRecord(vm=vm, epoch=body.epoch, claim=Claim.OFFERED, offer_id=body.offer_id, peer=body.source)
-        )
+        offered = LeaseRecord(vm=vm, epoch=body.epoch, claim=Claim.OFFERED, offer_id=body.offer_id, peer=body.source)
+        self._store.put_claim(offered)
+        self._store.put_document(body.document)
         move = Incoming(offer_id=body.offer_id, epoch=body.epoch, source=body.source)
         state = follow(VmState.DEFINED, VmEvent.INCOMING, body.launch.name)
         since = self._services.clock.now().isoformat()
@@ -111,11 +114,15 @@ class MigrationManager:
         setup = MigrationSetup(
             capabilities=body.capabilities, downtime_limit_ms=0, bandwidth_bytes=0, tls_hostname=body.source_identity
         )
+        self._destinations[vm] = destination
         try:
             machine = await agent.receive(destination.qemu_ended)
-            self._destinations[vm] = destination
+            self._offers.check_open(body)
             destination.watch(machine)
-            port = await machine.prepare_incoming(setup, self._address, MIGRATION_PORTS)
+            used = self._offers.ports(vm)
+            port = await self._ports.listen(machine, setup, self._address, used)
+            self._offers.check_open(body)
+            self._store.put_claim(offered.model_copy(update={"port": port}))
             agent.listening(move, port)
         except BaseException as error:
             await self._turn_down(destination, f"could not be prepared: {error}")
@@ -123,18 +130,9 @@ class MigrationManager:
         return self._prepared(port)
 
     def _prepared(self, port: int) -> MigrationEndpoint:
-        return MigrationEndpoint(address=self._address, port=port, tls_hostname=self._tls_hostname)
-
-    def _check_open(self, body: PrepareMigration) -> None:
-        """An offer that was turned down here is not prepared any more. Raises InterruptedByRestartError."""
-        for row in self._store.leases(body.launch.vm):
-            if row.epoch == body.epoch and row.claim is Claim.ABANDONED:
-                raise InterruptedByRestartError(
-                    f"the move was turned down: {row.reason}",
-                    field="to",
-                    value=self._host,
-                    remedy=f"Move it again: serai vm migrate {body.launch.name} --to {self._host}.",
-                )
+        return MigrationEndpoint(
+            address=self._address, port=port, tls_hostname=self._tls_hostname, journal=self._journal
+        )
 
     async def _turn_down_half_made(self, body: PrepareMigration) -> None:
         """An earlier agent died while it prepared this offer, and nobody knows how far its QEMU is."""
@@ -187,41 +185,22 @@ class MigrationManager:
 
     def _decide(self, ask: VerdictAsk, reason: str) -> Verdict:
         destination = self._destination_of(ask)
-        return self._by_journal(ask, reason) if destination is None else destination.turn_down(reason)
+        return self._offers.decide(ask, reason) if destination is None else destination.turn_down(reason)
 
     def _destination_of(self, ask: VerdictAsk) -> MigrationDestination | None:
         found = self._destinations.get(ask.vm)
         return found if found is not None and found.move.offer_id == ask.offer_id else None
-
-    def _by_journal(self, ask: VerdictAsk, reason: str) -> Verdict:
-        """What the journal says of an offer; one that it does not say committed is turned down, durably."""
-        rows = {row.epoch: row for row in self._store.leases(ask.vm)}
-        claim = rows[ask.epoch].claim if ask.epoch in rows else None
-        newest = max(rows, default=0)
-        if claim in (Claim.COMMITTED, Claim.HELD, Claim.RELEASED) or (claim is None and newest > ask.epoch):
-            # Released means that it was committed here and has moved on since. An epoch that is not known where a
-            # later one is was decided so long ago that its claim is pruned; a source that asks only now must not run.
-            return Verdict(claim=Claim.COMMITTED)
-        if claim is Claim.ABANDONED:
-            reason = rows[ask.epoch].reason or reason
-        else:
-            self._store.put_claim(
-                LeaseRecord(vm=ask.vm, epoch=ask.epoch, claim=Claim.ABANDONED, offer_id=ask.offer_id, reason=reason)
-            )
-        return Verdict(claim=Claim.ABANDONED, reason=reason)
 
     async def verdict(self, ask: VerdictAsk, source: str, hold: float) -> Verdict:
         """Committed or abandoned? Waits up to `hold` seconds for a move that is still being decided.
 
         Raises UnauthorizedError if the offer is known and `source`, who asks, is not its source.
         """
-        for row in self._store.leases(ask.vm):
-            if row.epoch == ask.epoch and row.offer_id == ask.offer_id and row.peer not in (None, source):
-                raise UnauthorizedError(f"{source} is not the source of this move", field="source", value=source)
+        self._offers.check_asker(ask, source)
         destination = self._destination_of(ask)
         if destination is not None:
             return await destination.verdict(hold)
-        return self._by_journal(ask, "the destination knows nothing of this offer")
+        return self._offers.decide(ask, "the destination knows nothing of this offer")
 
     # --- source ---
 
@@ -244,7 +223,7 @@ class MigrationManager:
             raise ConflictError(f"the VM is not on {self._host}", field="vm", value=body.vm)
         if agent.record.epoch >= body.epoch or self._store.may_run(body.vm) != agent.record.epoch:
             raise StaleError(f"the VM is here under epoch {agent.record.epoch}: epoch {body.epoch} is not the next")
-        move = Outgoing(offer_id=body.offer_id, epoch=body.epoch, destination=body.destination)
+        move = Outgoing(offer_id=body.offer_id, epoch=body.epoch, destination=body.destination, journal=body.journal)
         source = MigrationSource(self._services, agent, move, self._ask_verdict)
         source.tell = tell
         machine = await agent.begin_leaving(move, source.qemu_ended)
@@ -285,10 +264,7 @@ class MigrationManager:
         """The destination holds the VM: end QEMU here and give the old epoch up, for good."""
         epoch = agent.record.epoch
         await agent.vacate()
-        if self._store.claim(agent.vm, epoch) is not Claim.RELEASED:
-            self._store.put_claim(
-                LeaseRecord(vm=VmId(agent.vm), epoch=epoch, claim=Claim.RELEASED, reason="moved away")
-            )
+        self._store.give_up(agent.vm, epoch, "moved away")
         await self._supervisor.remove(agent)
 
     def cancel(self, body: CancelMigration) -> CancelResult:
@@ -296,6 +272,28 @@ class MigrationManager:
         source = self._sources.get(body.vm)
         mine = source is not None and source.move.offer_id == body.offer_id
         return CancelResult(too_late=source is None or not mine or not source.cancel(body.reason))
+
+    async def withdraw(self, body: WithdrawMigration) -> Withdrawal:
+        """Promise that the last state of an offer is never sent, by a claim `abandoned` in this journal.
+
+        A move that has not begun its switch is cancelled first.
+        """
+        source = self._sources.get(body.vm)
+        if source is not None and source.move.offer_id == body.offer_id:
+            source.cancel(body.reason)
+            if not await source.stayed():
+                return Withdrawal(never_sent=False)
+            await asyncio.wait({self._outcomes[body.offer_id]})
+        promised = self._offers.promised(body)
+        if promised is None:
+            promised = await self._promise(body)
+        return Withdrawal(never_sent=promised)
+
+    async def _promise(self, body: WithdrawMigration) -> bool:
+        promise = LeaseRecord(
+            vm=body.vm, epoch=body.epoch, claim=Claim.ABANDONED, offer_id=body.offer_id, reason=body.reason
+        )
+        return await self._supervisor.agent(body.vm).never_sends(promise)
 
     # --- after a restart of the agent ---
 

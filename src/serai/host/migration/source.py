@@ -21,7 +21,7 @@ from serai.host.store import Outgoing
 from serai.host.vm.agent import VmAgent
 from serai.host.vm.runner import VmServices
 from serai.schema.commands.migration import MigrationOutcome, StartMigration, Verdict, VerdictAsk
-from serai.schema.errors import ConflictError, SeraiError
+from serai.schema.errors import ConflictError, SeraiError, StaleError
 from serai.schema.ids import VmId
 from serai.schema.lease import Claim
 
@@ -42,7 +42,7 @@ PHASE_NAMES = {
     SourcePhase.SWITCH: "switch",
     SourcePhase.SENT: "commit",
 }
-
+BEFORE_SWITCH = frozenset({SourcePhase.SETUP, SourcePhase.PRECOPY, SourcePhase.CANCELLING})
 
 AskVerdict = Callable[[str, VerdictAsk], Awaitable[Verdict]]
 
@@ -64,6 +64,7 @@ class MigrationSource:
         self.tell: Callable[[str], None] = lambda _: None
         self._events: asyncio.Queue[tuple[SourceEvent, float]] = asyncio.Queue()
         self._phase = SourcePhase.SETUP
+        self._moved_on = asyncio.Event()
         self._entered: dict[SourcePhase, float] = {}
         self._reason = ""
         self._ended = False
@@ -77,11 +78,18 @@ class MigrationSource:
 
     def cancel(self, reason: str) -> bool:
         """Ask for the end of the move. False when it is too late: the switch has begun."""
-        if self._phase in (SourcePhase.SETUP, SourcePhase.PRECOPY, SourcePhase.CANCELLING):
+        if self._phase in BEFORE_SWITCH:
             self._reason = self._reason or reason
             self._push(SourceEvent.CANCEL)
             return True
         return False
+
+    async def stayed(self) -> bool:
+        """Whether the VM stays, once that is known; false as soon as the last state may have been sent."""
+        while self._phase in BEFORE_SWITCH:
+            self._moved_on.clear()
+            await self._moved_on.wait()
+        return self._phase is SourcePhase.STAYED
 
     def qemu_ended(self, end: End) -> None:
         """QEMU of the source is gone; what that means depends on the phase."""
@@ -191,6 +199,7 @@ class MigrationSource:
 
     def _enter(self, phase: SourcePhase, at: float) -> None:
         self._phase = phase
+        self._moved_on.set()
         self._entered.setdefault(phase, at)
 
     async def _take(self, event: SourceEvent, at: float) -> None:
@@ -223,6 +232,8 @@ class MigrationSource:
             case Act.CANCEL:
                 await machine.migrate_cancel()
             case Act.CONT:
+                if not self.agent.may_run:
+                    raise StaleError("the epoch was given up here meanwhile")
                 await machine.cont()
                 await machine.announce()
             case Act.ASK_VERDICT:
@@ -265,7 +276,9 @@ class MigrationSource:
         return f"{here}; on {self.move.destination}: {verdict.reason or 'no reason is known either'}"
 
     def _question(self) -> VerdictAsk:
-        return VerdictAsk(vm=VmId(self.agent.vm), epoch=self.move.epoch, offer_id=self.move.offer_id)
+        return VerdictAsk(
+            vm=VmId(self.agent.vm), epoch=self.move.epoch, offer_id=self.move.offer_id, journal=self.move.journal
+        )
 
     async def _summary(self) -> MigrationOutcome:
         committed = self._phase is SourcePhase.DONE

@@ -17,7 +17,7 @@ from serai.host.vm.reconfigure import check_runs_as_wanted, reconfigure
 from serai.host.vm.runner import ALIVE, UNWATCHED, OnEnd, VmRunner, VmServices
 from serai.host.vm.state import RecordedState
 from serai.schema.commands.vm import ConfigureResult, ConfigureVm, StartVm
-from serai.schema.errors import ConflictError, SeraiError, StaleError
+from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.ids import VmId
 from serai.schema.lease import Claim, LeaseRecord
 from serai.schema.vm import VmReport, VmState
@@ -30,7 +30,7 @@ class VmAgent:
 
     def __init__(self, services: VmServices, record: VmRecord, machine: Machine | None = None) -> None:
         self._services = services
-        self._state = RecordedState(services.host, services.store, services.clock, services.report, record)
+        self._state = RecordedState(services.identity, services.store, services.clock, services.report, record)
         self._lock = asyncio.Lock()
         self._runner = VmRunner(services, self._state, self._restart, self._lock.locked)
         self._qemu = self._runner.qemu
@@ -40,7 +40,7 @@ class VmAgent:
             self._runner.attach(machine)
 
     @property
-    def vm(self) -> str:
+    def vm(self) -> VmId:
         return self._state.vm
 
     @property
@@ -61,10 +61,13 @@ class VmAgent:
     async def start(self, body: StartVm) -> VmReport:
         """Start under `body.epoch`. A VM that runs under it already is left as it is."""
         async with self._lock:
+            store = self._services.store
+            store.check_not_over(body.launch, body.epoch)
+            self._check_here()
             if self._state.state in ALIVE and self.record.epoch == body.epoch and self.record.incoming is None:
                 return self.current_report()
             follow(self._state.state, VmEvent.START, self._state.name)  # refuses before anything is changed
-            store = self._services.store
+            store.put_document(body.document)
             if store.claim(self.vm, body.epoch) not in (Claim.HELD, Claim.COMMITTED):
                 store.put_claim(LeaseRecord(vm=VmId(self.vm), epoch=body.epoch, claim=Claim.HELD))
             self._state.update(**terms(body), next_launch=None, epoch=body.epoch, restarts=0, wanted=True)
@@ -105,6 +108,7 @@ class VmAgent:
                 case VmEvent.PAUSE:
                     await machine.stop()
                 case VmEvent.RESUME:
+                    self._runner.check_may_run()
                     await self._runner.resume(machine)
                 case VmEvent.RESET:
                     await machine.reset()
@@ -117,7 +121,9 @@ class VmAgent:
     async def configure(self, body: ConfigureVm) -> ConfigureResult:
         """Bring the VM to `body.launch` as far as it goes live; keep the launch for the next start."""
         async with self._lock:
+            self._check_here()
             before, after = self.record.launch, body.launch
+            self._services.store.put_document(body.document)
             answer, launch = ConfigureResult(), after
             if self._qemu.machine is not None:
                 answer = await reconfigure(self._qemu.machine, self._services.resources, before, after)
@@ -131,16 +137,29 @@ class VmAgent:
             self._state.report()
             return answer
 
-    async def release(self) -> None:
-        """End QEMU: this host gives the VM up."""
+    async def release(self, epoch: int, reason: str) -> bool:
+        """Give up `epoch` and all lower ones, in the journal first; whether the VM is gone with that.
+
+        False: it is here under a later one.
+        """
         async with self._lock:
+            self._services.store.give_up(self.vm, epoch, reason)
+            if self.record.epoch > epoch:
+                return False
             self._state.update(wanted=False)
             await self._qemu.quit(timeout=2.0)
+            self._state.forget()
+            return True
 
     async def forget(self) -> None:
         """The VM is no longer this host's: delete its record and its folders."""
         self._state.forget()
         await self._services.resources.remove(self.vm)
+
+    def _check_here(self) -> None:
+        """A command that waited while the VM was given up is asked again, and finds what is here then."""
+        if self._state.forgotten:
+            raise UnavailableError(f"VM {self._state.name} was given up here meanwhile", field="vm", value=self.vm)
 
     def _live_machine(self) -> Machine:
         machine = self._qemu.machine
@@ -159,13 +178,11 @@ class VmAgent:
         """Whether nothing is left to do: it runs, or is not to run any more."""
         async with self._lock:
             down = self._state.state in (VmState.STOPPED, VmState.CRASHED)
-            if self._state.forgotten or not self.record.wanted or not down:
+            if self._state.forgotten or not self.record.wanted or not down or not self._runner.may_run:
                 return True
             self._state.update(restarts=self.record.restarts + 1)
             try:
                 await self._runner.start(f"restarted after: {reason}")
-            except StaleError:
-                raise
             except SeraiError as error:
                 # What it needs may be on a host that is still coming up, and its policy wants it to run.
                 log.error("vm %s could not be restarted: %s", self._state.name, error)
@@ -201,9 +218,26 @@ class VmAgent:
         async with self._lock:
             machine = self._live_machine()
             check_runs_as_wanted(self.record)
+            claim = self._services.store.claim(self.vm, move.epoch)
+            if claim is not None:
+                raise StaleError(f"epoch {move.epoch} of VM {self._state.name} is {claim} here: it is not on offer")
             self._state.follow(VmEvent.MIGRATE, f"moving to {move.destination}", outgoing=move)
             self._runner.on_move_end = on_end
             return machine
+
+    async def never_sends(self, record: LeaseRecord) -> bool:
+        """Promise that this offer's last state is not sent. False while it is under way: it may have been."""
+        async with self._lock:
+            move = self.record.outgoing
+            if move is not None and move.epoch == record.epoch:
+                return False
+            self._services.store.put_claim(record)
+            return True
+
+    @property
+    def may_run(self) -> bool:
+        """Whether this host's journal lets the VM run here, under the epoch that it has."""
+        return self._runner.may_run
 
     def sent(self, move: Outgoing) -> None:
         """All state was sent: from here on only the destination's journal may let the VM go on here."""
@@ -220,8 +254,9 @@ class VmAgent:
 
     async def receive(self, on_end: OnEnd) -> Machine:
         """Start a QEMU that waits for the VM's state, its ports closed."""
-        self._runner.on_move_end = on_end
-        return await self._runner.start_qemu(incoming=True)
+        async with self._lock:
+            self._runner.on_move_end = on_end
+            return await self._runner.start_qemu(incoming=True)
 
     def listening(self, move: Incoming, port: int) -> None:
         """The QEMU that waits for the state listens on this port."""
@@ -242,6 +277,7 @@ class VmAgent:
             self._runner.ended(self._qemu.last_end or End(VmEvent.CRASHED, UNWATCHED, failure=True))
 
     async def vacate(self) -> None:
-        """End QEMU: the VM lives on another host. That is no end of the VM."""
+        """End QEMU, also one that is being started: the VM lives on another host. That is no end of the VM."""
         self._runner.on_move_end = lambda _end: None
-        await self._qemu.quit(timeout=2.0)
+        async with self._lock:
+            await self._qemu.quit(timeout=2.0)

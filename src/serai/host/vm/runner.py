@@ -14,6 +14,7 @@ from typing import Any
 
 from serai.core.lifecycle import RESTART_DELAYS, SETTLED, End, VmEvent, after_end, follow
 from serai.drivers.hypervisor.base import Hypervisor, Machine, MachineEvent, RunState
+from serai.host.identity import HostIdentity
 from serai.host.network.ports import VnicPorts
 from serai.host.store import HostStore
 from serai.host.vm.process import QemuProcess
@@ -44,7 +45,7 @@ OnEnd = Callable[[End], None]
 class VmServices:
     """What a VM agent uses of its host. `report` publishes without waiting."""
 
-    host: str
+    identity: HostIdentity
     clock: Clock
     tasks: Tasks
     store: HostStore
@@ -134,11 +135,19 @@ class VmRunner:
     def _next_delay(self) -> float:
         return RESTART_DELAYS[min(self._state.record.restarts, len(RESTART_DELAYS) - 1)]
 
+    @property
+    def may_run(self) -> bool:
+        """Whether the journal lets the VM run here. Read again right before each `cont`: claims change meanwhile."""
+        return self._services.store.may_run(self._state.vm) == self._state.record.epoch
+
+    def check_may_run(self) -> None:
+        """Raise StaleError unless the VM may run here."""
+        if not self.may_run:
+            raise StaleError(f"this host may not run VM {self._state.name} (lease epoch {self._state.record.epoch})")
+
     async def start(self, reason: str) -> None:
         """Start QEMU from the record; the caller holds the lock. Raises why it did not start, which is recorded."""
-        epoch = self._services.store.may_run(self._state.vm)
-        if epoch is None or epoch != self._state.record.epoch:
-            raise StaleError(f"this host may not run VM {self._state.name} (lease epoch {self._state.record.epoch})")
+        self.check_may_run()
         if self._state.record.next_launch is not None:
             self._state.update(launch=self._state.record.next_launch, next_launch=None)
         self._starting, self.qemu.last_end = True, None
@@ -156,6 +165,7 @@ class VmRunner:
         self._state.follow(VmEvent.START, reason)
         try:
             machine = await self.start_qemu(incoming=False)
+            self.check_may_run()
             await machine.cont()
         except Exception as error:
             await self.qemu.kill()
@@ -194,7 +204,7 @@ class VmRunner:
         """
         record, state = self._state.record, self._state.state
         if self.qemu.machine is not None:
-            if self._services.store.may_run(self._state.vm) is None:
+            if not self.may_run:
                 log.error("vm %s runs here without a lease: ending it", self._state.name)
                 await self.qemu.quit(timeout=2.0)
             else:
@@ -214,6 +224,7 @@ class VmRunner:
         found = await machine.run_state()
         self._running_since = self._services.clock.monotonic()
         if found is not RunState.RUNNING and self._state.state is VmState.STARTING:
+            self.check_may_run()
             await machine.cont()  # its agent died between starting it and `cont`
             found = RunState.RUNNING
         event = VmEvent.FOUND_RUNNING if found is RunState.RUNNING else VmEvent.FOUND_PAUSED
@@ -238,6 +249,9 @@ class VmRunner:
                 state = await machine.run_state()
                 if state in (RunState.IO_ERROR, RunState.INMIGRATE, RunState.INTERNAL_ERROR):
                     self._state.follow(VmEvent.IO_ERROR, _paused(f"QEMU is in {state}", self._state.name))
+                    return
+                if not self.may_run:
+                    log.error("vm %s is not to run here any more", self._state.name)
                     return
                 if state is not RunState.RUNNING and not self._busy():
                     await machine.cont()

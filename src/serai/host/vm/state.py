@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from serai.core.lifecycle import VmEvent, follow
+from serai.host.identity import HostIdentity
 from serai.host.store import HostStore, VmRecord
 from serai.lib.clock import Clock
+from serai.schema.ids import VmId
 from serai.schema.vm import VmReport, VmState
 
 log = logging.getLogger(__name__)
@@ -21,9 +23,14 @@ class RecordedState:
     """
 
     def __init__(
-        self, host: str, store: HostStore, clock: Clock, publish: Callable[[VmReport], None], record: VmRecord
+        self,
+        identity: HostIdentity,
+        store: HostStore,
+        clock: Clock,
+        publish: Callable[[VmReport], None],
+        record: VmRecord,
     ) -> None:
-        self._host = host
+        self._identity = identity
         self._store = store
         self._clock = clock
         self._publish = publish
@@ -31,7 +38,6 @@ class RecordedState:
         self.pid: int | None = None
         self.guest_agent = False
         self.forgotten = False
-        self._sequence = 0
 
     @property
     def state(self) -> VmState:
@@ -42,7 +48,7 @@ class RecordedState:
         return self.record.launch.name
 
     @property
-    def vm(self) -> str:
+    def vm(self) -> VmId:
         return self.record.launch.vm
 
     def update(self, **changes: Any) -> None:
@@ -72,22 +78,20 @@ class RecordedState:
 
     def current_report(self) -> VmReport:
         """What the VM is now."""
-        now = self._clock.now()
-        # Wall time, so that it grows across restarts of the agent, or one more, in case the clock was set back.
-        self._sequence = max(self._sequence + 1, int(now.timestamp() * 1_000_000))
         return VmReport.model_validate(
             {
                 "vm": self.vm,
-                "host": self._host,
+                "host": self._identity.name,
                 "epoch": self.record.epoch,
                 "state": self.state,
                 "reason": self.record.reason,
-                "since": self.record.since or now.isoformat(),
+                "since": self.record.since or self._clock.now().isoformat(),
                 "pid": self.pid,
                 "accel": self.record.launch.accel,
                 "generation": self.record.launch.generation,
                 "guest_agent": self.guest_agent,
                 "restarts": self.record.restarts,
-                "sequence": self._sequence,
+                "starts": self._identity.incarnation.starts,
+                "sequence": next(self._identity.numbers),
             }
         )

@@ -16,8 +16,9 @@ from serai.host.store import VmRecord, terms
 from serai.host.vm.agent import VmAgent
 from serai.host.vm.runner import VmServices
 from serai.schema.commands.vm import ReleaseVm, StartVm, StopVm
-from serai.schema.errors import NotFoundError, SeraiError, StaleError, UnavailableError
-from serai.schema.lease import Claim, LeaseRecord
+from serai.schema.document import VmDocument
+from serai.schema.errors import NotFoundError, SeraiError, UnavailableError
+from serai.schema.lease import Claim
 from serai.schema.vm import VmReport, VmState
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Supervisor:
         self._check_silent(vm)
         found = self._agents.get(vm)
         if found is None:
-            raise NotFoundError(f"the VM is not on {self._services.host}", field="vm", value=vm)
+            raise NotFoundError(f"the VM is not on {self._services.identity.name}", field="vm", value=vm)
         return found
 
     def find(self, vm: str) -> VmAgent | None:
@@ -72,6 +73,13 @@ class Supervisor:
             del self._agents[agent.vm]
             await agent.forget()
             self._store.prune_leases(agent.vm)
+
+    def document(self, vm: str) -> VmDocument:
+        """What the controller keeps here of a VM. Raises NotFoundError."""
+        found = self._store.document(vm)
+        if found is None:
+            raise NotFoundError(f"{self._services.identity.name} has no document of the VM", field="vm", value=vm)
+        return found
 
     def reports(self) -> list[VmReport]:
         """A report on each VM that is not silent."""
@@ -158,6 +166,10 @@ class Supervisor:
         agent = self._agents[vm] = VmAgent(self._services, record, machine)
         try:
             await agent.settle(rebooted=rebooted, take_up=self._take_up)
+            given_up = self._store.claim(vm, record.epoch) is Claim.RELEASED
+            # An earlier agent died while it gave the VM up.
+            if given_up and not record.moving and await agent.release(record.epoch, "given up"):
+                await self.remove(agent)
         except SeraiError as error:
             log.error("vm %s could not be taken over as it should: %s", record.launch.name, error)
 
@@ -171,7 +183,7 @@ class Supervisor:
     def _check_silent(self, vm: str) -> None:
         if vm in self._silent:
             raise UnavailableError(
-                f"the VM's QEMU on {self._services.host} does not answer",
+                f"the VM's QEMU on {self._services.identity.name} does not answer",
                 field="vm",
                 value=vm,
                 remedy="Wait: it is asked again and again, its storage may be away. Or end it: serai vm stop --force.",
@@ -226,11 +238,7 @@ class Supervisor:
         """Start under `body.epoch`, also a VM that is new on this host. Raises StaleError for an epoch that is over."""
         vm = body.launch.vm
         self._check_silent(vm)
-        rows = [row for row in self._store.leases(vm) if row.claim is not Claim.ABANDONED]
-        if any(row.epoch > body.epoch or (row.epoch == body.epoch and row.claim is Claim.RELEASED) for row in rows):
-            raise StaleError(
-                f"epoch {body.epoch} of VM {body.launch.name} is over here", field="epoch", value=body.epoch
-            )
+        self._store.check_not_over(body.launch, body.epoch)
         agent = self._agents.get(vm)
         if agent is None:
             agent = self.add(VmRecord(**terms(body), epoch=body.epoch, state=VmState.DEFINED))
@@ -239,26 +247,17 @@ class Supervisor:
     async def release(self, body: ReleaseVm) -> None:
         """Give up `epoch` and all lower ones: end QEMU, also one of no record or that does not answer; forget the VM.
 
-        Idempotent.
+        The journal says so first: nothing starts or resumes the VM from then on. Idempotent.
         """
+        if body.vm not in self._agents:
+            self._store.give_up(body.vm, body.epoch, body.reason)
         record = self._store.vm(body.vm)
         if body.vm in self._silent and record is not None and record.epoch <= body.epoch:
             await self._end_silent(body.vm)
         self._check_silent(body.vm)
         agent = self._agents.get(body.vm)
-        if agent is not None and agent.record.epoch <= body.epoch:
-            await agent.release()
-            await self.remove(agent)
-        elif agent is None and not self._given_up(body):
+        if agent is None:
             await self._end_strays(body.vm)
-        for row in self._store.leases(body.vm):
-            if row.epoch <= body.epoch and row.claim in (Claim.HELD, Claim.COMMITTED):
-                self._store.put_claim(row.model_copy(update={"claim": Claim.RELEASED, "reason": body.reason}))
-        if self._store.claim(body.vm, body.epoch) is None:
-            self._store.put_claim(LeaseRecord(vm=body.vm, epoch=body.epoch, claim=Claim.RELEASED, reason=body.reason))
+        elif await agent.release(body.epoch, body.reason):
+            await self.remove(agent)
         self._store.prune_leases(body.vm)
-
-    def _given_up(self, body: ReleaseVm) -> bool:
-        """Whether the VM was given up before, as after each move away: its QEMU ended before the journal said so."""
-        rows = self._store.leases(body.vm)
-        return any(row.epoch >= body.epoch and row.claim is Claim.RELEASED for row in rows)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from serai.schema.commands import image, migration, pool, uplink, vm, volume
+from serai.schema.commands import host, image, migration, pool, uplink, vm, volume
 from serai.schema.commands.base import AnyCommand
 
 COMMANDS: tuple[AnyCommand, ...] = (
+    host.HOST_INTRODUCE,
     vm.VM_START,
     vm.VM_RELEASE,
     vm.VM_STOP,
@@ -13,9 +14,11 @@ COMMANDS: tuple[AnyCommand, ...] = (
     vm.VM_PAUSE,
     vm.VM_RESUME,
     vm.VM_CONFIGURE,
+    vm.VM_DOCUMENT,
     migration.MIGRATION_PREPARE,
     migration.MIGRATION_START,
     migration.MIGRATION_CANCEL,
+    migration.MIGRATION_WITHDRAW,
     migration.MIGRATION_ABANDON,
     pool.POOL_OPEN,
     pool.POOL_CLOSE,

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from serai.schema.errors import ErrorInfo
 from serai.schema.ids import Id
+from serai.schema.reports import Incarnation, StorePosition
 from serai.schema.resource import Frozen
 
 HOLD = 10.0
@@ -22,13 +23,19 @@ HOLD = 10.0
 
 
 class Request(Frozen):
-    """`key` is what the command's own `key` makes of the body; `job` is the job it belongs to, for logs."""
+    """`key` is what the command's own `key` makes of the body; `job` is the job it belongs to, for logs.
+
+    `to`: the agent that is meant; one of another incarnation does not answer. None: whoever has the host's name.
+    `position`: where the sender's database stands.
+    """
 
     id: Id
     command: str
     key: str
     generation: int = 0
     job: str | None = None
+    to: Incarnation | None = None
+    position: StorePosition | None = None
     body: dict[str, Any] = Field(default_factory=dict)
 
 

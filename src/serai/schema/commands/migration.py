@@ -11,7 +11,7 @@ from pydantic import Field
 
 from serai.schema.commands.base import Command
 from serai.schema.commands.vm import LaunchBody
-from serai.schema.ids import HostName, VmId
+from serai.schema.ids import HostName, Id, VmId
 from serai.schema.lease import Claim
 from serai.schema.resource import Frozen
 
@@ -27,20 +27,25 @@ class PrepareMigration(LaunchBody):
 
 
 class MigrationEndpoint(Frozen):
-    """Where the destination's QEMU listens."""
+    """Where the destination's QEMU listens. `journal`: the one that the offer is recorded in, see `Incarnation`."""
 
     address: str
     port: int
     tls_hostname: str
+    journal: Id
 
 
 class StartMigration(Frozen):
-    """Source: send the VM. Answered when the migration has ended, either way."""
+    """Source: send the VM. Answered when the migration has ended, either way.
+
+    `journal`: the destination's, as in `MigrationEndpoint`.
+    """
 
     vm: VmId
     epoch: int
     offer_id: str
     destination: HostName
+    journal: Id
     address: str
     port: int
     tls_hostname: str
@@ -79,12 +84,32 @@ class CancelResult(Frozen):
     too_late: bool
 
 
-class VerdictAsk(Frozen):
-    """On `Subjects.verdict(host, source)`: has this offer been committed? The answer may take until it is decided."""
+class WithdrawMigration(Frozen):
+    """Source: promise durably that the last state of this offer is never sent."""
 
     vm: VmId
     epoch: int
     offer_id: str
+    reason: str
+
+
+class Withdrawal(Frozen):
+    """`never_sent`: the promise is given. Otherwise the switch has begun, and the destination's journal decides."""
+
+    never_sent: bool
+
+
+class VerdictAsk(Frozen):
+    """On `Subjects.verdict(host, source)`: has this offer been committed? The answer may take until it is decided.
+
+    `journal`: the destination's when the offer was made to it; with another one it does not decide. None: no host was
+    asked to prepare it.
+    """
+
+    vm: VmId
+    epoch: int
+    offer_id: str
+    journal: Id | None = None
 
 
 class AbandonMigration(VerdictAsk):
@@ -107,6 +132,7 @@ MIGRATION_START = Command(
     "migration.start", StartMigration, MigrationOutcome, lambda body: f"vm/{body.vm}", patience=float("inf")
 )
 MIGRATION_CANCEL = Command("migration.cancel", CancelMigration, CancelResult, lambda body: f"vm/{body.vm}")
+MIGRATION_WITHDRAW = Command("migration.withdraw", WithdrawMigration, Withdrawal, lambda body: f"vm/{body.vm}")
 MIGRATION_ABANDON = Command(
     "migration.abandon", AbandonMigration, Verdict, lambda body: f"vm/{body.vm}", patience=float("inf")
 )

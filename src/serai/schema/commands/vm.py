@@ -7,6 +7,7 @@ from types import NoneType
 from pydantic import Field
 
 from serai.schema.commands.base import Command
+from serai.schema.document import VmDocument
 from serai.schema.ids import VmId
 from serai.schema.launch import Launch
 from serai.schema.resource import Frozen
@@ -14,12 +15,13 @@ from serai.schema.vm import RestartPolicy, VmReport
 
 
 class LaunchBody(Frozen):
-    """A launch, and when it is repeated without a controller."""
+    """A launch, and when it is repeated without a controller. `document` is kept beside it for the controller."""
 
     launch: Launch
     restart: RestartPolicy
     autostart: bool = True
     autostart_order: int = 0
+    document: VmDocument | None = None
 
 
 class StartVm(LaunchBody):
@@ -60,6 +62,12 @@ class ConfigureResult(Frozen):
     undo: dict[str, str] = Field(default_factory=dict)
 
 
+class ReadDocument(Frozen):
+    """Answered with the document of a VM that is on this host."""
+
+    vm: VmId
+
+
 VM_START = Command("vm.start", StartVm, VmReport, lambda body: f"vm/{body.launch.vm}", patience=120.0)
 VM_RELEASE = Command("vm.release", ReleaseVm, NoneType, lambda body: f"vm/{body.vm}")
 VM_STOP = Command("vm.stop", StopVm, VmReport, lambda body: f"vm/{body.vm}", to="vm")
@@ -67,3 +75,4 @@ VM_RESET = Command("vm.reset", SignalVm, VmReport, lambda body: f"vm/{body.vm}",
 VM_PAUSE = Command("vm.pause", SignalVm, VmReport, lambda body: f"vm/{body.vm}", to="vm")
 VM_RESUME = Command("vm.resume", SignalVm, VmReport, lambda body: f"vm/{body.vm}", to="vm")
 VM_CONFIGURE = Command("vm.configure", ConfigureVm, ConfigureResult, lambda body: f"vm/{body.launch.vm}", to="vm")
+VM_DOCUMENT = Command("vm.document", ReadDocument, VmDocument, lambda body: f"vm/{body.vm}")

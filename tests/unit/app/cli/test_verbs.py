@@ -413,6 +413,11 @@ def test_deleting_by_force_asks_for_it(serai: Serai, api: FakeApi, noun: str) ->
         assert [asked for name, asked in api.queries if name == f"{noun}.delete"][-1] == query
 
 
+def test_a_host_is_fenced_by_word_alone(serai: Serai, api: FakeApi) -> None:
+    api.add("host", "h9", {})
+    assert "host h9 is fenced" in serai("host", "fence", "h9", "--is-off", "--reason", "burnt").out
+
+
 def test_a_host_that_is_gone_is_deleted(serai: Serai, api: FakeApi) -> None:
     api.add("host", "h9", {})
     assert serai("host", "delete", "h9").out == "host h9 deleted\n"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from tests.unit.host.ground import Ground
+from tests.unit.host.ground import VM, Ground
 from tests.unit.host.trip import PHASES, Trip, held
 
-from serai.drivers.hypervisor.base import MachineEvent
+from serai.drivers.hypervisor.base import MachineEvent, MigrationSetup
 from serai.drivers.hypervisor.fake import FakeMachine
+from serai.schema.commands.migration import MIGRATION_ABANDON, AbandonMigration
+from serai.schema.errors import SeraiError
+from serai.schema.lease import Claim
 from serai.schema.vm import RestartPolicy, VmState
 
 
@@ -73,3 +78,35 @@ async def test_the_destinations_qemu_is_killed_after_the_commit(trip: Trip, rest
         await trip.ground.until(lambda: trip.destination.running and trip.destination.state() is VmState.RUNNING)
     trip.check()
     assert trip.committed
+
+
+@pytest.mark.parametrize("amid", ["start", "listen"])
+async def test_an_offer_that_is_turned_down_while_it_is_prepared_leaves_no_qemu(
+    trip: Trip, monkeypatch: pytest.MonkeyPatch, amid: str
+) -> None:
+    ground, h2 = trip.ground, trip.destination
+    prepare_incoming = FakeMachine.prepare_incoming
+    if amid == "start":
+        answers = h2.hold_start()
+    else:
+        answers = asyncio.Event()
+
+        async def slow(self: FakeMachine, setup: MigrationSetup, host: str, ports: tuple[int, int]) -> int:
+            await answers.wait()
+            return await prepare_incoming(self, setup, host, ports)
+
+        monkeypatch.setattr(FakeMachine, "prepare_incoming", slow)
+    preparing = asyncio.create_task(trip.prepare())
+    await ground.until(h2.processes, ticking=False)
+    body = AbandonMigration(vm=VM, epoch=trip.epoch, offer_id=trip.offer, reason="given up")
+    abandoning = asyncio.create_task(ground.ask("h2", MIGRATION_ABANDON, body))
+    await ground.until(lambda: h2.store.claim(VM, trip.epoch) is Claim.ABANDONED, ticking=False)
+    answers.set()
+    assert (await abandoning).claim is Claim.ABANDONED
+    with pytest.raises(SeraiError):
+        await preparing
+    assert (h2.processes(), h2.store.vm(VM), h2.vms.find(VM)) == ([], None, None)
+    again = Trip(ground, trip.source, h2, epoch=trip.epoch + 1, offer="again")
+    again.begin()
+    await again.over()
+    assert again.committed

@@ -125,6 +125,7 @@ async def test_a_move_says_whose_word_it_waits_for(trip: Trip) -> None:
         epoch=trip.epoch,
         offer_id=trip.offer,
         destination=HostName("h2"),
+        journal=trip.destination.agent._identity.incarnation.journal,
         address="",
         port=1,
         tls_hostname="",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 from tests.unit.host.ground import OTHER, VM, Ground, Host, make_launch, vm_start
 
 from serai.drivers.hypervisor.base import Placing, RunState
 from serai.drivers.hypervisor.fake import FakeMachine
 from serai.schema.commands.vm import VM_PAUSE, VM_RELEASE, VM_START, VM_STOP, ReleaseVm, SignalVm, StopVm
-from serai.schema.errors import StaleError
+from serai.schema.errors import StaleError, UnavailableError
 from serai.schema.ids import VmId
 from serai.schema.launch import Launch
 from serai.schema.lease import Claim
@@ -23,6 +26,75 @@ async def test_a_stale_epoch_starts_nothing(ground: Ground, h1: Host) -> None:
             await ground.run_vm("h1", epoch=epoch)
     assert h1.store.vm(VM) is None
     assert (await ground.run_vm("h1", epoch=4)).epoch == 4
+
+
+async def test_a_release_that_races_a_start_leaves_no_qemu(ground: Ground, h1: Host) -> None:
+    answers = h1.hold_start()
+    starting = asyncio.create_task(ground.send("h1", VM_START, vm_start()))
+    await ground.until(h1.processes, ticking=False)
+    releasing = asyncio.create_task(ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1)))
+    await ground.turn()
+    assert not releasing.done(), "its QEMU is there"
+    answers.set()
+    await releasing
+    assert (h1.processes(), h1.store.vm(VM), h1.store.claim(VM, 1)) == ([], None, Claim.RELEASED)
+    await starting
+    assert (h1.processes(), h1.vms.find(VM)) == ([], None)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+async def test_a_start_that_waits_for_a_release_starts_nothing_without_a_record(
+    ground: Ground, h1: Host, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """It is refused, or under a later epoch begins once the VM is gone."""
+    await ground.run_vm("h1")
+    gone, quit_qemu = asyncio.Event(), FakeMachine.quit
+
+    async def slow(self: FakeMachine, timeout: float) -> None:
+        await gone.wait()
+        await quit_qemu(self, timeout)
+
+    monkeypatch.setattr(FakeMachine, "quit", slow)
+    releasing = asyncio.create_task(ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1)))
+    await ground.turn()
+    assert h1.store.claim(VM, 1) is Claim.RELEASED, "the journal says so first"
+    starting = asyncio.create_task(ground.run_vm("h1", epoch=epoch))
+    await ground.turn()
+    gone.set()
+    await releasing
+    if epoch == 1:
+        with pytest.raises(StaleError):
+            await starting
+        assert not h1.processes()
+    else:
+        assert (await starting).epoch == 2
+        assert h1.process().launch == make_launch(epoch=2)
+        record = h1.store.vm(VM)
+        assert record is not None
+        assert record.epoch == 2
+
+
+async def test_claims_are_read_again_before_the_first_instruction(ground: Ground, h1: Host) -> None:
+    answers = h1.hold_start()
+    starting = asyncio.create_task(ground.run_vm("h1"))
+    await ground.until(h1.processes, ticking=False)
+    h1.store.give_up(VM, 1, "by another way")
+    answers.set()
+    with pytest.raises(StaleError, match="may not run"):
+        await starting
+    assert (ground.most, h1.processes()) == (0, [])
+
+
+async def test_an_agent_that_is_killed_amid_a_release_finishes_it(ground: Ground, h1: Host) -> None:
+    await ground.run_vm("h1", restart=RestartPolicy.ALWAYS)
+    h1.die_after(1)
+    with contextlib.suppress(UnavailableError):
+        await ground.send("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1))
+    await ground.until(lambda: not h1.up, ticking=False)
+    assert h1.processes()
+    await h1.restart()
+    await ground.until(lambda: not h1.processes())
+    assert (h1.store.vm(VM), h1.store.claim(VM, 1)) == (None, Claim.RELEASED)
 
 
 async def test_released_nothing_stays(ground: Ground, h1: Host) -> None:

@@ -31,6 +31,7 @@ RESOURCES: dict[str, tuple[sa.Column[Any], ...]] = {
         sa.Column("memory", sa.BigInteger, nullable=False),
         sa.Column("running", sa.Boolean, nullable=False),
         sa.Column("report_epoch", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("report_starts", sa.Integer, nullable=False, server_default="0"),
         sa.Column("report_sequence", sa.BigInteger, nullable=False, server_default="0"),
     ),
 }
@@ -52,6 +53,7 @@ def upgrade() -> None:
             *columns,
         )
     _beside_resources()
+    _rights()
     _jobs_and_events()
     _secrets()
 
@@ -82,6 +84,41 @@ def _beside_resources() -> None:
         sa.Column("offer_id", sa.String(64)),
         sa.Column("ended", sa.Integer, nullable=False, server_default="0"),
         sa.Column("updated", sa.String(40), nullable=False),
+    )
+
+
+def _rights() -> None:
+    lineage = op.create_table(
+        "lineage",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("sequence", sa.BigInteger, nullable=False),
+        sa.Column("restored", sa.Boolean, nullable=False),
+    )
+    op.bulk_insert(lineage, [{"id": 1, "sequence": 0, "restored": False}])
+    op.create_table(
+        "runs",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", sa.String(12), nullable=False, unique=True),
+        sa.Column("sequence", sa.BigInteger, nullable=False),
+        sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "incarnations",
+        sa.Column("host", sa.String(63), primary_key=True),
+        sa.Column("journal", sa.String(12), nullable=False),
+        sa.Column("starts", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "leftovers",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("host", sa.String(63), nullable=False, index=True),
+        sa.Column("command", sa.String(32), nullable=False),
+        sa.Column("key", sa.String(80), nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.Column("what", sa.Text, nullable=False),
+        sa.Column("why", sa.Text, nullable=False),
+        sa.Column("since", sa.String(40), nullable=False),
+        sqlite_autoincrement=True,
     )
 
 

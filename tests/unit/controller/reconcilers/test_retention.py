@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from serai.controller.housekeeping import KEEP_EVENTS, KEEP_JOBS, tidy
+from serai.controller.reconcilers.retention import KEEP_EVENTS, KEEP_JOBS, tidy
 from serai.controller.store import JobRecord, Store
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id

@@ -1,10 +1,10 @@
-"""What the controller keeps of a host's reports, and of its silence."""
+"""When hosts spoke, and what their silence means."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from tests.unit.controller.gateway_kit import Kit
+from tests.unit.controller.kit import Kit
 
 from serai.schema.host import HostState
 from serai.schema.ids import HostName
@@ -42,27 +42,8 @@ async def test_when_a_host_spoke_last_is_known_and_written_only_at_its_silence(k
     await kit.advance(5)
     last = kit.clock.now()
     await kit.full_report("h1")
-    assert (kit.hosts.heard(HostName("h1")), await stored()) == (last, joined)
-    assert kit.hosts.heard(HostName("h9")) is None
+    assert (kit.presence.heard(HostName("h1")), await stored()) == (last, joined)
+    assert kit.presence.heard(HostName("h9")) is None
     before = kit.store.bell.newest
     await kit.advance(17, lambda: kit.store.bell.newest > before)
-    assert (kit.hosts.heard(HostName("h1")), await stored()) == (last, last)
-
-
-async def test_a_hosts_bridges_are_kept_and_written_when_they_change(kit: Kit) -> None:
-    await kit.host("h1")
-
-    async def stored() -> list[str] | None:
-        async with kit.store.read() as view:
-            return (await view.hosts.find("h1")).status.bridges
-
-    assert await stored() is None
-    await kit.full_report("h1", bridges=["br-lan"])
-    assert await stored() == ["br-lan"]
-    before = kit.store.bell.newest
-    await kit.full_report("h1", bridges=["br-lan"])
-    await kit.full_report("h1")
-    await kit.host("h1")
-    assert (await stored(), kit.store.bell.newest) == (["br-lan"], before)
-    await kit.full_report("h1", bridges=[])
-    assert await stored() == []
+    assert (kit.presence.heard(HostName("h1")), await stored()) == (last, last)

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.unit.controller.gateway_kit import turn
+from tests.unit.controller.kit import turn
 
-from serai.controller.gateway import Hosts
+from serai.controller.hosts.listening import listening
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store, database
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
@@ -21,10 +22,11 @@ from serai.lib.membus import MemBus
 from serai.schema.encoding import encode
 from serai.schema.host import HostFacts, HostState
 from serai.schema.ids import HostName, PoolId
-from serai.schema.reports import Hello, HostReport
+from serai.schema.reports import HostReport, Incarnation, Introduction
 from serai.schema.subjects import Subjects
 from serai.schema.volume import ExportKind, Pool, PoolSpec, PoolStatus
 
+INCARNATION = Incarnation(journal="1" * 12, starts=1)
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
 
 
@@ -36,7 +38,11 @@ class Kit:
         self.pool = new_id(PoolId)
 
     async def begin(self) -> None:
-        await self.bus.request(Subjects.hello("h1"), encode(Hello(host=HostName("h1"), facts=FACTS)), timeout=5)
+        await self.bus.request(
+            Subjects.hello("h1"),
+            encode(Introduction(host=HostName("h1"), incarnation=INCARNATION, facts=FACTS)),
+            timeout=5,
+        )
         async with self.store.transaction() as tx:
             spec = PoolSpec(host=HostName("h1"), export=ExportKind.NONE)
             pool = Pool(name="p", id=self.pool, generation=1, created=tx.now, spec=spec, status=PoolStatus())
@@ -45,7 +51,7 @@ class Kit:
     async def report(self) -> None:
         """One that says something new, which is to be written."""
         pools = {self.pool: PoolStatus(state="ready")}
-        said = HostReport(host=HostName("h1"), time=self.clock.now(), pools=pools)
+        said = HostReport(host=HostName("h1"), incarnation=INCARNATION, time=self.clock.now(), pools=pools)
         await self.bus.request(Subjects.host_report("h1"), encode(said), timeout=60)
 
     async def state(self) -> HostState:
@@ -63,12 +69,10 @@ async def kit(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPa
     shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db", clock)
     bus = MemBus()
-    hosts = Hosts(bus, store, clock)
-    await hosts.start()
-    made = Kit(store, bus, clock)
-    await made.begin()
-    yield made
-    await hosts.stop()
+    async with listening(bus, store, Rights(), clock):
+        made = Kit(store, bus, clock)
+        await made.begin()
+        yield made
     await bus.close()
     await store.close()
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from serai.controller import relay
-from serai.controller.relay import QUEUED_MAX, Console
+from serai.controller.hosts import relay
+from serai.controller.hosts.relay import QUEUED_MAX, Console
 from serai.lib import stream
 from serai.schema.ids import HostName, VmId
 from serai.schema.vm import Vm, VmSpec, VmState, VmStatus

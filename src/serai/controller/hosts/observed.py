@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from serai.controller.services.rights import Rights
 from serai.controller.store import Transaction, View
 from serai.core import lease as rules
-from serai.schema.errors import StaleError
 from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.ids import HostId, HostName
-from serai.schema.lease import Claim, Lease, LeaseRecord
+from serai.schema.lease import Claim, Lease
 from serai.schema.reports import HostReport
 from serai.schema.resource import Condition
 from serai.schema.vm import HOST_SILENT, Vm, VmReport, VmState, VmStatus
@@ -81,17 +81,17 @@ async def news(view: View, reports: Iterable[VmReport]) -> list[VmReport]:
     return found
 
 
-async def apply(tx: Transaction, report: VmReport) -> Vm | None:
+async def apply(tx: Transaction, rights: Rights, report: VmReport) -> Vm | None:
     """Write a report, if it is believed and no newer one was written; returns the VM as it is then."""
     vm, lease = await tx.vms.seek(report.vm), await tx.leases.get(report.vm)
     if vm is None or lease is None or not believed(lease, report):
         return None
-    if (report.epoch, report.sequence) <= await tx.vms.reported(vm.id):
+    if (report.epoch, report.starts, report.sequence) <= await tx.vms.reported(vm.id):
         return None
     if report.epoch != lease.epoch:
-        await commit(tx, vm, report.epoch, report.host)
+        await rights.commit(tx, vm.id, report.epoch, report.host)
     after = await tx.vms.set_status(vm.id, merged(vm, report))
-    await tx.vms.note_report(vm.id, report.epoch, report.sequence)
+    await tx.vms.note_report(vm.id, report.epoch, report.starts, report.sequence)
     if (vm.status.state, vm.status.host, vm.status.reason) != (report.state, report.host, report.reason):
         text = f"{vm.name} is {report.state} on {report.host}" + (f": {report.reason}" if report.reason else "")
         await tx.emit(
@@ -100,38 +100,6 @@ async def apply(tx: Transaction, report: VmReport) -> Vm | None:
     elif after.status != vm.status:
         await tx.emit("vm.status", f"vm/{vm.name}", vm.id, "")
     return after
-
-
-async def commit(tx: Transaction, vm: Vm, epoch: int, host: HostName) -> None:
-    """The destination has committed: the lease is its."""
-    await tx.leases.commit(vm.id, epoch, host)
-    await tx.emit("vm.moved", f"vm/{vm.name}", vm.id, f"{vm.name} is on {host}", host=host, epoch=epoch)
-
-
-async def journals(tx: Transaction, host: HostName, records: Iterable[LeaseRecord]) -> None:
-    """What a host's journal says of standing offers: committed ones are committed, abandoned ones withdrawn."""
-    offers = {lease.vm: lease for lease in await tx.leases.offered() if lease.offered_to == host}
-    for record in records:
-        lease = offers.get(record.vm)
-        if lease is None or record.epoch != lease.highest:
-            continue
-        if record.claim in rules.RUNS:
-            try:
-                await commit(tx, await tx.vms.get(record.vm), record.epoch, host)
-            except StaleError as error:
-                log.warning("lease of VM %s: %s", record.vm, error)
-        elif record.claim is Claim.ABANDONED and lease.offer_id is not None and record.offer_id == lease.offer_id:
-            await tx.leases.withdraw(record.vm, lease.offer_id)
-
-
-async def offers_concern(view: View, host: HostName, records: Iterable[LeaseRecord]) -> bool:
-    """Whether `journals` would have anything to do."""
-    epochs = {(record.vm, record.epoch) for record in records}
-    if not epochs:
-        return False
-    return any(
-        lease.offered_to == host and (lease.vm, lease.highest) in epochs for lease in await view.leases.offered()
-    )
 
 
 async def unlisted(view: View, said: HostReport) -> list[tuple[Vm, Lease]]:
@@ -171,7 +139,9 @@ async def greet(tx: Transaction, name: HostName, facts: HostFacts, new_id: HostI
     """A host said hello: made if it is new, its facts written, online."""
     known = await tx.hosts.named(name)
     bridges = None if known is None else known.status.bridges
-    status = HostStatus(state=HostState.ONLINE, seen=tx.now, facts=facts, bridges=bridges)
+    fence = None if known is None else known.status.fence
+    state = HostState.ONLINE if fence is None else HostState.FENCED
+    status = HostStatus(state=state, fence=fence, seen=tx.now, facts=facts, bridges=bridges)
     if known is None:
         host = Host(name=name, id=new_id, generation=1, created=tx.now, spec=HostSpec(), status=status)
         await tx.hosts.insert(host)
@@ -179,11 +149,18 @@ async def greet(tx: Transaction, name: HostName, facts: HostFacts, new_id: HostI
         return host
     before = known.status
     host = await tx.hosts.set_status(known.id, status)
-    if before.state is not HostState.ONLINE:
+    if before.state is HostState.OFFLINE:
         await back(tx, host)
     elif before.facts != facts:
         await tx.emit("host.facts", f"host/{name}", host.id, f"{name} says anew what it has")
     return host
+
+
+async def lift_fence(tx: Transaction, host: Host) -> None:
+    """A fenced host has given up all that it had lost."""
+    await tx.hosts.update_status(host.id, state=HostState.ONLINE, fence=None)
+    text = f"{host.name} has given up all that it had lost: it is fenced no more"
+    await tx.emit("host.state", f"host/{host.name}", host.id, text, state=HostState.ONLINE.value)
 
 
 async def back(tx: Transaction, host: Host) -> None:

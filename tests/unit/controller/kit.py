@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serai.controller.commands import SendOptions, VmTarget
-from serai.controller.gateway import Hosts
+from serai.controller.hosts.listening import Hosts
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.lib.bus import Message
 from serai.lib.clock import ManualClock
@@ -20,24 +21,38 @@ from serai.schema.commands.vm import VM_PAUSE, SignalVm
 from serai.schema.encoding import encode
 from serai.schema.host import HostFacts
 from serai.schema.ids import HostName, PoolId, VmId
-from serai.schema.reports import Hello, HostReport, Welcome
+from serai.schema.reports import HostReport, Incarnation, Introduction, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import Vm, VmReport, VmSpec, VmState, VmStatus
 from serai.schema.volume import ExportKind, PoolDriverName, PoolStatus
 
 FACTS = HostFacts(cpus=4, memory=8 << 30, accel="tcg", qemu_version="10.0", machine_types=["pc-q35-10.0"])
 OPEN = OpenPool(pool=new_id(PoolId), driver=PoolDriverName.DIR, path="", export=ExportKind.NONE)
+INCARNATION = Incarnation(journal="1" * 12, starts=1)
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Kit:
-    def __init__(self, store: Store, bus: MemBus, hosts: Hosts, clock: ManualClock) -> None:
-        self.store, self.bus, self.hosts, self.clock = store, bus, hosts, clock
+    def __init__(self, store: Store, bus: MemBus, rights: Rights, hosts: Hosts, clock: ManualClock) -> None:
+        self.store, self.bus, self.rights, self.clock = store, bus, rights, clock
+        self.gateway, self.presence = hosts.gateway, hosts.presence
         self.requests: list[Request] = []
+
+    async def reported(self, *hosts: str) -> None:
+        """These have told all their claims, which are none."""
+        async with self.store.transaction() as tx:
+            for host in hosts:
+                await self.rights.report(tx, HostName(host), [])
+
+    async def offer(self, vm: str, to: str = "h2") -> None:
+        async with self.store.transaction() as tx:
+            await self.rights.offer(tx, VmId(vm), HostName(to), "one")
 
     async def host(self, name: str) -> None:
         answer = await self.bus.request(
-            Subjects.hello(name), encode(Hello(host=HostName(name), facts=FACTS)), timeout=5
+            Subjects.hello(name),
+            encode(Introduction(host=HostName(name), incarnation=INCARNATION, facts=FACTS)),
+            timeout=5,
         )
         Welcome.model_validate_json(answer)
 
@@ -52,12 +67,19 @@ class Kit:
         await self.bus.subscribe(subject, answer)
 
     async def vm(self, host: str = "h1") -> str:
+        for name in ("h1", "h2", "h3"):
+            await self.host(name)
         async with self.store.transaction() as tx:
             status = VmStatus(state=VmState.RUNNING, host=HostName(host), epoch=1)
             vm = Vm(name="web1", id=new_id(VmId), generation=1, created=tx.now, spec=VmSpec(), status=status)
             await tx.vms.insert(vm)
-            await tx.leases.create(vm.id, HostName(host))
+            self.rights.created(tx, vm.id)
+        await self.first(vm.id, host)
         return vm.id
+
+    async def first(self, vm: str, host: str) -> None:
+        async with self.store.transaction() as tx:
+            await self.rights.first(tx, VmId(vm), HostName(host))
 
     def said(self, vm: str, **fields: Any) -> VmReport:
         given = {"host": "h1", "epoch": 1, "state": "running", "sequence": 1, "since": THEN, **fields}
@@ -74,7 +96,7 @@ class Kit:
             return (await view.vms.get(VmId(vm))).status
 
     async def full_report(self, host: str, **fields: Any) -> None:
-        said = HostReport(host=HostName(host), time=self.clock.now(), **fields)
+        said = HostReport(host=HostName(host), incarnation=INCARNATION, time=self.clock.now(), **fields)
         await self.bus.request(Subjects.host_report(host), encode(said), timeout=5)
 
     async def advance(self, seconds: float, until: Callable[[], bool] = lambda: True) -> None:
@@ -82,10 +104,10 @@ class Kit:
 
     async def signal(self, target: VmTarget, **options: Any) -> VmReport:
         body = SignalVm(vm=target.vm)
-        return await self.hosts.send(VM_PAUSE, target, body, SendOptions(id=new_id(), **options))
+        return await self.gateway.send(VM_PAUSE, target, body, SendOptions(id=new_id(), **options))
 
-    async def send(self, **options: Any) -> PoolStatus:
-        return await self.hosts.send(POOL_OPEN, "h1", OPEN, SendOptions(id=new_id(), **options))
+    async def send(self, host: str = "h1", **options: Any) -> PoolStatus:
+        return await self.gateway.send(POOL_OPEN, host, OPEN, SendOptions(id=new_id(), **options))
 
 
 async def turn(clock: ManualClock, seconds: float, until: Callable[[], bool] = lambda: True) -> None:

@@ -1,0 +1,1 @@
+"""What the controller does by itself: each takes no arguments, reads all, and converges."""

@@ -1,0 +1,58 @@
+"""The fence: an operator's word that a host is off, and what follows for what it held."""
+
+from __future__ import annotations
+
+from serai.controller.services.rights import ALARM, Rights
+from serai.controller.store import Transaction
+from serai.controller.store.vms import ALIVE
+from serai.schema.errors import ConflictError
+from serai.schema.host import Fence, Host, HostState
+from serai.schema.lease import Lease
+from serai.schema.vm import HOST_SILENT, VmState
+
+
+async def fence(tx: Transaction, rights: Rights, host: Host, *, by: str, reason: str) -> Host:
+    """End the leases that the host holds; its VMs can be started elsewhere. Raises ConflictError for one that answers.
+
+    A VM that it was sending away stays as it is shown: the journal of the destination decides, and its job asks it.
+    """
+    if host.status.state is HostState.ONLINE:
+        raise ConflictError(
+            f"host {host.name} is online: its agent answers, and it may run VMs",
+            field="host",
+            value=host.name,
+            remedy="Switch the machine off, and wait until it is shown as offline: serai host list.",
+        )
+    if host.status.state is HostState.FENCED:
+        return host
+    fenced = await tx.hosts.update_status(
+        host.id, state=HostState.FENCED, fence=Fence(since=tx.now, by=by, reason=reason)
+    )
+    ended = await rights.fence(tx, host.name)
+    text = f"{host.name} is fenced by {by}: it is off, and runs nothing" + (f" ({reason})" if reason else "")
+    await tx.emit(
+        "host.fenced", f"host/{host.name}", host.id, text, severity=ALARM, state=HostState.FENCED.value, by=by
+    )
+    for lease in ended:
+        if lease.offered_to is None:
+            await _crash(tx, lease)
+    return fenced
+
+
+async def _crash(tx: Transaction, lease: Lease) -> None:
+    vm = await tx.vms.get(lease.vm)
+    if vm.status.state not in ALIVE:
+        return
+    conditions = [one for one in vm.status.conditions if one.type != HOST_SILENT]
+    reason = f"its host {lease.host} was fenced"
+    await tx.vms.update_status(
+        vm.id,
+        state=VmState.CRASHED,
+        reason=reason,
+        since=tx.now,
+        pid=None,
+        guest_agent=False,
+        conditions=conditions,
+    )
+    facts = {"state": VmState.CRASHED.value, "host": lease.host, "epoch": lease.epoch}
+    await tx.emit("vm.state", f"vm/{vm.name}", vm.id, f"{vm.name} is crashed: {reason}", **facts)

@@ -1,0 +1,194 @@
+"""The database is an old one: hosts know more, and nothing is granted before they have said it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import Any
+
+import pytest
+from tests.integration.controller.conftest import World
+from tests.integration.controller.moving import lease
+
+from serai.app.controller import DATABASE
+from serai.schema.commands.base import AnyCommand
+from serai.schema.commands.envelope import Reply
+from serai.schema.commands.vm import VM_DOCUMENT, VM_START
+from serai.schema.commands.volume import VOLUME_ADMIT
+from serai.schema.document import VmDocument
+from serai.schema.encoding import encode
+from serai.schema.errors import StaleError
+from serai.schema.job import Event, Job, JobState
+from serai.schema.lease import Claim
+from serai.schema.reports import StorePosition
+from serai.schema.subjects import Subjects
+from serai.schema.vm import VmState
+
+
+class Backup:
+    """Of a controller's database, taken and put back while the controller is down."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.file = world.config.state / "backup"
+
+    async def take(self) -> None:
+        await self.world.close()
+        shutil.copyfile(self.world.config.state / DATABASE, self.file)
+        await self.world.open()
+
+    async def restore(self) -> None:
+        await self.world.close()
+        for file in self.world.config.state.glob(f"{DATABASE}*"):
+            file.unlink()
+        shutil.copyfile(self.file, self.world.config.state / DATABASE)
+        await self.world.open()
+
+
+@pytest.fixture
+def backup(world: World) -> Backup:
+    return Backup(world)
+
+
+@pytest.fixture
+def documents(world: World) -> list[VmDocument]:
+    """What hosts were given to keep, at each start."""
+    given: list[VmDocument] = []
+    journal = world.agents._journal
+
+    def keep(host: str, command: AnyCommand, body: dict[str, Any]) -> None:
+        journal(host, command, body)
+        if command is VM_START:
+            given.append(VmDocument.model_validate(body["document"]))
+
+    world.agents._journal = keep  # type: ignore[method-assign] # it sees each command
+    return given
+
+
+async def events(world: World, kind: str) -> list[Event]:
+    found: list[Event] = (await world.client.call("event.list", None, None, {"kind": kind})).items
+    return found
+
+
+async def said(world: World, kind: str) -> list[Event]:
+    async with asyncio.timeout(20):
+        while not (found := await events(world, kind)):
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_a_database_from_before_a_move_starts_no_second_copy(world: World, backup: Backup) -> None:
+    await world.create(disks=[])
+    await world.do("vm.stop", "web1", {"force": True})
+    await backup.take()
+    await world.do("vm.start", "web1")
+    assert (await world.do("vm.migrate", "web1", {"to": "h2"})).state is JobState.DONE
+    world.agents.silent.add("h2")
+    await backup.restore()
+    assert (await said(world, "store.restored"))[0].data["severity"] == "alarm"
+    assert (await world.vm("web1")).status.host == "h1"
+    world.agents.asked.clear()
+    job: Job = await world.client.call("vm.start", "web1", {})
+    job = await world.until(job, lambda now: "h2 to report" in now.waits_for)
+    assert VM_START not in [command for _, command in world.agents.asked]
+    world.agents.silent.clear()
+    await world.agents.hello("h2")
+    assert (await said(world, "lease.adopted"))[0].data["host"] == "h2"
+    assert await said(world, "store.complete")
+    # It runs there: the start that waited must not end it.
+    job = await asyncio.wait_for(world.client.wait_job(job.id), 20)
+    assert (job.state, "on h2" in str(job.error)) == (JobState.FAILED, True)
+    assert VM_START not in [command for _, command in world.agents.asked]
+    held = await lease(world)
+    assert (held.host, held.epoch) == ("h2", 2)
+
+
+async def test_a_fence_ends_the_waiting(world: World, backup: Backup) -> None:
+    await world.create(disks=[])
+    await world.do("vm.stop", "web1", {"force": True})
+    world.agents.journals.clear()  # the holder has no claim: any host may have got the VM
+    world.agents.silent.add("h2")
+    await world.restart()
+    job: Job = await world.client.call("vm.start", "web1", {})
+    await world.until(job, lambda now: "h2 to report" in now.waits_for)
+    await world.offline("h2")
+    await world.client.call("host.fence", "h2", {"is_off": True})
+    assert (await asyncio.wait_for(world.client.wait_job(job.id), 20)).state is JobState.DONE
+
+
+async def test_a_vm_newer_than_the_backup_is_taken_back_in(
+    world: World, backup: Backup, documents: list[VmDocument]
+) -> None:
+    await backup.take()
+    await world.create()
+    before = await world.vm("web1")
+    world.agents.answers[VM_DOCUMENT] = documents[0]
+    await backup.restore()
+    (event,) = await said(world, "vm.adopted")
+    assert event.data["severity"] == "alarm"
+    after = await world.vm("web1")
+    assert (after.id, after.spec, after.status.host, after.status.epoch) == (before.id, before.spec, "h1", 1)
+    assert after.status.addresses == before.status.addresses
+    assert await world.owners() == {"web1-disk0": "web1"}
+    assert (await lease(world)).host == "h1"
+    assert (await world.do("vm.stop", "web1", {"force": True})).state is JobState.DONE
+
+
+async def test_a_name_that_is_taken_gets_a_suffix(world: World, backup: Backup, documents: list[VmDocument]) -> None:
+    await backup.take()
+    await world.create(vnics=[])
+    old = await world.vm("web1")
+    world.agents.silent |= {"h1", "h2"}
+    await backup.restore()
+    world.agents.silent.clear()
+    world.agents.answers[VM_DOCUMENT] = documents[0]
+    spec = {"image": "tiny", "memory": "1G", "running": False}
+    await world.client.call("vm.create", None, {"name": "web1", "spec": spec})
+    await world.agents.hello("h1")
+    await said(world, "vm.adopted")
+    assert (await world.vm(f"web1-{old.id[:4]}")).id == old.id
+
+
+async def test_an_epoch_that_a_target_admitted_for_another_host_is_burnt(world: World) -> None:
+    await world.create()
+    await world.do("vm.stop", "web1", {"force": True})
+    real = world.agents._answer
+
+    async def witness(host: str, request: Any) -> bytes:
+        if request.command == VOLUME_ADMIT.name and "epoch" not in seen:
+            seen.append("epoch")
+            error = StaleError("epoch 7 was admitted for h2", field="epoch", value=7)
+            return encode(Reply(state="failed", error=error.info))
+        return await real(host, request)
+
+    seen: list[str] = []
+    world.agents._answer = witness  # type: ignore[method-assign] # a target that knows more than the database
+    await world.do("vm.start", "web1")
+    assert (await lease(world)).highest == 7
+    assert await said(world, "store.restored")
+
+
+async def test_an_agent_of_another_incarnation_is_not_meant(world: World) -> None:
+    """Commands name the agent, and where the database stands."""
+    await world.create()
+    position = world.agents.seen["h1"]
+    async with world.controller.store.read() as view:
+        present = await view.lineage.position()
+        assert await view.lineage.knows(position)
+        assert not await view.lineage.knows(StorePosition(run=present.run, sequence=present.sequence + 1))
+        assert not await view.lineage.knows(StorePosition(run="f" * 12, sequence=0))
+    assert position.run == present.run
+
+
+async def test_two_that_run_it_are_sorted_out_by_the_epoch(world: World) -> None:
+    await world.create(disks=[])
+    vm = await world.vm("web1")
+    world.agents.claims("h2", vm.id, 5, Claim.HELD)
+    words = encode(world.agents.introduction("h2"))
+    await world.agents.bus.request(Subjects.hello("h2"), words, timeout=5)
+    held = await lease(world)
+    assert (held.host, held.epoch, held.highest) == ("h2", 5, 5)
+    async with asyncio.timeout(20):
+        while world.agents.journals["h1"][vm.id, 1].claim is not Claim.RELEASED:
+            await asyncio.sleep(0.02)
+    assert (await world.vm("web1")).status.state in (VmState.RUNNING, VmState.UNKNOWN)
