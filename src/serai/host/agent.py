@@ -28,18 +28,21 @@ from serai.lib.clock import Clock
 from serai.lib.tasks import Tasks
 from serai.schema.commands.envelope import HOLD, CommandProgress, Reply, Request
 from serai.schema.commands.migration import Verdict, VerdictAsk
-from serai.schema.encoding import encode, invalid
+from serai.schema.commands.vm import ReleaseVm
+from serai.schema.encoding import encode, invalid, parse
 from serai.schema.errors import ErrorInfo, SeraiError, StaleError, UnavailableError
 from serai.schema.host import HostFacts
 from serai.schema.ids import HostName, PoolId, VmId
 from serai.schema.lease import Claim
-from serai.schema.reports import HostReport
+from serai.schema.reports import HostReport, ReportReceipt, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport
 
 log = logging.getLogger(__name__)
 
 HELLO_PERIOD = 0.5
+HELLOS = 3
+"""Introductions in a row: after what is over was given up another one shows it."""
 """Seconds between two hellos to a controller that does not answer yet: host and controller may boot together."""
 CONTROLLER_PATIENCE = 5.0
 """Seconds that the controller may take to answer a hello or a report."""
@@ -103,6 +106,8 @@ class HostAgent:
         self._running: dict[str, asyncio.Task[Reply]] = {}
         self._subscriptions: list[Subscription] = []
         self._welcomed = False
+        self._refusal = ""
+        """Why the controller refuses this agent, as long as it does."""
         self._joined = clock.monotonic()
 
     async def join(self) -> None:
@@ -138,7 +143,8 @@ class HostAgent:
             except Exception:
                 # A host whose reports end is taken for dead; one that cannot be made now may be in a few seconds.
                 log.exception("the report of this host failed")
-            await self._clock.sleep(REPORT_PERIOD if self._welcomed and self._is_whole() else HELLO_PERIOD)
+            settled = self._welcomed and self._is_whole()
+            await self._clock.sleep(REPORT_PERIOD if settled or self._refusal else HELLO_PERIOD)
 
     def _is_whole(self) -> bool:
         """A full report would tell of all VMs, or of those of which nothing can be said in reasonable time."""
@@ -148,14 +154,43 @@ class HostAgent:
     async def _hello_and_report(self) -> None:
         try:
             if not self._welcomed:
-                said = self._identity.introduce()
-                await self._bus.request(Subjects.hello(self._name), encode(said), timeout=CONTROLLER_PATIENCE)
-                self._welcomed = said.facts is self._identity.facts
+                await self._hello()
             if self._is_whole():
                 await self.report_all()
+            self._refusal = ""
         except UnavailableError as error:
             self._welcomed = False
             log.debug("the controller does not answer: %s", error)
+        except SeraiError as error:
+            self._welcomed = False
+            if self._refusal != str(error):
+                self._refusal = str(error)
+                log.error("the controller refuses this agent: %s", error)
+
+    async def _hello(self) -> None:
+        """Introduce this agent; what is over here is given up first, and then it introduces itself again."""
+        for _ in range(HELLOS):
+            said = self._identity.introduce()
+            answer = await self._bus.request(Subjects.hello(self._name), encode(said), timeout=CONTROLLER_PATIENCE)
+            welcome = parse(Welcome, answer, "the answer to a hello")
+            if not welcome.give_up and not welcome.end_strays:
+                self._welcomed = said.facts is self._identity.facts
+                self._vms.may_autostart()
+                return
+            try:
+                await self._give_up(welcome)
+            except SeraiError as error:
+                log.error("what is over on this host is not given up yet: %s", error)
+                return
+
+    async def _give_up(self, welcome: Welcome) -> None:
+        over = {end.vm: end.epoch for end in sorted(welcome.give_up, key=lambda end: end.epoch)}
+        for vm, epoch in over.items():
+            log.warning("vm %s: epoch %d is over on this host: giving it up", vm, epoch)
+            await self._vms.adopted(vm)
+            await self._vms.release(ReleaseVm(vm=vm, epoch=epoch, reason="it was over when this host came back"))
+        if welcome.end_strays:
+            await self._vms.end_strays()
 
     async def report_all(self) -> None:
         """Everything that this host has, at once."""
@@ -166,11 +201,12 @@ class HostAgent:
             time=self._clock.now(),
             vms=self._vms.reports(),
             silent=[VmId(vm) for vm in self._vms.silent()],
-            leases=self._store.leases(),
+            leases=self._store.unconfirmed(),
             pools={PoolId(pool): status for pool, status in (await self._pools.statuses()).items()},
             bridges=await self._bridges(),
         )
-        await self._bus.request(Subjects.host_report(self._name), encode(report), timeout=CONTROLLER_PATIENCE)
+        answer = await self._bus.request(Subjects.host_report(self._name), encode(report), timeout=CONTROLLER_PATIENCE)
+        self._store.confirm(parse(ReportReceipt, answer, "the answer to a report").confirmed)
 
     async def _bridges(self) -> list[str] | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from serai.core import lease as rules
@@ -17,7 +18,7 @@ from serai.schema.errors import StaleError
 from serai.schema.ids import HostName, Id, VmId
 from serai.schema.launch import Launch
 from serai.schema.lease import Claim, LeaseRecord
-from serai.schema.reports import Incarnation, StorePosition
+from serai.schema.reports import ConfirmedClaim, Incarnation, StorePosition
 from serai.schema.resource import Frozen
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -89,6 +90,8 @@ class HostStore:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._commands: deque[str] = deque(journal.all("command"))
+        self._confirmed: dict[tuple[VmId, int], Claim] = {}
+        """By VM and epoch: what the controller has confirmed to this agent."""
 
     async def durable(self) -> None:
         """Return once all that was put so far is on the disk. Raises HostError."""
@@ -144,6 +147,16 @@ class HostStore:
 
     # --- leases ---
 
+    def confirm(self, claims: Iterable[ConfirmedClaim]) -> None:
+        """The controller has written these: they are reported no more, until they change."""
+        for one in claims:
+            if self.claim(one.vm, one.epoch) is one.claim:
+                self._confirmed[one.vm, one.epoch] = one.claim
+
+    def unconfirmed(self) -> list[LeaseRecord]:
+        """What the controller has yet to be told, as far as this agent knows."""
+        return [row for row in self.leases() if self._confirmed.get((row.vm, row.epoch)) is not row.claim]
+
     def leases(self, vm: str | None = None) -> list[LeaseRecord]:
         found = (LeaseRecord.model_validate(data) for data in self._journal.all("lease").values())
         return sorted((row for row in found if vm is None or row.vm == vm), key=lambda row: row.epoch)
@@ -198,6 +211,7 @@ class HostStore:
         return list(newest_last)
 
     def _forget_claim(self, row: LeaseRecord) -> None:
+        self._confirmed.pop((row.vm, row.epoch), None)
         self._journal.append("lease", f"{row.vm}/{row.epoch}", None)
 
     # --- pools ---

@@ -19,6 +19,7 @@ from serai.lib.bus import (
     matches,
 )
 from serai.lib.tasks import Tasks
+from serai.lib.timeouts import time_limit
 from serai.schema.errors import SeraiError, UnavailableError
 
 REPLY = "_REPLY"
@@ -82,7 +83,9 @@ class MemBus:
         for subscription in receivers:
             self._tasks.start(self._answer(subscription.handler, message, answer))
         try:
-            return await asyncio.wait_for(answer, timeout)
+            # Not wait_for: up to Python 3.11 it drops a cancellation that comes together with the answer.
+            async with time_limit(timeout):
+                return await answer
         except TimeoutError:
             raise BusTimeout(f"no reply from {subject} within {timeout:g} s") from None
 

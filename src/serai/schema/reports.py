@@ -38,8 +38,7 @@ class StorePosition(Frozen):
 class Introduction(Frozen):
     """All that an agent has to say of itself: its hello, answered `Welcome`, and its reply to `host.introduce`.
 
-    `seen`: the highest position of the database that its journal holds. `leases`: of each VM and epoch the last record,
-    except final ones that the controller has confirmed.
+    `seen`: the highest position of the database that its journal holds. `leases`: of each VM and epoch the last record.
     """
 
     host: HostName

@@ -362,6 +362,8 @@ class Ground:
         self.reports: list[VmReport] = []
         self.host_reports: list[HostReport] = []
         self.hellos: list[Introduction] = []
+        self.welcome: Callable[[Introduction], Welcome | None] = lambda _: self.welcomed()
+        """The controller's answer to a hello; none: it is away."""
         self.waits: list[str] = []
         """What hosts said that their commands wait for."""
         self._watching: asyncio.Task[None] | None = None
@@ -397,9 +399,15 @@ class Ground:
         if said:
             self.waits.append(said)
 
-    async def _on_hello(self, message: Any) -> bytes:
-        self.hellos.append(Introduction.model_validate_json(message.payload))
-        return encode(Welcome(host_id=HostId("a" * 12), time=self.clock.now()))
+    async def _on_hello(self, message: Any) -> bytes | None:
+        said = Introduction.model_validate_json(message.payload)
+        self.hellos.append(said)
+        welcome = self.welcome(said)
+        return None if welcome is None else encode(welcome)
+
+    def welcomed(self, **changes: Any) -> Welcome:
+        """The answer to a hello."""
+        return Welcome(host_id=HostId("a" * 12), time=self.clock.now(), **changes)
 
     async def _watch(self) -> None:
         while True:

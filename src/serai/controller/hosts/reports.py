@@ -13,6 +13,7 @@ from serai.lib.bus import Bus, Message, Subscription
 from serai.schema.encoding import encode, parse
 from serai.schema.errors import InvalidError
 from serai.schema.host import Host, HostState
+from serai.schema.lease import Claim
 from serai.schema.reports import ConfirmedClaim, HostReport, Introduction, ReportReceipt
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport
@@ -86,9 +87,17 @@ class Reports:
             finally:
                 if known:
                     self._presence.note(report.host)
-        read = report.leases if known else []
-        confirmed = [ConfirmedClaim(vm=row.vm, epoch=row.epoch, claim=row.claim) for row in read]
-        return encode(ReportReceipt(confirmed=confirmed))
+        return encode(ReportReceipt(confirmed=await self._confirmed(report) if known else []))
+
+    async def _confirmed(self, report: HostReport) -> list[ConfirmedClaim]:
+        """What need not be reported again. A release is, as long as the record says that this host holds the lease."""
+        found = []
+        async with self._store.read() as view:
+            for row in report.leases:
+                held = await view.leases.get(row.vm) if row.claim is Claim.RELEASED else None
+                if held is None or (held.host, held.epoch) != (report.host, row.epoch):
+                    found.append(ConfirmedClaim(vm=row.vm, epoch=row.epoch, claim=row.claim))
+        return found
 
     async def _take_host_report(self, report: HostReport) -> bool:
         """Write what it says that is new; False if it is not believed."""

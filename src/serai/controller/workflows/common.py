@@ -28,7 +28,7 @@ from serai.schema.commands.volume import (
     RefuseInitiator,
 )
 from serai.schema.document import VmDocument
-from serai.schema.errors import ConflictError, SeraiError, StaleError, UnavailableError
+from serai.schema.errors import CancelledByUserError, ConflictError, SeraiError, StaleError, UnavailableError
 from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.ids import HostName, VmId
 from serai.schema.image import Image, ImageKind
@@ -271,7 +271,7 @@ async def _send_start(office: Office, ctx: AnyContext, vm: Vm, lease: Lease, bod
     await office.shelf.starting(vm.id, lease.host)
     try:
         return await ctx.send(VM_START, lease.host, body, generation=vm.generation)
-    except UnavailableError as error:
+    except (UnavailableError, CancelledByUserError) as error:
         # It may have started or not: its host's next report says which.
         await office.shelf.set_vm_status(vm.id, state=VmState.UNKNOWN, reason=error.info.message)
         raise

@@ -160,7 +160,8 @@ class MigrationDestination:
         if now - self._asked_since > PATIENCE:
             return self.turn_down("the last state did not arrive")
         try:
-            await asyncio.wait_for(self._decided.wait(), hold)
+            async with time_limit(hold):
+                await self._decided.wait()
         except TimeoutError:
             log.debug("vm %s: the move is not decided yet", self.agent.vm)
         return self._verdict()

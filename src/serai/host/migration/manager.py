@@ -177,6 +177,8 @@ class MigrationManager:
 
     async def abandon(self, body: AbandonMigration) -> Verdict:
         """Turn the offer down for ever, unless committed. An offer never heard of is turned down too, durably."""
+        if (undecided := await self._undecided(body)) is not None:
+            return undecided
         verdict = self._decide(VerdictAsk(vm=body.vm, epoch=body.epoch, offer_id=body.offer_id), body.reason)
         agent = self._supervisor.find(body.vm)
         if verdict.claim is Claim.ABANDONED and agent is not None and agent.record.incoming is not None:
@@ -197,10 +199,23 @@ class MigrationManager:
         Raises UnauthorizedError if the offer is known and `source`, who asks, is not its source.
         """
         self._offers.check_asker(ask, source)
+        if (undecided := await self._undecided(ask)) is not None:
+            return undecided
         destination = self._destination_of(ask)
         if destination is not None:
             return await destination.verdict(hold)
         return self._offers.decide(ask, "the destination knows nothing of this offer")
+
+    async def _undecided(self, ask: VerdictAsk) -> Verdict | None:
+        """The answer to an offer that was made to a journal that is lost: this one cannot know what became of it."""
+        if ask.journal not in (None, self._journal):
+            return Verdict(claim=Claim.OFFERED, reason=f"the journal of {self._host} to which it was offered is gone")
+        if self._store.leases(ask.vm) or self._store.vm(ask.vm) is not None:
+            return None
+        if all(found.vm != ask.vm for found in await self._services.hypervisor.processes()):
+            return None
+        log.error("vm %s runs here, and the journal knows nothing of it: its journal was lost", ask.vm)
+        return Verdict(claim=Claim.OFFERED, reason=f"{self._host} runs it, and its journal does not know it")
 
     # --- source ---
 

@@ -45,6 +45,8 @@ class Supervisor:
         self._adopting: dict[str, asyncio.Task[None]] = {}
         """By VM: the first try to adopt it."""
         self._taking_over: asyncio.Task[None] | None = None
+        self._autostarts = asyncio.Event()
+        """Set once the controller has said what is over here: after a reboot nothing starts before that."""
         self._take_up: TakeUp
 
     # --- which VMs there are ---
@@ -117,7 +119,7 @@ class Supervisor:
         await asyncio.gather(*tries)
         await self._log_strays()
         if rebooted:
-            await self._autostart()
+            self._services.tasks.start(self._autostart())
 
     async def taken_over(self) -> None:
         """Return once all that `take_over` began was tried; raises what went wrong with it as a whole."""
@@ -173,7 +175,12 @@ class Supervisor:
         except SeraiError as error:
             log.error("vm %s could not be taken over as it should: %s", record.launch.name, error)
 
+    def may_autostart(self) -> None:
+        """The controller knows that this host is back, and has nothing left for it to give up."""
+        self._autostarts.set()
+
     async def _autostart(self) -> None:
+        await self._autostarts.wait()
         waiting = [a for a in self._agents.values() if a.record.autostart and a.record.wanted and not a.has_qemu]
         for agent in sorted(waiting, key=lambda found: (found.record.autostart_order, found.record.launch.name)):
             await agent.autostart()
@@ -214,6 +221,12 @@ class Supervisor:
                     found.vm,
                     found.pid,
                 )
+
+    async def end_strays(self) -> None:
+        """End every QEMU that the journal does not know: it was started under a journal that is gone."""
+        for vm in {found.vm for found in await self._services.hypervisor.processes()}:
+            if self._store.vm(vm) is None:
+                await self._end_strays(vm)
 
     async def _end_strays(self, vm: str) -> None:
         """End QEMUs of a VM that the journal does not know."""

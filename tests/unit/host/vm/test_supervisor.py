@@ -173,6 +173,7 @@ async def test_a_reboot_starts_vms_in_their_order(ground: Ground, h1: Host) -> N
 
     h1.hypervisor.start = note  # type: ignore[method-assign] # to see the order
     await h1.power_cycle()
+    await ground.until(lambda: len(started) == 3)
     assert started == ["vm1", "vm2", "vm3"]
     assert h1.state(VmId(ids[3])) is VmState.CRASHED
     assert h1.reason(VmId(ids[3])) == "its host was rebooted"

@@ -1,0 +1,82 @@
+"""What a host gives up when the controller tells it that it is over, and what waits until it has been told."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.host.ground import VM, Ground
+from tests.unit.host.welcome import over, restarted
+
+from serai.host import agent
+from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
+from serai.schema.errors import ConflictError
+from serai.schema.lease import Claim
+from serai.schema.reports import HostReport, Introduction, Welcome
+
+
+async def test_a_vm_that_is_over_is_ended_and_the_next_hello_says_so(ground: Ground) -> None:
+    host = await ground.host("h1")
+    await ground.run_vm("h1")
+    ground.welcome = over(ground, 1)
+    await restarted(ground, host, host.restart)
+    assert (host.processes(), host.state()) == ([], None)
+    assert host.store.claim(VM, 1) is Claim.RELEASED
+    assert [row.claim for hello in ground.hellos for row in hello.leases] == [Claim.HELD, Claim.RELEASED]
+
+
+async def test_after_a_reboot_nothing_starts_before_the_controller_has_answered(ground: Ground) -> None:
+    host = await ground.host("h1")
+    await ground.run_vm("h1", autostart=True)
+    ground.welcome = lambda _: None
+    await host.power_cycle()
+    await ground.until(lambda: ground.clock.monotonic() > 60)
+    assert host.processes() == []
+    ground.welcome = lambda _: ground.welcomed()
+    await ground.until(lambda: host.running)
+
+
+async def test_an_autostart_of_what_is_over_never_happens(ground: Ground) -> None:
+    host = await ground.host("h1")
+    await ground.run_vm("h1", autostart=True)
+    ground.welcome = over(ground, 1)
+    await restarted(ground, host, host.power_cycle)
+    await ground.turn()
+    assert (host.processes(), host.state(), host.store.claim(VM, 1)) == ([], None, Claim.RELEASED)
+
+
+async def test_a_new_journal_ends_the_qemus_of_the_old_one(ground: Ground) -> None:
+    host = await ground.host("h1")
+    await ground.run_vm("h1")
+    await host.kill()
+    host.paths.journal.unlink()
+    ground.welcome = over(ground, strays=True)
+    await restarted(ground, host, host.start)
+    assert (host.processes(), len(ground.hellos)) == ([], 2)
+
+
+async def test_a_refused_agent_says_why_once(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Introduction) -> Welcome:
+        raise ConflictError("its state is a copy")
+
+    said: list[str] = []
+    monkeypatch.setattr(agent.log, "error", lambda text, *args: said.append(text % args))
+    host = await ground.host("h1")
+    ground.welcome = refuse
+    ground.hellos.clear()
+    await host.restart()
+    await ground.until(lambda: len(ground.hellos) > 2)
+    assert said == ["the controller refuses this agent: its state is a copy."]
+
+
+async def test_what_the_controller_confirmed_is_not_reported_again(ground: Ground) -> None:
+    host = await ground.host("h1")
+    await ground.run_vm("h1")
+
+    async def report() -> HostReport:
+        await host.agent.report_all()
+        return ground.host_reports[-1]
+
+    await report()
+    assert (await report()).leases == []
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1))
+    assert [(row.epoch, row.claim) for row in (await report()).leases] == [(1, Claim.RELEASED)]
+    assert (await report()).leases == []
