@@ -27,5 +27,5 @@ class HostIdentity:
             incarnation=self.incarnation,
             facts=self.facts,
             seen=self._store.seen(),
-            leases=self._store.leases(),
+            leases=self._store.standing(),
         )

@@ -157,6 +157,11 @@ class HostStore:
         """What the controller has yet to be told, as far as this agent knows."""
         return [row for row in self.leases() if self._confirmed.get((row.vm, row.epoch)) is not row.claim]
 
+    def standing(self) -> list[LeaseRecord]:
+        """Every claim that binds this host, and the newest of each VM: older ones say nothing that these do not."""
+        newest = {row.vm: row.epoch for row in self.leases()}
+        return [row for row in self.leases() if row.claim in rules.BINDS or row.epoch == newest[row.vm]]
+
     def leases(self, vm: str | None = None) -> list[LeaseRecord]:
         found = (LeaseRecord.model_validate(data) for data in self._journal.all("lease").values())
         return sorted((row for row in found if vm is None or row.vm == vm), key=lambda row: row.epoch)

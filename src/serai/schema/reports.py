@@ -38,7 +38,8 @@ class StorePosition(Frozen):
 class Introduction(Frozen):
     """All that an agent has to say of itself: its hello, answered `Welcome`, and its reply to `host.introduce`.
 
-    `seen`: the highest position of the database that its journal holds. `leases`: of each VM and epoch the last record.
+    `seen`: the highest position of the database that its journal holds. `leases`: every claim that binds the host, and
+    the newest of each VM.
     """
 
     host: HostName

@@ -31,7 +31,7 @@ from serai.schema.commands.volume import VOLUME_ADMIT, VOLUME_CREATE, VOLUME_REF
 from serai.schema.encoding import encode
 from serai.schema.errors import ConflictError, UnavailableError
 from serai.schema.ids import HostName
-from serai.schema.job import JobState
+from serai.schema.job import Job, JobState
 from serai.schema.lease import Claim
 from serai.schema.network import NetworkStatus
 from serai.schema.reports import HostReport, Introduction
@@ -112,6 +112,18 @@ async def test_a_vm_of_which_its_host_has_no_word_is_stopped_by_force_alone(worl
     assert (await world.do("vm.start", "web1")).state is JobState.DONE
     status = (await world.vm("web1")).status
     assert (status.state, status.host, status.epoch) == (VmState.RUNNING, "h1", 2)
+
+
+async def test_a_start_that_was_cancelled_is_unknown_until_its_host_has_said(world: World) -> None:
+    await world.create()
+    await world.do("vm.stop", "web1", {"force": True})
+    held = world.agents.hold(VM_START)
+    job: Job = await world.client.call("vm.start", "web1")
+    await asyncio.wait_for(held.asked.wait(), 20)
+    await world.client.call("job.cancel", job.id)
+    ended = await asyncio.wait_for(world.client.wait_job(job.id), 30)
+    status = (await world.vm("web1")).status
+    assert (ended.state, status.state) == (JobState.CANCELLED, VmState.UNKNOWN)
 
 
 async def test_a_host_is_shown_with_when_it_spoke_last(world: World) -> None:

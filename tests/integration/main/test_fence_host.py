@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from tests.support.lab import Lab
@@ -19,6 +20,7 @@ from serai.schema.job import JobState
 from serai.schema.vm import Vm, VmStart, VmState, VmStop
 
 from .cli import Serai, refused
+from .stand import MUCH, held
 
 SLOW: dict[str, Any] = {"memory": 256 << 20, "cmdline": "serai.mem=300:150"}
 """A guest whose pre-copy never converges."""
@@ -63,6 +65,33 @@ async def test_a_destination_that_dies_in_precopy_does_not_keep_the_job(lab: Lab
         after = await lab.until(vm.name, lambda now: now.status.state is VmState.RUNNING)
         assert (after.status.host, await lab.guest(vm).boot_id()) == ("h1", boot_id)
         await lab.done(await lab.client.call("vm.stop", vm.name, VmStop(force=True)))
+
+
+async def test_a_source_that_dies_after_the_commit_does_not_keep_the_job(lab: Lab) -> None:
+    async with held(lab, MUCH) as stand, brought_back(lab, "h1"):
+        await die(lab, "h1", stand.vm)
+        stand.thaw(stand.destination)
+        await until(lambda: stand.claim() == "committed", "the destination's commit")
+        ended = await stand.ended()
+        assert ended.state is JobState.DONE, ended.error
+        # Nothing waits for the host that is down.
+        await lab.done(await lab.client.call("vm.stop", stand.vm.name, VmStop(force=True)))
+        await lab.done(await lab.client.call("vm.start", stand.vm.name))
+        await lab.guest(stand.vm).up()
+    async with asyncio.timeout(PATIENCE):
+        while (await lab.client.call("host.show", "h1")).status.leftovers:
+            await asyncio.sleep(0.1)
+    assert {host: len(pids) for host, pids in lab.qemus(stand.vm).items()} == {"h1": 0, "h2": 1, "h3": 0}
+
+
+async def test_a_second_agent_on_a_hosts_state_is_refused(lab: Lab) -> None:
+    first = lab.record("agent h1").pid
+    argv = Path(f"/proc/{first}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    second = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(PATIENCE):
+        _, said = await second.communicate()
+    assert second.returncode not in (0, None)
+    assert f"another host agent works on this state: process {first}" in said.decode()
 
 
 async def test_vms_of_a_fenced_host_start_elsewhere_and_it_gives_them_up(lab: Lab) -> None:

@@ -11,12 +11,16 @@ from tests.unit.host.ground import FACTS, OTHER, VM, Ground, Host, vm_start
 
 from serai.host.agent import ADOPTION_PATIENCE
 from serai.host.storage.pools import HostPools
+from serai.lib.bus import BusTimeout
 from serai.lib.ids import new_id
+from serai.schema.commands.envelope import Request
 from serai.schema.commands.host import HOST_INTRODUCE, Introduce
 from serai.schema.commands.vm import VM_PAUSE, VM_START, VM_STOP, SignalVm, StopVm
+from serai.schema.encoding import encode, to_dict
 from serai.schema.errors import HostError, NotFoundError, StaleError
 from serai.schema.lease import Claim
-from serai.schema.reports import StorePosition
+from serai.schema.reports import Incarnation, StorePosition
+from serai.schema.subjects import Subjects
 from serai.schema.vm import VmState
 from serai.schema.volume import PoolStatus
 
@@ -182,3 +186,23 @@ async def test_the_full_report_does_not_wait_for_ever(ground: Ground, h1: Host) 
     assert ground.clock.monotonic() > began + ADOPTION_PATIENCE
     report = ground.host_reports[0]
     assert ([one.vm for one in report.vms], report.silent) == ([OTHER], [VM])
+
+
+async def test_a_command_for_another_incarnation_gets_no_answer(ground: Ground) -> None:
+    """Not even a refusal: the agent that is meant may answer, too."""
+    host = await ground.host("h1")
+    mine = host.agent._identity.incarnation
+
+    async def answered(to: Incarnation) -> bool:
+        request = Request(id=new_id(), command=VM_START.name, key=f"vm/{VM}", body=to_dict(vm_start()), to=to)
+        try:
+            await ground.bus.request(Subjects.host_command("h1"), encode(request), 0.2)
+        except BusTimeout:
+            return False
+        return True
+
+    assert not await answered(Incarnation(journal="f" * 12, starts=1))
+    assert not await answered(mine.model_copy(update={"starts": mine.starts + 1}))
+    assert host.processes() == []
+    assert await answered(mine)
+    assert len(host.running) == 1

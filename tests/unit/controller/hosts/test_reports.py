@@ -43,6 +43,10 @@ async def test_older_reports_never_overwrite_newer(kit: Kit) -> None:
     assert (await kit.report(vm, sequence=8, epoch=2, host="h2", state="crashed")).state is VmState.PAUSED
     assert (await kit.report(vm, sequence=9, state="defined")).state is VmState.PAUSED
     assert (await kit.report(vm, sequence=10, state="stopped", reason="off")).reason == "off"
+    # A later start of the agent counts, though its clock says that it is earlier.
+    long_ago = THEN - timedelta(days=365)
+    assert (await kit.report(vm, starts=2, sequence=1, state="running", since=long_ago)).state is VmState.RUNNING
+    assert (await kit.report(vm, starts=1, sequence=11, state="crashed")).state is VmState.RUNNING
 
 
 async def test_what_is_known_is_not_written_again(kit: Kit) -> None:
