@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.host.ground import VM, Ground
+from tests.unit.host.ground import OTHER, VM, Ground, make_launch
 from tests.unit.host.welcome import over, restarted
 
 from serai.host import agent
+from serai.host.vm.supervisor import AUTOSTART_PATIENCE
 from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import ConflictError
 from serai.schema.lease import Claim
@@ -23,15 +24,29 @@ async def test_a_vm_that_is_over_is_ended_and_the_next_hello_says_so(ground: Gro
     assert [row.claim for hello in ground.hellos for row in hello.leases] == [Claim.HELD, Claim.RELEASED]
 
 
-async def test_after_a_reboot_nothing_starts_before_the_controller_has_answered(ground: Ground) -> None:
+async def test_after_a_reboot_vms_start_once_the_controller_has_answered(ground: Ground) -> None:
     host = await ground.host("h1")
     await ground.run_vm("h1", autostart=True)
     ground.welcome = lambda _: None
     await host.power_cycle()
-    await ground.until(lambda: ground.clock.monotonic() > 60)
+    await ground.until(lambda: ground.clock.monotonic() > AUTOSTART_PATIENCE - 1)
     assert host.processes() == []
     ground.welcome = lambda _: ground.welcomed()
     await ground.until(lambda: host.running)
+
+
+async def test_after_a_reboot_without_a_controller_what_its_disk_guards_starts(ground: Ground) -> None:
+    host = await ground.host("h1")
+    await ground.run_vm("h1", autostart=True)
+    await ground.run_vm("h1", autostart=True, launch=make_launch(vm=OTHER, name="web2", disks=[]))
+    ground.welcome = lambda _: None
+    await host.power_cycle()
+    await ground.until(lambda: host.running)
+    assert ground.clock.monotonic() >= AUTOSTART_PATIENCE
+    await ground.turn()
+    assert [process.launch.name for process in host.running] == ["web1"]
+    ground.welcome = lambda _: ground.welcomed()
+    await ground.until(lambda: len(host.running) == 2)
 
 
 async def test_an_autostart_of_what_is_over_never_happens(ground: Ground) -> None:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TakeUp = Callable[[VmAgent], Awaitable[None]]
 
+AUTOSTART_PATIENCE = 30.0
+"""Seconds that an autostart after a reboot waits for the controller."""
 ADOPT_RETRY = 2.0
 """Seconds between two tries to adopt a QEMU that does not answer."""
 
@@ -45,8 +47,8 @@ class Supervisor:
         self._adopting: dict[str, asyncio.Task[None]] = {}
         """By VM: the first try to adopt it."""
         self._taking_over: asyncio.Task[None] | None = None
-        self._autostarts = asyncio.Event()
-        """Set once the controller has said what is over here: after a reboot nothing starts before that."""
+        self._told = asyncio.Event()
+        """Set once the controller has said what is over here."""
         self._take_up: TakeUp
 
     # --- which VMs there are ---
@@ -177,13 +179,29 @@ class Supervisor:
 
     def may_autostart(self) -> None:
         """The controller knows that this host is back, and has nothing left for it to give up."""
-        self._autostarts.set()
+        self._told.set()
 
     async def _autostart(self) -> None:
-        await self._autostarts.wait()
+        """Start what should run, once the controller has said what is over: this host may have been fenced meanwhile.
+
+        Without a controller, VMs with a disk start after a while: the target refuses an epoch that is over, and a VM
+        whose disk is in a pool of this host ran nowhere else. One without disks has nothing that guards it.
+        """
+        patience = self._services.tasks.start(self._services.clock.sleep(AUTOSTART_PATIENCE))
+        told = self._services.tasks.start(self._told.wait())
+        await asyncio.wait({patience, told}, return_when=asyncio.FIRST_COMPLETED)
+        patience.cancel()
+        if not told.done():
+            log.warning("the controller does not answer: VMs with disks are started without it")
+            await self._autostart_those(lambda agent: bool(agent.record.launch.disks))
+            await told
+        await self._autostart_those(lambda agent: True)
+
+    async def _autostart_those(self, which: Callable[[VmAgent], bool]) -> None:
         waiting = [a for a in self._agents.values() if a.record.autostart and a.record.wanted and not a.has_qemu]
         for agent in sorted(waiting, key=lambda found: (found.record.autostart_order, found.record.launch.name)):
-            await agent.autostart()
+            if which(agent):
+                await agent.autostart()
 
     # --- QEMUs that do not answer, or that the journal does not know ---
 
