@@ -39,6 +39,8 @@ PATTERNS = {
     "machine_type": "Write it like pc-q35-7.2, or leave it out.",
 }
 """What a field must look like, by its name."""
+LONGEST = 120
+"""Characters of a value that errors repeat."""
 KEY = "[key]"
 """How Pydantic ends the place of an object's key that is wrong itself."""
 
@@ -73,3 +75,11 @@ def words(finding: Finding, place: Sequence[str | int]) -> tuple[str, str]:
         return message, f"{remedy[0].upper()}{remedy[1:]}."
     message, remedy = FINDINGS.get(kind, (message, f"Correct {path_of(place) or 'the request'}."))
     return message.format(field=field), remedy.format(field=field, **context)
+
+
+def shown(value: Any) -> str | None:
+    """A value for an error text: short, and none for whole objects."""
+    if value is None or isinstance(value, dict | list):
+        return None
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"

@@ -36,6 +36,20 @@ class Endpoint:
     paged: bool = False
     query: tuple[str, ...] = ()
 
+    @property
+    def noun(self) -> str:
+        """The kind of resource that it is about."""
+        return self.name.partition(".")[0]
+
+    @property
+    def status(self) -> int:
+        """What it answers with when all is well."""
+        if self.job:
+            return 202
+        if self.result is None:
+            return 204
+        return 201 if self.name.endswith(".create") else 200
+
 
 def _crud(
     noun: str, plural: str, model: type[BaseModel], create: type[BaseModel] | None, *, query: tuple[str, ...] = ()

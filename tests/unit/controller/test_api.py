@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from types import NoneType
+from typing import get_type_hints
 
 import pytest
 from tests.unit.controller.conftest import World
 
 from serai.controller.api.app import HANDLERS
 from serai.controller.api.auth import prepare
-from serai.controller.store import Store
+from serai.controller.api.resources import SERVICES
+from serai.controller.services.requester import Requester
+from serai.controller.store import Store, Transaction
 from serai.schema.endpoints import ENDPOINTS
 from serai.schema.errors import InvalidError
 from serai.schema.ids import HostName
 from serai.schema.image import ImageKind
+from serai.schema.job import Job
 from serai.schema.vm import VmState
 
 
@@ -35,6 +40,19 @@ async def test_the_description_has_every_route(bare: World) -> None:
         assert described["summary"] == row.summary
         assert ("requestBody" in described) == (row.body is not None)
     assert HANDLERS.keys() == ENDPOINTS.keys()
+
+
+def test_services_take_what_their_endpoints_say() -> None:
+    for name, service in SERVICES.items():
+        row = ENDPOINTS[name]
+        hints = get_type_hints(service)
+        returns = hints.pop("return")
+        given = list(hints.values())
+        item = [ENDPOINTS[f"{row.noun}.show"].result] if "{name}" in row.path else []
+        body = [row.body] if row.body is not None else []
+        assert given[: 2 + len(item) + len(body)] == [Transaction, Requester, *item, *body], name
+        assert tuple(hints)[2 + len(item) + len(body) :] == row.query, name
+        assert returns == (Job if row.job else row.result or NoneType), name
 
 
 async def test_the_description_says_who_is_let_in(bare: World) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import stat
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from sqlalchemy.exc import OperationalError
 from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.store.events import Narrow
-from serai.controller.store.networks import Address
 from serai.controller.store.tables import metadata
 from serai.lib.clock import SystemClock
 from serai.lib.ids import new_id, new_secret
@@ -25,7 +25,7 @@ from serai.schema.errors import ConflictError, NotFoundError, StaleError, Unavai
 from serai.schema.ids import HostName, NetworkId, VmId
 from serai.schema.network import Network, NetworkSpec, NetworkStatus
 from serai.schema.ticket import Purpose, Ticket
-from serai.schema.vm import Vm, VmSpec, VmState, VmStatus
+from serai.schema.vm import Vm, VmSpec, VmState, VmStatus, VnicSpec
 
 H1, H2, H3 = HostName("h1"), HostName("h2"), HostName("h3")
 
@@ -70,13 +70,12 @@ async def test_pages_and_filters(store: Store) -> None:
             await tx.vms.insert(vm(f"web{number}", state="running", host="h1" if number % 2 else "h2"))
         await tx.vms.insert(vm("db"))
     async with store.read() as view:
-        first = await view.vms.page(4, None)
-        second = await view.vms.page(4, first.next)
+        first = await view.vms.page(4, None, {})
+        second = await view.vms.page(4, first.next, {})
         assert (len(first.items), first.next, len(second.items), second.next) == (4, "web2", 2, None)
-        table = view.vms.table.c
-        assert len((await view.vms.page(9, None, table.host == "h1")).items) == 2
-        assert len((await view.vms.page(9, None, view.vms.labelled("tier", "web"))).items) == 5
-        assert len((await view.vms.page(9, None, view.vms.labelled("tier", "db"))).items) == 0
+        assert len((await view.vms.page(9, None, {"host": "h1"})).items) == 2
+        assert len((await view.vms.page(9, None, {"label": "tier=web"})).items) == 5
+        assert len((await view.vms.page(9, None, {"label": "tier=db"})).items) == 0
         assert (await view.vms.committed())[H2].memory == 3 << 30
 
 
@@ -161,7 +160,7 @@ async def test_closing_waits_for_who_is_at_work_and_refuses_who_comes_later(tmp_
     async def read() -> int:
         async with store.read() as view:
             await go_on.wait()
-            return await view.vms.count()
+            return len(await view.vms.all())
 
     async def write() -> None:
         async with store.transaction() as tx:
@@ -219,15 +218,15 @@ async def test_an_address_is_held_once(store: Store) -> None:
         status=NetworkStatus(),
     )
     one, two = vm("one"), vm("two")
-    from ipaddress import IPv4Address
-
+    first = VnicSpec(network=lan.id, ip=IPv4Address("10.77.0.100"), mac="52:54:00:00:00:01")
+    second = first.model_copy(update={"mac": "52:54:00:00:00:02"})
     async with store.transaction() as tx:
         await tx.networks.insert(lan)
         await tx.vms.insert(one)
         await tx.vms.insert(two)
-        await tx.networks.hold(one.id, [Address(lan.id, IPv4Address("10.77.0.100"), "52:54:00:00:00:01")])
+        await tx.networks.hold(one.id, [first])
         with pytest.raises(ConflictError, match=r"10\.77\.0\.100"):
-            await tx.networks.hold(two.id, [Address(lan.id, IPv4Address("10.77.0.100"), "52:54:00:00:00:02")])
+            await tx.networks.hold(two.id, [second])
         assert await tx.networks.mac_taken("52:54:00:00:00:01")
         await tx.vms.delete(one.id)
         assert await tx.networks.used(lan.id) == set()

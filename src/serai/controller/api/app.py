@@ -16,12 +16,11 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from serai.controller.api import describe, events, hosts, images, jobs, networks, pools, streams, vms, volumes
+from serai.controller.api import describe, events, jobs, resources, streams
 from serai.controller.api.auth import PRINCIPAL, Auth, Guard
 from serai.controller.api.body import BodyRoute, strict
 from serai.controller.api.call import NUMBER_MAX, VERSION, Api, Call, Handler, reason_of, refusal
-from serai.controller.api.checks import refuse_unprintable
-from serai.controller.api.invalid import explain
+from serai.controller.api.invalid import explain, refuse_unprintable
 from serai.controller.api.references import resolved
 from serai.schema.endpoints import ENDPOINTS, Endpoint
 from serai.schema.errors import TREE, ErrorInfo, InvalidError, NotFoundError, SeraiError, from_info
@@ -31,16 +30,7 @@ from serai.schema.vm import VmState
 
 log = logging.getLogger(__name__)
 
-HANDLERS: dict[str, Handler] = {
-    **hosts.HANDLERS,
-    **pools.HANDLERS,
-    **volumes.HANDLERS,
-    **images.HANDLERS,
-    **networks.HANDLERS,
-    **vms.HANDLERS,
-    **jobs.HANDLERS,
-    **events.HANDLERS,
-}
+HANDLERS: dict[str, Handler] = {**resources.HANDLERS, **jobs.HANDLERS, **events.HANDLERS}
 """Endpoint name to what it does."""
 
 QUERY: dict[str, Any] = {
@@ -93,7 +83,7 @@ def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
             refuse_unprintable(sent.model_dump())
             body = await resolved(api.store, sent)
         call = Call(
-            endpoint=endpoint.name,
+            endpoint=endpoint,
             principal=request.scope[PRINCIPAL],
             name=given.get("name", ""),
             body=body,
@@ -118,9 +108,9 @@ def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
         methods=[endpoint.method],
         name=endpoint.name,
         summary=endpoint.summary,
-        tags=[endpoint.name.partition(".")[0]],
+        tags=[endpoint.noun],
         response_model=result,
-        status_code=_status(endpoint),
+        status_code=endpoint.status,
         dependencies=[describe.BEARER],
         responses=describe.responses(endpoint),
         openapi_extra=describe.headers(endpoint),
@@ -152,14 +142,6 @@ def _default(body: type[BaseModel] | None) -> BaseModel | None:
         return None if body is None else body()
     except ValidationError:
         return None
-
-
-def _status(endpoint: Endpoint) -> int:
-    if endpoint.job:
-        return 202
-    if endpoint.result is None:
-        return 204
-    return 201 if endpoint.name.endswith(".create") else 200
 
 
 def _refuse_unknown(request: Request, endpoint: Endpoint) -> None:

@@ -15,7 +15,7 @@ from fastapi import Body, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, WrapValidator
 
-from serai.controller.api.invalid import shown
+from serai.lib.invalid import shown
 from serai.schema.errors import MediaTypeError, TooLargeError
 from serai.schema.units import format_size
 

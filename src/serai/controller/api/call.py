@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
@@ -15,15 +15,14 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from serai.controller.jobs.engine import Engine
-from serai.controller.jobs.workflow import ParamsT, Workflow
-from serai.controller.jobs.writer import StateT
+from serai.controller.services.requester import Requester
 from serai.controller.services.rights import Rights
-from serai.controller.store import RawPage, Store, Transaction
+from serai.controller.store import RawPage, Store
+from serai.schema.endpoints import Endpoint
 from serai.schema.errors import InvalidError, SeraiError
 from serai.schema.ids import HostName
 from serai.schema.image import Image
 from serai.schema.job import Job
-from serai.schema.resource import Resource
 from serai.schema.text import one_line
 from serai.schema.vm import Vm
 
@@ -34,8 +33,6 @@ REASON_MAX = 1024
 REASON_SHOWN = 80
 NUMBER_MAX = 2**63 - 1
 """The largest number that the store can compare with; what a caller sends as an event's or a job's number."""
-
-BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 class Console(Protocol):
@@ -94,7 +91,7 @@ class Call:
     `body` refers by id to what `sent` names: the same document as the caller wrote it, for jobs to show.
     """
 
-    endpoint: str
+    endpoint: Endpoint
     principal: str
     name: str
     body: BaseModel | None
@@ -109,25 +106,14 @@ class Call:
         """Why it is asked for, in the caller's own words: the header X-Serai-Reason."""
         return reason_of(self.headers)
 
-    def need(self, model: type[BodyT]) -> BodyT:
-        """The body as the model that the endpoint declares."""
-        if not isinstance(self.body, model):
-            raise TypeError(f"{self.endpoint} declares another body than {model.__name__}")
-        return self.body
+    @property
+    def noun(self) -> str:
+        """The kind of resource that it is about."""
+        return self.endpoint.noun
 
-    async def submit(
-        self,
-        api: Api,
-        tx: Transaction,
-        workflow: Workflow[ParamsT, StateT],
-        item: Resource[Any, Any],
-        params: ParamsT,
-        state: StateT | None = None,
-    ) -> Job:
-        """The job that the caller asked for, on a resource, as part of `tx`; see `Engine.submit`."""
-        target = f"{item.kind}/{item.name}"
-        who, why = self.principal, self.reason
-        return await api.engine.submit(tx, workflow, target, item.id, params, state, requested_by=who, reason=why)
+    def requester(self, api: Api) -> Requester:
+        """The caller, as services know him."""
+        return Requester(api.engine, api.rights, self.principal, self.reason)
 
 
 def reason_of(headers: Mapping[str, str]) -> str:

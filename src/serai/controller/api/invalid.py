@@ -7,14 +7,16 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from serai.lib.invalid import path_of, words, worst
+from serai.lib.invalid import path_of, shown, words, worst
 from serai.schema.errors import InvalidError
+from serai.schema.text import unsafe
 
 NO_BODY = "Send an object: see /v1/openapi.json."
 PLACES = ("body", "query", "path", "header")
-LONGEST = 120
 SECRET = ("cloud_init", "user_data")
 """Fields whose value is not repeated: errors end up in logs and terminals, and these may hold passwords."""
+ONE_LINE = "cmdline"
+"""The field where a new line would not be part of the text but end it."""
 
 
 def explain(findings: Sequence[Any], body: Any = None) -> InvalidError:
@@ -51,9 +53,24 @@ def _as_sent(body: Any, location: tuple[str | int, ...], parsed: Any) -> Any:
     return value
 
 
-def shown(value: Any) -> str | None:
-    """A value for an error text: short, and none for whole objects."""
-    if value is None or isinstance(value, dict | list):
-        return None
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+def refuse_unprintable(value: Any, field: str = "") -> None:
+    """Raises InvalidError for text, at any depth, that no host can use: that with a null character."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            here = f"{field}.{key}" if field else str(key)
+            refuse_unprintable(str(key), field)
+            refuse_unprintable(item, here)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            refuse_unprintable(item, f"{field}[{number}]")
+    elif isinstance(value, str):
+        plain = field.rpartition(".")[2] == ONE_LINE
+        strange = next((one for one in value if one == "\0" or (plain and unsafe(one))), None)
+        if strange is not None:
+            at = value.index(strange)
+            raise InvalidError(
+                f"the text has a character that cannot be used: U+{ord(strange):04X} at {at}",
+                field=field or "body",
+                value=repr(value[max(0, at - 20) : at + 20]),
+                remedy="Leave it out.",
+            )

@@ -7,15 +7,14 @@ alone, and answer with resources as they are stored. Each kind costs one query, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from fastapi import Response
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from serai.controller.api.call import page
-from serai.controller.store import RawPage, Store, View
+from serai.controller.store import Store, View
 from serai.controller.store.resources import Document
 from serai.lib.invalid import path_of
 from serai.schema.ids import Reference, places, references
@@ -55,17 +54,6 @@ async def respond(view: View, item: Resource[Any, Any], status: int = 200) -> Re
     """Answer with one resource."""
     (document,) = await named(view, type(item), [item.model_dump(mode="json")])
     return Response(to_json(document), status, media_type="application/json")
-
-
-async def respond_page(view: View, found: RawPage, model: type[BaseModel]) -> Response:
-    """Answer with a page of resources."""
-    return page(RawPage(await named(view, model, found.items), found.next))
-
-
-async def respond_models(view: View, items: Sequence[Resource[Any, Any]], following: str | None) -> Response:
-    """The same of models, for kinds whose status is partly computed."""
-    documents = [item.model_dump(mode="json") for item in items]
-    return page(RawPage(await named(view, type(items[0]), documents) if items else [], following))
 
 
 def _by_kind(found: Iterable[Reference]) -> dict[str, list[Reference]]:

@@ -12,7 +12,6 @@ from serai.controller.hosts import observed
 from serai.controller.store import Store, StoreUnavailableError
 from serai.lib.clock import Clock, SystemClock
 from serai.lib.tasks import Tasks
-from serai.schema.host import HostState
 from serai.schema.ids import HostName
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class Presence:
     async def start(self) -> None:
         """Watch who falls silent. Hosts known as online get a full period to speak up."""
         async with self._store.read() as view:
-            for host in await view.hosts.all(view.hosts.table.c.state == HostState.ONLINE.value):
+            for host in await view.hosts.online():
                 self._seen[host.name] = self._clock.monotonic()
         self._tasks.start(self._watch_silence(), "silence")
 

@@ -6,22 +6,14 @@ first digits of the id behind it.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
-from typing import Any, TypeVar
-
 from serai.controller.services.rights import ALARM, Rights
 from serai.controller.store import Transaction
-from serai.controller.store.networks import Address
-from serai.controller.store.resources import Resources
+from serai.controller.store.resources import IdT, ModelT, Resources
 from serai.schema.document import VmDocument
 from serai.schema.errors import ConflictError
 from serai.schema.ids import HostName
 from serai.schema.lease import LeaseRecord
-from serai.schema.resource import Resource
 from serai.schema.vm import Vm, VmState, VmStatus
-
-ModelT = TypeVar("ModelT", bound=Resource[Any, Any])
-IdT = TypeVar("IdT", bound=str)
 
 
 async def take_in(
@@ -68,18 +60,13 @@ async def _ensure(rows: Resources[ModelT, IdT], item_id: IdT, item: ModelT) -> N
 
 async def _hold_addresses(tx: Transaction, vm: Vm) -> str:
     """The VM's addresses are its own; returns a remark if another VM has one of them by now."""
-    wanted = []
     for vnic in vm.spec.vnics:
-        if vnic.ip is not None and vnic.mac is not None:
-            network = await tx.networks.get(vnic.network)
-            wanted.append(Address(network.id, IPv4Address(vnic.ip), vnic.mac))
-    own = [str(address.ip) for address in wanted]
-    for address in wanted:
-        if address.ip in await tx.networks.used(address.network_id) or await tx.networks.mac_taken(address.mac):
-            return f"; {address.ip} or {address.mac} is another VM's: edit one of the two"
+        mac_taken = vnic.mac is not None and await tx.networks.mac_taken(vnic.mac)
+        if mac_taken or vnic.ip in await tx.networks.used(vnic.network):
+            return f"; {vnic.ip} or {vnic.mac} is another VM's: edit one of the two"
     try:
-        await tx.networks.hold(vm.id, wanted)
+        await tx.networks.hold(vm.id, vm.spec.vnics)
     except ConflictError as error:
         return f"; {error.info.message}"
-    await tx.vms.update_status(vm.id, addresses=own)
+    await tx.vms.update_status(vm.id, addresses=[str(vnic.ip) for vnic in vm.spec.vnics if vnic.ip is not None])
     return ""

@@ -6,7 +6,7 @@ from typing import Any
 
 from serai.controller.store import tables
 from serai.controller.store.resources import Resources
-from serai.schema.host import Host
+from serai.schema.host import Host, HostState
 from serai.schema.ids import HostId, HostName
 
 
@@ -28,3 +28,7 @@ class Hosts(Resources[Host, HostId]):
         if host is None:
             raise self.missing(name, field)
         return host
+
+    async def online(self) -> list[Host]:
+        """The hosts that answer."""
+        return await self.all(self.table.c.state == HostState.ONLINE.value)

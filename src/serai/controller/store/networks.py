@@ -6,7 +6,6 @@ The addresses table is what makes a double address or MAC impossible: its keys a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -18,17 +17,9 @@ from serai.controller.store.resources import Resources
 from serai.schema.errors import ConflictError
 from serai.schema.ids import NetworkId, VmId
 from serai.schema.network import Network
+from serai.schema.vm import VnicSpec
 
 addresses = tables.addresses
-
-
-@dataclass(frozen=True)
-class Address:
-    """One VNIC's place on a network."""
-
-    network_id: NetworkId
-    ip: IPv4Address
-    mac: str
 
 
 class Networks(Resources[Network, NetworkId]):
@@ -41,6 +32,10 @@ class Networks(Resources[Network, NetworkId]):
     def columns(self, item: Network) -> dict[str, Any]:
         """Bridge."""
         return {"bridge": item.spec.bridge}
+
+    async def on_bridge(self, bridge: str) -> list[Network]:
+        """The networks of one wire."""
+        return await self.all(self.table.c.bridge == bridge)
 
     async def used(self, network_id: NetworkId, *, but_vm: VmId | None = None) -> set[IPv4Address]:
         """Addresses taken on a network, not counting those of one VM."""
@@ -61,17 +56,19 @@ class Networks(Resources[Network, NetworkId]):
         query = select(addresses.c.network_id, func.count()).group_by(addresses.c.network_id)
         return {row[0]: int(row[1]) for row in await self.connection.execute(query)}
 
-    async def hold(self, vm_id: VmId, wanted: Iterable[Address]) -> None:
-        """Make these the addresses of a VM, in place of those that it had. Raises ConflictError."""
+    async def hold(self, vm_id: VmId, vnics: Iterable[VnicSpec]) -> None:
+        """Make the addresses of these the VM's, in place of those that it had. Raises ConflictError."""
         await self.connection.execute(delete(addresses).where(addresses.c.vm_id == vm_id))
-        for address in wanted:
-            values = {"network_id": address.network_id, "ip": str(address.ip), "mac": address.mac, "vm_id": vm_id}
+        for vnic in vnics:
+            if vnic.ip is None or vnic.mac is None:
+                continue
+            values = {"network_id": vnic.network, "ip": str(vnic.ip), "mac": vnic.mac, "vm_id": vm_id}
             try:
                 await self.connection.execute(insert(addresses).values(**values))
             except IntegrityError as error:
                 raise ConflictError(
-                    f"address {address.ip} or MAC {address.mac} is taken",
+                    f"address {vnic.ip} or MAC {vnic.mac} is taken",
                     field="spec.vnics",
-                    value=address.ip,
+                    value=vnic.ip,
                     remedy="Leave both out: free ones are chosen then.",
                 ) from error

@@ -7,11 +7,11 @@ transaction: connections for reading refuse to write.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Row, Table, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Table, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -95,24 +95,26 @@ class Resources(Generic[ModelT, IdT]):
         query = select(self.table).where(*where).order_by(self.table.c.name)
         return [self.parse(row) for row in await self.connection.execute(query)]
 
-    async def page(self, limit: int, cursor: str | None, *where: ColumnElement[bool]) -> RawPage:
-        """Up to `limit` by name, those after `cursor` (the last name of the page before)."""
-        rows = await self._rows(limit, cursor, where)
-        return RawPage([self._document(row) for row in rows[:limit]], _next(rows, limit))
+    async def page(self, limit: int, cursor: str | None, narrow: Mapping[str, str]) -> RawPage:
+        """Up to `limit` by name, those after `cursor` (the last name of the page before).
 
-    async def models(self, limit: int, cursor: str | None) -> tuple[list[ModelT], str | None]:
-        """The same page as models, for kinds whose status is partly computed."""
-        rows = await self._rows(limit, cursor, ())
-        return [self.parse(row) for row in rows[:limit]], _next(rows, limit)
+        `narrow`: columns to what they are to hold; `label` to `key` or `key=value`.
+        """
+        # One more than asked for says whether there is a next page.
+        where = [self._condition(*one) for one in narrow.items()]
+        query = select(self.table).where(*where).order_by(self.table.c.name).limit(limit + 1)
+        if cursor is not None:
+            query = query.where(self.table.c.name > cursor)
+        rows = (await self.connection.execute(query)).all()
+        following = str(rows[limit - 1].name) if len(rows) > limit else None
+        return RawPage([self._document(row) for row in rows[:limit]], following)
 
-    async def count(self, *where: ColumnElement[bool]) -> int:
-        """How many meet the conditions."""
-        return (await self.connection.execute(select(func.count()).select_from(self.table).where(*where))).scalar_one()
-
-    def labelled(self, key: str, value: str | None) -> ColumnElement[bool]:
-        """The condition that an item has a label (of that value, unless none is asked for)."""
+    def _condition(self, column: str, text: str) -> ColumnElement[bool]:
+        if column != "label":
+            return self.table.c[column] == text
+        key, given, value = text.partition("=")
         query = exists().where(labels.c.kind == self.kind, labels.c.resource_id == self.table.c.id, labels.c.key == key)
-        return query if value is None else query.where(labels.c.value == value)
+        return query.where(labels.c.value == value) if given else query
 
     async def insert(self, item: ModelT) -> None:
         """Write a new one. Raises ConflictError if the name is taken."""
@@ -187,13 +189,6 @@ class Resources(Generic[ModelT, IdT]):
         row = (await self.connection.execute(select(self.table).where(where))).first()
         return None if row is None else self.parse(row)
 
-    async def _rows(self, limit: int, cursor: str | None, where: Sequence[ColumnElement[bool]]) -> Sequence[Row[Any]]:
-        # One more than asked for says whether there is a next page.
-        query = select(self.table).where(*where).order_by(self.table.c.name).limit(limit + 1)
-        if cursor is not None:
-            query = query.where(self.table.c.name > cursor)
-        return (await self.connection.execute(query)).all()
-
     def _values(self, item: ModelT) -> dict[str, Any]:
         return {
             "name": item.name,
@@ -215,7 +210,3 @@ class Resources(Generic[ModelT, IdT]):
     async def _drop_labels(self, resource_id: str) -> None:
         query = delete(labels).where(labels.c.kind == self.kind, labels.c.resource_id == resource_id)
         await self.connection.execute(query)
-
-
-def _next(rows: Sequence[Row[Any]], limit: int) -> str | None:
-    return str(rows[limit - 1].name) if len(rows) > limit else None

@@ -15,7 +15,7 @@ from serai.controller.store.tables import secrets, tickets, tokens
 from serai.schema.ticket import Ticket
 
 IMAGE_URL = "url"
-"""The name of the secret that an image's URL with credentials is; see `api/images.py`."""
+"""The name of the secret that an image's URL with credentials is; see `services/image_actions.py`."""
 
 
 def digest(secret: str) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serai.controller import edits
 from serai.controller.commands import VmTarget
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow, written
+from serai.controller.services import edits
 from serai.controller.workflows.common import Office, await_reports, document, facts_of, make_launch
 from serai.controller.workflows.shelf import FREE
 from serai.core.migration import PENDING

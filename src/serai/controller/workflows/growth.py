@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import Field
 
-from serai.controller import edits
 from serai.controller.commands import VmTarget
 from serai.controller.jobs.workflow import JobContext, Step, Workflow, target_lock, written
+from serai.controller.services import edits
 from serai.controller.workflows.common import Office
 from serai.controller.workflows.edit import apply_live
 from serai.schema.commands.base import Command

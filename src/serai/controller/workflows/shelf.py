@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from serai.controller import capacity
 from serai.controller.hosts import observed
 from serai.controller.jobs.workflow import AnyContext
+from serai.controller.services import capacity
 from serai.controller.services.rights import Rights
 from serai.controller.store.secrets import IMAGE_URL
 from serai.controller.store.store import Store, Transaction, View

@@ -6,7 +6,7 @@ import copy
 
 from tests.unit.controller.conftest import World
 
-from serai.controller import edits
+from serai.controller.services import edits
 
 
 async def test_taking_back_leaves_the_memory_as_it_is(world: World) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Response
-
-from serai.controller import capacity, edits
-from serai.controller.api.call import Api, Call, accepted
-from serai.controller.api.checks import need_holder, refuse_while
-from serai.controller.api.vm_parts import Owner, brief, check_seed, resolve_disks, resolve_vnics, write_disks
+from serai.controller.services import capacity, edits
+from serai.controller.services.checks import need_holder, refuse_while
+from serai.controller.services.requester import Requester
+from serai.controller.services.vm_disks import Owner, resolve_disks, write_disks
+from serai.controller.services.vm_vnics import resolve_vnics
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
 from serai.controller.workflows.edit import EDIT_VM, EditParams
-from serai.core import placement
+from serai.core import placement, userdata
+from serai.core.edits import given
+from serai.lib.redact import MASK
 from serai.schema.errors import CapacityError, ConflictError, InvalidError
+from serai.schema.job import Job
 from serai.schema.units import format_size
 from serai.schema.vm import Vm, VmEdit, VmSpec
 
@@ -23,43 +25,38 @@ HARDWARE = ("cpus", "memory", "disks", "vnics")
 PLAIN = ("cpus", "memory", "cmdline", "cloud_init", "restart", "autostart", "autostart_order", "template")
 
 
-async def edit(api: Api, call: Call) -> Response:
+async def edit(tx: Transaction, requester: Requester, vm: Vm, body: VmEdit, sent: VmEdit | None = None) -> Job:
     """Write the changed spec (a new generation) and the job that applies it, or takes it back.
 
-    The job's params: `changes`, the body's given fields, without user-data.
+    `sent`: the body with names for references, if there is one. Its given fields, without user-data, are what the job
+    shows as its param `changes`.
     """
-    body = call.need(VmEdit)
-    async with api.store.transaction() as tx:
-        vm = await tx.vms.find(call.name)
-        await _refuse_in_between(tx, vm, body)
-        if vm.status.state in ALIVE:
-            # What is changed is told to the VM's host, which would not hear it.
-            await need_holder(tx, vm)
-        spec = await _new_spec(tx, vm, body)
-        update: dict[str, Any] = {"spec": spec, "generation": vm.generation + (spec != vm.spec)}
-        if body.labels is not None:
-            update["labels"] = body.labels
-        if body.description is not None:
-            update["description"] = body.description
-        if body.rename is not None and body.rename != vm.name:
-            if await tx.vms.named(body.rename) is not None:
-                raise tx.vms.taken(body.rename, "rename")
-            update["name"] = body.rename
-            await tx.emit("vm.renamed", f"vm/{body.rename}", vm.id, f"{vm.name} is {body.rename} now", before=vm.name)
-        if spec.vnics != vm.spec.vnics:
-            addresses = [str(vnic.ip) for vnic in spec.vnics]
-            update["status"] = vm.status.model_copy(update={"addresses": addresses})
-        changed = vm.model_copy(update=update)
-        await tx.vms.replace(changed)
-        given = brief(call.sent or body)
-        await tx.emit("vm.changed", f"vm/{changed.name}", vm.id, "changed: " + ", ".join(sorted(given)))
-        state = await edits.record(tx, vm, changed)
-        return accepted(await call.submit(api, tx, EDIT_VM, changed, EditParams(vm=vm.id, changes=given), state))
+    await _refuse_in_between(tx, vm, body)
+    if vm.status.state in ALIVE:
+        # What is changed is told to the VM's host, which would not hear it.
+        await need_holder(tx, vm)
+    spec = await _new_spec(tx, vm, body)
+    update: dict[str, Any] = given(body, "labels", "description")
+    update |= {"spec": spec, "generation": vm.generation + (spec != vm.spec)}
+    if body.rename is not None and body.rename != vm.name:
+        if await tx.vms.named(body.rename) is not None:
+            raise tx.vms.taken(body.rename, "rename")
+        update["name"] = body.rename
+        await tx.emit("vm.renamed", f"vm/{body.rename}", vm.id, f"{vm.name} is {body.rename} now", before=vm.name)
+    if spec.vnics != vm.spec.vnics:
+        addresses = [str(vnic.ip) for vnic in spec.vnics]
+        update["status"] = vm.status.model_copy(update={"addresses": addresses})
+    changed = vm.model_copy(update=update)
+    await tx.vms.replace(changed)
+    fields = _brief(sent or body)
+    await tx.emit("vm.changed", f"vm/{changed.name}", vm.id, "changed: " + ", ".join(sorted(fields)))
+    state = await edits.record(tx, vm, changed)
+    return await requester.submit(tx, EDIT_VM, changed, EditParams(vm=vm.id, changes=fields), state)
 
 
 async def _refuse_in_between(tx: Transaction, vm: Vm, body: VmEdit) -> None:
     await refuse_while(tx, vm.id, "the VM is being deleted", "vm.delete", remedy="Leave it: it is going.")
-    if any(getattr(body, name) is not None for name in HARDWARE):
+    if given(body, *HARDWARE):
         await refuse_while(
             tx,
             vm.id,
@@ -79,7 +76,7 @@ async def _refuse_in_between(tx: Transaction, vm: Vm, body: VmEdit) -> None:
 
 
 async def _new_spec(tx: Transaction, vm: Vm, body: VmEdit) -> VmSpec:
-    update = {name: getattr(body, name) for name in PLAIN if getattr(body, name) is not None}
+    update = given(body, *PLAIN)
     if body.template and vm.status.state in ALIVE:
         raise ConflictError(
             f"VM {vm.name} is {vm.status.state}, and only a stopped one becomes a template",
@@ -89,15 +86,14 @@ async def _new_spec(tx: Transaction, vm: Vm, body: VmEdit) -> VmSpec:
         )
     if body.cloud_init is not None and body.cloud_init != vm.spec.cloud_init:
         image = None if vm.spec.image is None else await tx.images.seek(vm.spec.image)
-        check_seed(body.cloud_init, image, "cloud_init")
+        userdata.check_seed(body.cloud_init, image, "cloud_init")
     if body.memory is not None and body.memory > vm.spec.memory:
         await _check_memory(tx, vm, body.memory)
     if body.disks is not None:
         update["disks"] = await _disks(tx, vm, body)
     if body.vnics is not None:
-        vnics = await resolve_vnics(tx, vm.id, body.vnics, field="vnics")
-        await tx.networks.hold(vm.id, vnics.addresses)
-        update["vnics"] = vnics.vnics
+        update["vnics"] = await resolve_vnics(tx, vm.id, body.vnics, field="vnics")
+        await tx.networks.hold(vm.id, update["vnics"])
     return vm.spec.model_copy(update=update)
 
 
@@ -131,3 +127,12 @@ async def _check_memory(tx: Transaction, vm: Vm, memory: int) -> None:
                 value=format_size(memory),
                 remedy="Move the VM to another host first.",
             )
+
+
+def _brief(body: VmEdit) -> dict[str, Any]:
+    """The given fields as JSON. Without user-data: that may hold passwords, and whoever may list jobs sees these."""
+    fields = body.model_dump(mode="json", exclude_unset=True)
+    seed = fields.get("cloud_init")
+    if seed and seed.get("user_data"):
+        fields["cloud_init"] = {**seed, "user_data": MASK}
+    return fields

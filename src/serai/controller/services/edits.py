@@ -10,8 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from serai.controller.store import Transaction, View
-from serai.controller.store.networks import Address
-from serai.core.edits import Changes, changes, taken_back
+from serai.core.edits import OWN, Changes, changes, taken_back, vm_document, volume_document
 from serai.schema.ids import VmId, VolumeId
 from serai.schema.resource import Frozen
 from serai.schema.units import format_size
@@ -20,17 +19,6 @@ from serai.schema.volume import Volume, VolumeState
 
 UNFINISHED = "it has grown, but not all that use it were told: resize it to the size that it has"
 """Reason of a volume whose growth is to be asked for again."""
-OWN = ("name", "labels", "description")
-"""Fields of a resource beside its spec."""
-
-
-def document(vm: Vm) -> dict[str, Any]:
-    """All that an edit may change, as JSON. A disk's size is its volume's own, which may grow meanwhile."""
-    fields = vm.model_dump(mode="json", include={"spec", *OWN})
-    spec = fields.pop("spec")
-    for disk in spec["disks"]:
-        disk["size"] = None
-    return {**spec, **fields}
 
 
 class EditState(Frozen):
@@ -53,19 +41,19 @@ async def record(view: View, before: Vm, after: Vm) -> EditState:
     for volume_id in [one for one in after.spec.volumes if one not in before.spec.volumes]:
         new = (await view.volumes.get(volume_id)).status.state is VolumeState.CREATING
         (made if new else taken).append(volume_id)
-    found = changes(document(before), document(after))
+    found = changes(vm_document(before), vm_document(after))
     return EditState(changes=found, generation=before.generation, made=made, taken=taken)
 
 
 async def take_back_vm(tx: Transaction, vm_id: VmId, made: Changes) -> list[str]:
     """Bring back what the edit changed, as a new generation; returns the fields that stay, for the reason given."""
     vm = await tx.vms.get(vm_id)
-    back, stays = taken_back(document(vm), made)
+    back, stays = taken_back(vm_document(vm), made)
     stays = [f"{name} (changed again since)" for name in stays]
     if "name" in back and await tx.vms.named(back["name"]) is not None:
         stays.append(f"name ({back.pop('name')} is another's now)")
-    addresses = _addresses(back["vnics"]) if "vnics" in back else None
-    taken = None if addresses is None else await _taken(tx, vm_id, addresses)
+    vnics = [VnicSpec.model_validate(one) for one in back["vnics"]] if "vnics" in back else None
+    taken = None if vnics is None else await _taken(tx, vm_id, vnics)
     if taken is not None:
         del back["vnics"]
         stays.append(f"vnics ({taken} is another VM's now)")
@@ -74,9 +62,9 @@ async def take_back_vm(tx: Transaction, vm_id: VmId, made: Changes) -> list[str]
         back["disks"] = [{**disk, "size": size} for disk, size in zip(back["disks"], sizes, strict=True)]
     own = {name: back.pop(name) for name in OWN if name in back}
     spec = VmSpec.model_validate({**vm.spec.model_dump(mode="json"), **back})
-    if addresses is not None and taken is None:
-        await tx.networks.hold(vm_id, addresses)
-        own["status"] = vm.status.model_copy(update={"addresses": [str(address.ip) for address in addresses]})
+    if vnics is not None and taken is None:
+        await tx.networks.hold(vm_id, vnics)
+        own["status"] = vm.status.model_copy(update={"addresses": [str(vnic.ip) for vnic in vnics]})
     changed = vm.model_copy(update={**own, "spec": spec, "generation": vm.generation + (spec != vm.spec)})
     await tx.vms.replace(changed)
     if changed.name != vm.name:
@@ -85,24 +73,14 @@ async def take_back_vm(tx: Transaction, vm_id: VmId, made: Changes) -> list[str]
     return stays
 
 
-def _addresses(vnics: list[dict[str, Any]]) -> list[Address]:
-    found = map(VnicSpec.model_validate, vnics)
-    return [Address(one.network, one.ip, one.mac) for one in found if one.ip is not None and one.mac is not None]
-
-
-async def _taken(view: View, vm_id: VmId, addresses: list[Address]) -> str | None:
+async def _taken(view: View, vm_id: VmId, vnics: list[VnicSpec]) -> str | None:
     """The first address that another VM got after the edit had given it up."""
-    for address in addresses:
-        if address.ip in await view.networks.used(address.network_id, but_vm=vm_id):
-            return str(address.ip)
-        if await view.networks.mac_taken(address.mac, but_vm=vm_id):
-            return address.mac
+    for vnic in vnics:
+        if vnic.ip in await view.networks.used(vnic.network, but_vm=vm_id):
+            return str(vnic.ip)
+        if vnic.mac is not None and await view.networks.mac_taken(vnic.mac, but_vm=vm_id):
+            return vnic.mac
     return None
-
-
-def volume_document(volume: Volume) -> dict[str, Any]:
-    """All of a volume that an edit may change, as JSON."""
-    return {"size": volume.spec.size, "labels": volume.labels, "description": volume.description}
 
 
 async def take_back_volume(tx: Transaction, volume_id: VolumeId, made: Changes, real: int | None) -> list[str]:
