@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serai.schema.errors import CapacityError, InvalidError
-from serai.schema.image import Image, ImageKind
+from serai.schema.image import Image
 from serai.schema.units import format_size
 from serai.schema.volume import Pool
 
@@ -33,17 +33,16 @@ def check_room(pool: Pool, size: int, field: str) -> None:
 
 def check_holds(image: Image, size: int, size_field: str, image_field: str) -> None:
     """Raises InvalidError unless a volume of `size` bytes can start with the image's content."""
-    manifest = image.status.manifest
-    if manifest is None:
+    if image.status.manifest is None:
         return
-    if manifest.kind is not ImageKind.DISK:
+    if image.disk_size is None:
         raise InvalidError(
             f"image {image.name} is a kernel, not a disk", field=image_field, value=image.name, remedy="Leave it out."
         )
-    if size < manifest.virtual_size:
+    if size < image.disk_size:
         raise InvalidError(
-            f"image {image.name} needs {format_size(manifest.virtual_size)}",
+            f"image {image.name} needs {format_size(image.disk_size)}",
             field=size_field,
             value=format_size(size),
-            remedy=f"Ask for {format_size(manifest.virtual_size)} or more.",
+            remedy=f"Ask for {format_size(image.disk_size)} or more.",
         )

@@ -75,6 +75,12 @@ class Image(Resource[ImageSpec, ImageStatus]):
     kind: str = "image"
     id: ImageId
 
+    @property
+    def disk_size(self) -> int | None:
+        """Bytes of the disk that a VM gets a copy of; none for a kernel, and before there is any content."""
+        manifest = self.status.manifest
+        return manifest.virtual_size if manifest is not None and manifest.kind is ImageKind.DISK else None
+
 
 class ImageCreate(Frozen):
     name: NewName

@@ -77,7 +77,7 @@ def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
     async def route(request: Request, **given: Any) -> Response:
         known = {key: given[key] for key in endpoint.query if given.get(key) is not None}
         _refuse_unknown(request, endpoint)
-        reason_of(request.headers)  # refused before anything is done, used once a job is written
+        reason = reason_of(request.headers)
         body = sent = given.get("body") or default_body
         if sent is not None:
             refuse_unprintable(sent.model_dump())
@@ -90,6 +90,7 @@ def _bind(app: FastAPI, endpoint: Endpoint, handler: Handler, api: Api) -> None:
             sent=sent,
             query=known,
             headers=request.headers,
+            reason=reason,
             limit=given.get("limit", 100),
             cursor=given.get("cursor"),
         )

@@ -98,18 +98,10 @@ class Call:
     sent: BaseModel | None
     query: Mapping[str, Any]
     headers: Mapping[str, str]
+    reason: str = ""
+    """Why it is asked for, in the caller's own words."""
     limit: int = 100
     cursor: str | None = None
-
-    @property
-    def reason(self) -> str:
-        """Why it is asked for, in the caller's own words: the header X-Serai-Reason."""
-        return reason_of(self.headers)
-
-    @property
-    def noun(self) -> str:
-        """The kind of resource that it is about."""
-        return self.endpoint.noun
 
     def requester(self, api: Api) -> Requester:
         """The caller, as services know him."""

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from serai.controller.api.call import NUMBER_MAX, Api, Call, Handler, answer, page
-from serai.schema.errors import InvalidError
+from serai.controller.api.call import Api, Call, Handler, answer, page
 
 
 async def list_(api: Api, call: Call) -> Response:
     """Newest first."""
-    if call.cursor is not None and (not call.cursor.isascii() or len(call.cursor) >= len(str(NUMBER_MAX))):
-        raise InvalidError("not a cursor of this list", field="cursor", value=call.cursor, remedy="Leave it out.")
-    state = call.query.get("state")
+    state, target = call.query.get("state"), call.query.get("target")
     async with api.store.read() as view:
-        return page(
-            await view.jobs.page(call.limit, call.cursor, state.value if state else None, call.query.get("target"))
-        )
+        return page(await view.jobs.page(call.limit, call.cursor, state, target))
 
 
 async def show(api: Api, call: Call) -> Response:

@@ -75,13 +75,13 @@ COMPUTED: dict[str, Callable[[Api, View, Items], Awaitable[Items]]] = {
 async def list_(api: Api, call: Call) -> Response:
     """A page by name, narrowed by the query."""
     async with api.store.read() as view:
-        rows = view.of(call.noun)
+        rows = view.of(call.endpoint.noun)
         narrow = {key: await _as_stored(view, key, text) for key, text in call.query.items()}
         found = await rows.page(call.limit, call.cursor, narrow)
         items: list[Document] = found.items
-        if call.noun in COMPUTED:
+        if call.endpoint.noun in COMPUTED:
             models = [rows.model.model_validate(item) for item in items]
-            items = [model.model_dump(mode="json") for model in await COMPUTED[call.noun](api, view, models)]
+            items = [model.model_dump(mode="json") for model in await COMPUTED[call.endpoint.noun](api, view, models)]
         return page(RawPage(await named(view, rows.model, items), found.next))
 
 
@@ -96,13 +96,13 @@ async def _as_stored(view: View, key: str, text: str) -> str:
 async def show(api: Api, call: Call) -> Response:
     """One."""
     async with api.store.read() as view:
-        return await _respond(api, view, call, await view.of(call.noun).find(call.name))
+        return await _respond(api, view, call, await view.of(call.endpoint.noun).find(call.name))
 
 
 async def perform(api: Api, call: Call) -> Response:
     """Have the endpoint's service do it, and answer with what it returns."""
     async with api.store.transaction() as tx:
-        found = [await tx.of(call.noun).find(call.name)] if call.name else []
+        found = [await tx.of(call.endpoint.noun).find(call.name)] if call.name else []
         body = [] if call.body is None else [call.body]
         result = await SERVICES[call.endpoint.name](tx, call.requester(api), *found, *body, **call.query)
         return await _respond(api, tx, call, result)
@@ -133,7 +133,7 @@ async def _respond(api: Api, view: View, call: Call, result: Any) -> Response:
         return nothing()
     if isinstance(result, Job):
         return accepted(result)
-    items = await COMPUTED[call.noun](api, view, [result]) if call.noun in COMPUTED else [result]
+    items = await COMPUTED[call.endpoint.noun](api, view, [result]) if call.endpoint.noun in COMPUTED else [result]
     return await respond(view, items[0], call.endpoint.status)
 
 

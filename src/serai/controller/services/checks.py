@@ -14,18 +14,14 @@ from serai.schema.vm import DiskSpec, Vm
 from serai.schema.volume import Pool
 
 WAIT = "Wait for that job's end."
+WAIT_OR_CANCEL = "Wait for that job's end, or stop it: serai job cancel {job}."
 BACK = "Start its agent, or wait until it is back: serai host list."
 
 
 def need_online(host: Host, field: str) -> None:
     """Raises UnavailableError unless the host answers."""
     if host.status.state is not HostState.ONLINE or host.status.facts is None:
-        raise UnavailableError(
-            f"host {host.name} is offline",
-            field=field,
-            value=host.name,
-            remedy=BACK,
-        )
+        raise UnavailableError(f"host {host.name} is offline", field=field, value=host.name, remedy=BACK)
 
 
 async def need_pool(view: View, pool_id: PoolId, field: str) -> Pool:
@@ -56,13 +52,10 @@ async def need_disks(view: View, vm: Vm, disks: Iterable[DiskSpec]) -> None:
             pool = await view.pools.get(volume.spec.pool)
             host = await view.hosts.need(pool.spec.host)
             if host.status.state is not HostState.ONLINE:
-                where = f"pool {pool.name} on host {host.name}, which is offline"
-                raise UnavailableError(
-                    f"volume {volume.name} of VM {vm.name} is in {where}",
-                    field="host",
-                    value=host.name,
-                    remedy=BACK,
+                what = (
+                    f"volume {volume.name} of VM {vm.name} is in pool {pool.name} on host {host.name}, which is offline"
                 )
+                raise UnavailableError(what, field="host", value=host.name, remedy=BACK)
 
 
 async def need_image(view: View, image_id: ImageId, field: str) -> Image:

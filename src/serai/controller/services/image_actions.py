@@ -10,7 +10,7 @@ or the image is given up, the secret is deleted.
 from __future__ import annotations
 
 from serai.controller.services.absent import leave_out
-from serai.controller.services.checks import need_online, refuse_while
+from serai.controller.services.checks import WAIT_OR_CANCEL, need_online, refuse_while
 from serai.controller.services.create import add
 from serai.controller.services.requester import Requester
 from serai.controller.store import Transaction
@@ -25,8 +25,8 @@ from serai.schema.image import Image, ImageCreate, ImageSource, ImageSpec, Image
 from serai.schema.job import Job
 from serai.schema.volume import VolumeState
 
-RECIPES = ("tiny", "debian")
-FORMATS = ("qcow2", "raw")
+KNOWN = {"recipe": ("tiny", "debian"), "format": ("qcow2", "raw")}
+"""What these fields may say."""
 WANTED: dict[ImageSource, tuple[str, ...]] = {
     ImageSource.BUILD: ("recipe",),
     ImageSource.URL: ("url", "sha256"),
@@ -54,8 +54,7 @@ async def create(tx: Transaction, requester: Requester, body: ImageCreate) -> Jo
 
 async def delete(tx: Transaction, requester: Requester, image: Image, *, force: bool = False) -> Job:
     """Delete one that no VM was made from; by force also where a host that has a copy is offline."""
-    remedy = "Wait for that job's end, or stop it: serai job cancel {job}."
-    await refuse_while(tx, image.id, "the image is at work", "image.delete", "image.create", remedy=remedy)
+    await refuse_while(tx, image.id, "the image is at work", "image.delete", "image.create", remedy=WAIT_OR_CANCEL)
     await _refuse_while_copied(tx, image)
     users = await tx.vms.users_of_image(image.id)
     if users:
@@ -99,13 +98,12 @@ def _checked(spec: ImageSpec) -> ImageSpec:
                 value=masked_url(value) if field == "url" else value,
                 remedy="Leave it out.",
             )
-    if spec.recipe is not None and spec.recipe not in RECIPES:
-        known = " or ".join(RECIPES)
-        raise InvalidError("there is no such recipe", field="spec.recipe", value=spec.recipe, remedy=f"Use {known}.")
+    for field, known in KNOWN.items():
+        value = getattr(spec, field)
+        if value is not None and value not in known:
+            remedy = f"Use {' or '.join(known)}."
+            raise InvalidError(f"there is no such {field}", field=f"spec.{field}", value=value, remedy=remedy)
     if spec.url is not None:
         check_url(spec.url)
     sha256 = None if spec.sha256 is None else check_sha256(spec.sha256)
-    if spec.format is not None and spec.format not in FORMATS:
-        known = " or ".join(FORMATS)
-        raise InvalidError("there is no such format", field="spec.format", value=spec.format, remedy=f"Use {known}.")
     return spec.model_copy(update={"sha256": sha256})

@@ -9,7 +9,7 @@ from serai.controller.services.checks import need_disks
 from serai.controller.services.create import Draft, add
 from serai.controller.services.requester import Requester
 from serai.controller.services.vm_actions import refuse_deleted
-from serai.controller.services.vm_disks import Disks, Owner, check_boot, own_volume, resolve_disks, write_disks
+from serai.controller.services.vm_disks import Owner, check_boot, make_volume, resolve_disks
 from serai.controller.services.vm_vnics import resolve_vnics
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
@@ -20,7 +20,7 @@ from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError
 from serai.schema.ids import VmId
 from serai.schema.job import Job
-from serai.schema.vm import Vm, VmClone, VmCreate, VmSpec, VmStatus, VnicSpec
+from serai.schema.vm import DiskSpec, Vm, VmClone, VmCreate, VmSpec, VmStatus, VnicSpec
 
 
 async def create(tx: Transaction, requester: Requester, body: VmCreate) -> Job:
@@ -32,8 +32,8 @@ async def create(tx: Transaction, requester: Requester, body: VmCreate) -> Job:
     vnics = await resolve_vnics(tx, owner.id, body.spec.vnics)
     # A template is only ever copied.
     running = body.spec.running and not body.spec.template
-    spec = body.spec.model_copy(update={"disks": disks.disks, "vnics": vnics, "running": running})
-    vm = await _write(tx, requester, owner.id, body, spec, disks, f"asked for by {requester.name}")
+    spec = body.spec.model_copy(update={"disks": disks, "vnics": vnics, "running": running})
+    vm = await _write(tx, requester, owner.id, body, spec, f"asked for by {requester.name}")
     hosts = await capacity.all_hosts(tx, but_vm=vm.id)
     placement.place(spec, hosts, await capacity.ties(tx, vm, starts=running))
     return await requester.submit(tx, CREATE_VM, vm, VmParams(vm=vm.id))
@@ -53,9 +53,9 @@ async def clone(tx: Transaction, requester: Requester, vm: Vm, body: VmClone) ->
     await need_disks(tx, vm, vm.spec.disks)
     disks = await _copy_disks(tx, vm, owner)
     vnics = await resolve_vnics(tx, owner.id, [VnicSpec(network=vnic.network) for vnic in vm.spec.vnics])
-    update: dict[str, Any] = {"disks": disks.disks, "vnics": vnics, "running": False, "template": False}
+    update: dict[str, Any] = {"disks": disks, "vnics": vnics, "running": False, "template": False}
     draft, spec = vm.model_copy(update={"name": body.name}), vm.spec.model_copy(update=update)
-    copy = await _write(tx, requester, owner.id, draft, spec, disks, f"cloned from {vm.name}")
+    copy = await _write(tx, requester, owner.id, draft, spec, f"cloned from {vm.name}")
     params = CloneParams(vm=vm.id, name=copy.name, clone=copy.id)
     return await requester.submit(tx, CLONE_VM, vm, params)
 
@@ -66,10 +66,7 @@ async def _owner(tx: Transaction, name: str) -> Owner:
     return Owner(new_id(VmId), name)
 
 
-async def _write(
-    tx: Transaction, requester: Requester, vm_id: VmId, draft: Draft, spec: VmSpec, disks: Disks, message: str
-) -> Vm:
-    await write_disks(tx, Owner(vm_id, draft.name), disks)
+async def _write(tx: Transaction, requester: Requester, vm_id: VmId, draft: Draft, spec: VmSpec, message: str) -> Vm:
     status = VmStatus(since=tx.now, addresses=[str(vnic.ip) for vnic in spec.vnics])
     vm = await add(tx, tx.vms, vm_id, draft, spec, status, message)
     requester.rights.created(tx, vm.id)
@@ -77,13 +74,12 @@ async def _write(
     return vm
 
 
-async def _copy_disks(tx: Transaction, vm: Vm, owner: Owner) -> Disks:
-    copies = Disks([], [], [])
+async def _copy_disks(tx: Transaction, vm: Vm, owner: Owner) -> list[DiskSpec]:
+    copies = []
     for disk in vm.spec.disks:
         if disk.volume is None:
             continue
         old = await tx.volumes.get(disk.volume)
-        volume = await own_volume(tx, owner, old.spec.model_copy(update={"image": None}), copies.made)
-        copies.made.append(volume)
-        copies.disks.append(disk.model_copy(update={"volume": volume.id, "size": old.spec.size, "keep": False}))
+        volume = await make_volume(tx, owner, old.spec.model_copy(update={"image": None}))
+        copies.append(disk.model_copy(update={"volume": volume.id, "size": old.spec.size, "keep": False}))
     return copies

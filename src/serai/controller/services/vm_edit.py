@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from serai.controller.services import capacity, edits
-from serai.controller.services.checks import need_holder, refuse_while
+from serai.controller.services.checks import WAIT_OR_CANCEL, need_holder, refuse_while
 from serai.controller.services.requester import Requester
-from serai.controller.services.vm_disks import Owner, resolve_disks, write_disks
+from serai.controller.services.vm_disks import Owner, resolve_disks
 from serai.controller.services.vm_vnics import resolve_vnics
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
@@ -57,22 +57,11 @@ async def edit(tx: Transaction, requester: Requester, vm: Vm, body: VmEdit, sent
 async def _refuse_in_between(tx: Transaction, vm: Vm, body: VmEdit) -> None:
     await refuse_while(tx, vm.id, "the VM is being deleted", "vm.delete", remedy="Leave it: it is going.")
     if given(body, *HARDWARE):
-        await refuse_while(
-            tx,
-            vm.id,
-            f"VM {vm.name} is on the move",
-            "vm.migrate",
-            remedy="Wait until it has arrived, or cancel that job.",
-        )
+        remedy = "Wait until it has arrived, or cancel that job."
+        await refuse_while(tx, vm.id, f"VM {vm.name} is on the move", "vm.migrate", remedy=remedy)
     if body.disks is not None or body.vnics is not None:
         # Both are whole lists: made up from what that job may yet take back.
-        await refuse_while(
-            tx,
-            vm.id,
-            f"VM {vm.name} is being changed",
-            "vm.edit",
-            remedy="Wait for that job's end, or stop it: serai job cancel {job}.",
-        )
+        await refuse_while(tx, vm.id, f"VM {vm.name} is being changed", "vm.edit", remedy=WAIT_OR_CANCEL)
 
 
 async def _new_spec(tx: Transaction, vm: Vm, body: VmEdit) -> VmSpec:
@@ -90,23 +79,15 @@ async def _new_spec(tx: Transaction, vm: Vm, body: VmEdit) -> VmSpec:
     if body.memory is not None and body.memory > vm.spec.memory:
         await _check_memory(tx, vm, body.memory)
     if body.disks is not None:
-        update["disks"] = await _disks(tx, vm, body)
+        if not body.disks and vm.spec.disks and vm.spec.image is None:
+            remedy = "Leave it a disk that holds a system."
+            raise InvalidError("the VM would have nothing to boot from", field="disks", remedy=remedy)
+        owner = Owner(vm.id, vm.name)
+        update["disks"] = await resolve_disks(tx, owner, body.disks, before=vm.spec.disks, field="disks")
     if body.vnics is not None:
         update["vnics"] = await resolve_vnics(tx, vm.id, body.vnics, field="vnics")
         await tx.networks.hold(vm.id, update["vnics"])
     return vm.spec.model_copy(update=update)
-
-
-async def _disks(tx: Transaction, vm: Vm, body: VmEdit) -> list[Any]:
-    wanted = body.disks or []
-    if not wanted and vm.spec.disks and vm.spec.image is None:
-        raise InvalidError(
-            "the VM would have nothing to boot from", field="disks", remedy="Leave it a disk that holds a system."
-        )
-    owner = Owner(vm.id, vm.name)
-    found = await resolve_disks(tx, owner, wanted, before=vm.spec.disks, field="disks")
-    await write_disks(tx, owner, found)
-    return found.disks
 
 
 async def _check_memory(tx: Transaction, vm: Vm, memory: int) -> None:

@@ -14,6 +14,8 @@ from serai.controller.store.tables import jobs
 from serai.schema.errors import InvalidError, NotFoundError
 from serai.schema.job import Job, JobState
 
+NUMBER_LENGTH = 19
+"""Digits of the largest number that a column can hold."""
 ACTIVE = tuple(state for state in JobState if not state.ended)
 
 
@@ -102,7 +104,7 @@ class Jobs:
         """Newest first. `target` is `vm/web1`, or a resource's id. Raises InvalidError for a strange cursor."""
         query = select(jobs).order_by(jobs.c.number.desc()).limit(limit + 1)
         if cursor is not None:
-            if not cursor.isdecimal():
+            if not (cursor.isascii() and cursor.isdecimal() and len(cursor) < NUMBER_LENGTH):
                 raise InvalidError("not a cursor of this list", field="cursor", value=cursor, remedy="Leave it out.")
             query = query.where(jobs.c.number < int(cursor))
         if state is not None:
