@@ -12,8 +12,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from serai.controller.api import describe
 from serai.controller.api.call import VERSION, Api, Console, answer, nothing, refusal
 from serai.controller.api.references import respond
-from serai.schema.errors import ConflictError, InvalidError, SeraiError, UnsupportedError
-from serai.schema.image import Image, ImageSource, ImageState
+from serai.controller.services.image_actions import check_upload
+from serai.schema.errors import InvalidError, SeraiError, UnsupportedError
+from serai.schema.image import Image
 from serai.schema.resource import Frozen
 from serai.schema.vm import Vm
 
@@ -88,20 +89,7 @@ async def _upload(api: Api, name: str, request: Request) -> Response:
         raise UnsupportedError("this controller takes no uploads")
     async with api.store.read() as view:
         image = await view.images.find(name)
-    if image.spec.source is not ImageSource.UPLOAD:
-        raise ConflictError(
-            f"image {image.name} is not one that is uploaded",
-            field="source",
-            value=image.spec.source,
-            remedy="Create an image with source upload.",
-        )
-    if image.status.state is not ImageState.CREATING:
-        raise ConflictError(
-            f"image {image.name} has its content already",
-            field="state",
-            value=image.status.state,
-            remedy="Create another image.",
-        )
+    check_upload(image)
     size = request.headers.get("content-length", "0")
     await api.receive_upload(image, _body(request), int(size) if size.isdecimal() else 0)
     async with api.store.read() as view:

@@ -21,7 +21,7 @@ from serai.lib.imageurl import check_sha256, check_url, hide_url, masked_url
 from serai.schema.commands.image import IMAGE_DELETE, DeleteImage
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError
 from serai.schema.ids import ImageId
-from serai.schema.image import Image, ImageCreate, ImageSource, ImageSpec, ImageStatus
+from serai.schema.image import Image, ImageCreate, ImageSource, ImageSpec, ImageState, ImageStatus
 from serai.schema.job import Job
 from serai.schema.volume import VolumeState
 
@@ -68,6 +68,24 @@ async def delete(tx: Transaction, requester: Requester, image: Image, *, force: 
     hosts = [await tx.hosts.need(name) for name in image.status.hosts]
     away = await leave_out(tx, requester, image, hosts, IMAGE_DELETE, DeleteImage(image=image.id), force=force)
     return await requester.submit(tx, DELETE_IMAGE, image, DeleteImageParams(image=image.id, away=away))
+
+
+def check_upload(image: Image) -> None:
+    """Raises ConflictError unless the image waits for its content."""
+    if image.spec.source is not ImageSource.UPLOAD:
+        raise ConflictError(
+            f"image {image.name} is not one that is uploaded",
+            field="source",
+            value=image.spec.source,
+            remedy="Create an image with source upload.",
+        )
+    if image.status.state is not ImageState.CREATING:
+        raise ConflictError(
+            f"image {image.name} has its content already",
+            field="state",
+            value=image.status.state,
+            remedy="Create another image.",
+        )
 
 
 async def _refuse_while_copied(tx: Transaction, image: Image) -> None:

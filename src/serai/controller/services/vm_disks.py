@@ -37,7 +37,7 @@ async def resolve_disks(
     image: Image | None = None,
     field: str = "spec.disks",
 ) -> list[DiskSpec]:
-    """The disks that are wanted of a VM, for its spec; their volumes are written. Those in `before` are its own already.
+    """Write the volumes of the disks that are wanted of a VM; returns the disks for its spec. It has those in `before`.
 
     `image`: what the first disk starts with, if it is a disk image. Raises SeraiError that names the field.
     """
