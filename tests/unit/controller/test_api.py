@@ -12,7 +12,7 @@ from tests.unit.controller.conftest import World
 
 from serai.controller.api.app import HANDLERS
 from serai.controller.api.auth import prepare
-from serai.controller.api.resources import SERVICES
+from serai.controller.api.resources import ACTIONS
 from serai.controller.services.requester import Requester
 from serai.controller.store import Store, Transaction
 from serai.schema.endpoints import ENDPOINTS
@@ -42,8 +42,8 @@ async def test_the_description_has_every_route(bare: World) -> None:
     assert HANDLERS.keys() == ENDPOINTS.keys()
 
 
-def test_services_take_what_their_endpoints_say() -> None:
-    for name, service in SERVICES.items():
+def test_actions_take_what_their_endpoints_say() -> None:
+    for name, service in ACTIONS.items():
         row = ENDPOINTS[name]
         hints = get_type_hints(service)
         returns = hints.pop("return")

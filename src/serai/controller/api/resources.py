@@ -37,32 +37,16 @@ NOUNS = ("host", "pool", "volume", "image", "network", "vm")
 REFERENCES = ("host", "pool", "vm")
 """Query parameters that take the name or id of a resource."""
 
-SERVICES: dict[str, Callable[..., Awaitable[Any]]] = {
-    "host.edit": host_actions.edit,
-    "host.fence": host_actions.fence,
-    "host.take": host_actions.take,
-    "host.confirm": host_actions.confirm,
-    "pool.create": pool_actions.create,
-    "pool.delete": pool_actions.delete,
-    "volume.create": volume_actions.create,
-    "volume.edit": volume_actions.edit,
-    "volume.delete": volume_actions.delete,
-    "image.create": image_actions.create,
-    "image.delete": image_actions.delete,
-    "network.create": network_actions.create,
-    "network.delete": network_actions.delete,
-    "vm.create": vm_create.create,
-    "vm.clone": vm_create.clone,
-    "vm.delete": vm_actions.delete,
-    "vm.start": vm_actions.start,
-    "vm.stop": vm_actions.stop,
-    "vm.restart": vm_actions.restart,
-    "vm.reset": vm_actions.reset,
-    "vm.pause": vm_actions.pause,
-    "vm.resume": vm_actions.resume,
-    "vm.migrate": vm_actions.migrate,
+ACTIONS = {
+    **host_actions.ACTIONS,
+    **pool_actions.ACTIONS,
+    **volume_actions.ACTIONS,
+    **image_actions.ACTIONS,
+    **network_actions.ACTIONS,
+    **vm_actions.ACTIONS,
+    **vm_create.ACTIONS,
 }
-"""Endpoint name to the service that does it; tests compare their signatures with the endpoint's row."""
+"""Endpoint name to the service that does it."""
 
 COMPUTED: dict[str, Callable[[Api, View, Items], Awaitable[Items]]] = {
     "host": lambda api, view, items: host_actions.shown(view, items, api.heard),
@@ -104,7 +88,7 @@ async def perform(api: Api, call: Call) -> Response:
     async with api.store.transaction() as tx:
         found = [await tx.of(call.endpoint.noun).find(call.name)] if call.name else []
         body = [] if call.body is None else [call.body]
-        result = await SERVICES[call.endpoint.name](tx, call.requester(api), *found, *body, **call.query)
+        result = await ACTIONS[call.endpoint.name](tx, call.requester(api), *found, *body, **call.query)
         return await _respond(api, tx, call, result)
 
 
@@ -140,7 +124,7 @@ async def _respond(api: Api, view: View, call: Call, result: Any) -> Response:
 HANDLERS: dict[str, Handler] = {
     **{f"{noun}.list": list_ for noun in NOUNS},
     **{f"{noun}.show": show for noun in NOUNS},
-    **dict.fromkeys(SERVICES, perform),
+    **dict.fromkeys(ACTIONS, perform),
     "vm.edit": edit_vm,
     "host.delete": delete_host,
 }

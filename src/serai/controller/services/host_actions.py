@@ -7,7 +7,7 @@ from datetime import datetime
 
 from serai.controller.services import capacity, fencing
 from serai.controller.services.checks import need_online
-from serai.controller.services.requester import Requester
+from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction, View
 from serai.controller.workflows.resources import CONFIRM_UPLINK, TAKE_UPLINK, HostParams, TakeParams
 from serai.core.edits import given
@@ -135,3 +135,6 @@ async def _refuse_used(tx: Transaction, host: Host) -> None:
             value=host.name,
             remedy="Delete them first: serai vm delete, serai pool delete --force.",
         )
+
+
+ACTIONS: dict[str, Action] = {"host.edit": edit, "host.fence": fence, "host.take": take, "host.confirm": confirm}

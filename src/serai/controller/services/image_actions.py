@@ -12,7 +12,7 @@ from __future__ import annotations
 from serai.controller.services.absent import leave_out
 from serai.controller.services.checks import WAIT_OR_CANCEL, need_online, refuse_while
 from serai.controller.services.create import add
-from serai.controller.services.requester import Requester
+from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction
 from serai.controller.store.secrets import IMAGE_URL
 from serai.controller.workflows.resources import CREATE_IMAGE, DELETE_IMAGE, CreateImageParams, DeleteImageParams
@@ -125,3 +125,6 @@ def _checked(spec: ImageSpec) -> ImageSpec:
         check_url(spec.url)
     sha256 = None if spec.sha256 is None else check_sha256(spec.sha256)
     return spec.model_copy(update={"sha256": sha256})
+
+
+ACTIONS: dict[str, Action] = {"image.create": create, "image.delete": delete}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serai.controller.services.create import add
-from serai.controller.services.requester import Requester
+from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction
 from serai.core import ipam
 from serai.lib.ids import new_id
@@ -53,3 +53,6 @@ def _refuse_overlap(other: Network, body: NetworkCreate) -> None:
             value=mine[0],
             remedy="Choose a range that does not overlap, or another bridge.",
         )
+
+
+ACTIONS: dict[str, Action] = {"network.create": create, "network.delete": delete}

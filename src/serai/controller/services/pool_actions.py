@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from serai.controller.services.absent import leave_out
 from serai.controller.services.checks import need_online, refuse_while
 from serai.controller.services.create import add
-from serai.controller.services.requester import Requester
+from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction
 from serai.controller.workflows.resources import CREATE_POOL, DELETE_POOL, DeletePoolParams, PoolParams
 from serai.lib.ids import new_id
@@ -96,3 +96,6 @@ def _need_target(host: Host) -> None:
             value=ExportKind.ISCSI,
             remedy=lacking.remedy or "Install what is missing (serai doctor), or make a pool with export none.",
         )
+
+
+ACTIONS: dict[str, Action] = {"pool.create": create, "pool.delete": delete}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,3 +37,10 @@ class Requester:
         return await self.engine.submit(
             tx, workflow, target, item.id, params, state, requested_by=self.name, reason=self.reason
         )
+
+
+Action = Callable[..., Awaitable[Any]]
+"""What an endpoint asks for. It takes a transaction, a requester, the resource of the path, the body, and the query.
+
+It returns the job, or the resource that it changed, or nothing. Tests compare signatures with schema/endpoints.py.
+"""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from serai.controller.jobs.workflow import NoState, Workflow
 from serai.controller.services import capacity
 from serai.controller.services.checks import need_disks, need_holder, refuse_while
-from serai.controller.services.requester import Requester
+from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction, View
 from serai.controller.store.vms import ALIVE
 from serai.controller.workflows.lifecycle import (
@@ -148,3 +148,15 @@ async def _check_starts(view: View, vm: Vm, host: HostName | None) -> None:
     hosts = await capacity.all_hosts(view, but_vm=vm.id)
     home = None if lease is None or is_over(lease) else lease.host
     placement.choose_start(vm, hosts, host, home, await capacity.ties(view, vm))
+
+
+ACTIONS: dict[str, Action] = {
+    "vm.delete": delete,
+    "vm.start": start,
+    "vm.stop": stop,
+    "vm.restart": restart,
+    "vm.reset": reset,
+    "vm.pause": pause,
+    "vm.resume": resume,
+    "vm.migrate": migrate,
+}

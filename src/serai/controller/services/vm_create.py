@@ -7,7 +7,7 @@ from typing import Any
 from serai.controller.services import capacity
 from serai.controller.services.checks import need_disks
 from serai.controller.services.create import Draft, add
-from serai.controller.services.requester import Requester
+from serai.controller.services.requester import Action, Requester
 from serai.controller.services.vm_actions import refuse_deleted
 from serai.controller.services.vm_disks import Owner, check_boot, make_volume, resolve_disks
 from serai.controller.services.vm_vnics import resolve_vnics
@@ -83,3 +83,6 @@ async def _copy_disks(tx: Transaction, vm: Vm, owner: Owner) -> list[DiskSpec]:
         volume = await make_volume(tx, owner, old.spec.model_copy(update={"image": None}))
         copies.append(disk.model_copy(update={"volume": volume.id, "size": old.spec.size, "keep": False}))
     return copies
+
+
+ACTIONS: dict[str, Action] = {"vm.create": create, "vm.clone": clone}

@@ -8,7 +8,7 @@ from serai.controller.services import edits
 from serai.controller.services.absent import leave_out
 from serai.controller.services.checks import need_holder, need_image, need_pool, refuse_while
 from serai.controller.services.create import add
-from serai.controller.services.requester import Requester
+from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction
 from serai.controller.store.vms import ALIVE
 from serai.controller.workflows.growth import EDIT_VOLUME, GrowParams, GrowState
@@ -95,3 +95,6 @@ def _way_out_of(vm: Vm, volume: Volume) -> str:
     if volume.id in [disk.volume for disk in vm.spec.disks]:
         return f"Take the disk from it first: serai vm edit {vm.name} --remove-disk {volume.name}."
     return f"It is free once the VM has restarted: serai vm restart {vm.name}."
+
+
+ACTIONS: dict[str, Action] = {"volume.create": create, "volume.edit": edit, "volume.delete": delete}
