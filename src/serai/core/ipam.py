@@ -12,7 +12,12 @@ from collections.abc import Collection
 from ipaddress import IPv4Address
 
 from serai.schema.errors import CapacityError, ConflictError, InvalidError
-from serai.schema.network import NetworkSpec
+from serai.schema.network import Network, NetworkSpec
+
+ZERO = "00:00:00:00:00:00"
+NO_MAC = "it means no address at all"
+TAP_BYTE = 0xFE
+TAPS = "addresses with fe: are those of the hosts' taps, and the VNIC's own tap might have this one"
 
 
 def bounds(network: NetworkSpec) -> tuple[IPv4Address, IPv4Address]:
@@ -70,6 +75,29 @@ def check(
     if wanted in used:
         raise ConflictError("the address is taken", field=field, value=wanted, remedy="Choose another, or none.")
     return wanted
+
+
+def check_apart(network: NetworkSpec, other: Network, *, field: str) -> None:
+    """Raises ConflictError if another network on the same wire gives some of the addresses: each is given once.
+
+    Disjoint ranges of one subnet are fine.
+    """
+    mine, theirs = bounds(network), bounds(other.spec)
+    if network.subnet.overlaps(other.spec.subnet) and mine[0] <= theirs[1] and theirs[0] <= mine[1]:
+        raise ConflictError(
+            f"network {other.name} gives addresses {theirs[0]} to {theirs[1]} on bridge {other.spec.bridge} already",
+            field=field,
+            value=mine[0],
+            remedy="Choose a range that does not overlap, or another bridge.",
+        )
+
+
+def check_mac(wanted: str, field: str) -> None:
+    """Raises InvalidError for a MAC that no VNIC can have."""
+    first = int(wanted[:2], 16)
+    bad = "a multicast address" if first & 1 else NO_MAC if wanted == ZERO else TAPS if first == TAP_BYTE else ""
+    if bad:
+        raise InvalidError(bad, field=field, value=wanted, remedy="Choose 52:54:00:…, or none.")
 
 
 def mac(vm_id: str, index: int, attempt: int = 0) -> str:

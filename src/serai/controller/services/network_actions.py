@@ -23,8 +23,8 @@ async def create(tx: Transaction, _: Requester, body: NetworkCreate) -> Network:
             remedy="Choose a larger range or subnet.",
         )
     for other in await tx.networks.on_bridge(body.spec.bridge):
-        if other.name != body.name and other.spec.subnet.overlaps(body.spec.subnet):
-            _refuse_overlap(other, body)
+        if other.name != body.name:
+            ipam.check_apart(body.spec, other, field="spec.range_start")
     spec, status = NetworkSpec.model_validate(dict(body.spec)), NetworkStatus(addresses_total=total)
     return await add(tx, tx.networks, new_id(NetworkId), body, spec, status, str(body.spec.subnet))
 
@@ -41,18 +41,6 @@ async def delete(tx: Transaction, _: Requester, network: Network) -> None:
         )
     await tx.networks.delete(network.id)
     await tx.emit("network.deleted", f"network/{network.name}", network.id)
-
-
-def _refuse_overlap(other: Network, body: NetworkCreate) -> None:
-    # Disjoint ranges on one wire are fine; the same address given twice is not.
-    mine, theirs = ipam.bounds(body.spec), ipam.bounds(other.spec)
-    if mine[0] <= theirs[1] and theirs[0] <= mine[1]:
-        raise ConflictError(
-            f"network {other.name} gives addresses {theirs[0]} to {theirs[1]} on bridge {other.spec.bridge} already",
-            field="spec.range_start",
-            value=mine[0],
-            remedy="Choose a range that does not overlap, or another bridge.",
-        )
 
 
 ACTIONS: dict[str, Action] = {"network.create": create, "network.delete": delete}

@@ -87,8 +87,7 @@ def _refuse_shared_path(pools: list[Pool], path: str) -> None:
 
 
 def _need_target(host: Host) -> None:
-    abilities = host.status.facts.abilities if host.status.facts is not None else []
-    lacking = next((one for one in abilities if one.name == TARGET_ABILITY and not one.found), None)
+    lacking = None if host.status.facts is None else host.status.facts.missing(TARGET_ABILITY)
     if lacking is not None:
         raise UnsupportedError(
             f"host {host.name} cannot export volumes: {lacking.detail}",

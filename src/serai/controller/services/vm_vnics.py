@@ -8,15 +8,10 @@ from ipaddress import IPv4Address
 
 from serai.controller.store import View
 from serai.core import ipam
-from serai.schema.errors import ConflictError, InvalidError
+from serai.schema.errors import ConflictError
 from serai.schema.ids import NetworkId, VmId
 from serai.schema.network import Network
 from serai.schema.vm import VnicSpec
-
-ZERO = "00:00:00:00:00:00"
-NO_MAC = "it means no address at all"
-TAP_BYTE = 0xFE
-TAPS = "addresses with fe: are those of the hosts' taps, and the VNIC's own tap might have this one"
 
 
 async def resolve_vnics(
@@ -81,10 +76,7 @@ def _refuse_others(others: dict[IPv4Address, str], wanted: IPv4Address, field: s
 
 
 async def _check_mac(view: View, vm_id: VmId, mac: str, asked: list[str], field: str) -> None:
-    first = int(mac[:2], 16)
-    bad = "a multicast address" if first & 1 else NO_MAC if mac == ZERO else TAPS if first == TAP_BYTE else ""
-    if bad:
-        raise InvalidError(bad, field=field, value=mac, remedy="Choose 52:54:00:…, or none.")
+    ipam.check_mac(mac, field)
     if asked.count(mac) > 1 or await view.networks.mac_taken(mac, but_vm=vm_id):
         raise ConflictError("the MAC is taken", field=field, value=mac, remedy="Choose another, or none.")
 
