@@ -327,7 +327,7 @@ class Shelf:
             await write.emit("image.damaged", f"image/{found.name}", image, f"{host}: {reason}")
 
     async def image_url(self, image: ImageId) -> str | None:
-        """The URL with its credentials, if it has some: see `api/images.py`."""
+        """The URL with its credentials, if it has some: see `services/image_actions.py`."""
         async with self._store.read() as view:
             return await view.secrets.get(f"image/{image}", IMAGE_URL)
 
