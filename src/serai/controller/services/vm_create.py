@@ -20,7 +20,7 @@ from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError
 from serai.schema.ids import VmId
 from serai.schema.job import Job
-from serai.schema.vm import DiskSpec, Vm, VmClone, VmCreate, VmSpec, VmStatus, VnicSpec
+from serai.schema.vm import DiskSpec, Vm, VmClone, VmCreate, VmSpec, VmStatus
 
 
 async def create(tx: Transaction, requester: Requester, body: VmCreate) -> Job:
@@ -52,7 +52,8 @@ async def clone(tx: Transaction, requester: Requester, vm: Vm, body: VmClone) ->
     owner = await _owner(tx, body.name)
     await need_disks(tx, vm, vm.spec.disks)
     disks = await _copy_disks(tx, vm, owner)
-    vnics = await resolve_vnics(tx, owner.id, [VnicSpec(network=vnic.network) for vnic in vm.spec.vnics])
+    blank = [vnic.model_copy(update={"mac": None, "ip": None}) for vnic in vm.spec.vnics]
+    vnics = await resolve_vnics(tx, owner.id, blank)
     update: dict[str, Any] = {"disks": disks, "vnics": vnics, "running": False, "template": False}
     draft, spec = vm.model_copy(update={"name": body.name}), vm.spec.model_copy(update=update)
     copy = await _write(tx, requester, owner.id, draft, spec, f"cloned from {vm.name}")

@@ -43,7 +43,7 @@ async def resolve_vnics(
         else:
             mac = await _free_mac(view, vm_id, index, macs)
         macs.add(mac)
-        found.append(VnicSpec(network=network.id, mac=mac, ip=ip))
+        found.append(vnic.model_copy(update={"mac": mac, "ip": ip}))
     return found
 
 
