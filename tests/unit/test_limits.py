@@ -1,9 +1,10 @@
-"""What CONTRIBUTING.md promises of the code: nothing in it is too long, no modules import in a circle, and tests import
-nothing of another folder's tests."""
+"""What CONTRIBUTING.md promises of the code: nothing in it is too long, no modules import in a circle, one function
+writes a VM's state, and tests import nothing of another folder's tests."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -52,6 +53,48 @@ def test_no_modules_import_in_a_circle() -> None:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
+
+
+SETTER = "services/vms.py"
+
+
+def state_writes(name: str, source: str) -> Iterator[str]:
+    """Where a module of the controller writes, or may write, the state in a VM's status."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {keyword.arg for keyword in node.keywords}
+        sets = called.endswith("vms.set_status") or (called.endswith("vms.update_status") and given & {"state", None})
+        values = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "state"]
+        made = called == "VmStatus" and given & {"state", None}
+        if sets or made or any(value.startswith("VmState.") for value in values):
+            yield f"{name}:{node.lineno}: {ast.unparse(node)}"
+
+
+def test_one_function_writes_a_vms_state() -> None:
+    controller = TOP / "src/serai/controller"
+    files = {str(file.relative_to(controller)): file for file in sorted(controller.rglob("*.py"))}
+    found = {name: list(state_writes(name, file.read_text(encoding="utf-8"))) for name, file in files.items()}
+    assert len(found.pop(SETTER)) == 1
+    assert not any(found.values()), "\n".join(itertools.chain(*found.values()))
+
+
+@pytest.mark.parametrize(
+    ("line", "writes"),
+    [
+        ("tx.vms.set_status(vm.id, status)", True),
+        ("tx.vms.update_status(vm.id, state=state)", True),
+        ("tx.vms.update_status(vm.id, **fields)", True),
+        ("tx.vms.update_status(vm.id, addresses=own)", False),
+        ("VmStatus(state=state)", True),
+        ("VmStatus()", False),
+        ("status.model_copy(update=dict(state=VmState.STOPPED))", True),
+        ("tx.volumes.update_status(volume.id, state=VolumeState.READY)", False),
+    ],
+)
+def test_a_write_of_a_vms_state_is_found(line: str, writes: bool) -> None:
+    assert bool(list(state_writes("m.py", line))) is writes
 
 
 SHARED = ("tests.plugins", "tests.support")

@@ -57,11 +57,10 @@ from serai.schema.host import Ability, HostFacts
 from serai.schema.ids import HostName
 from serai.schema.resource import Frozen
 from serai.schema.subjects import Subjects
-from serai.schema.ticket import Purpose, RedeemTicket, Ticket
+from serai.schema.ticket import STREAM_PORT, Purpose, RedeemTicket, Ticket
 
 log = logging.getLogger(__name__)
 
-STREAM_PORT = 7443
 VERDICT_TIMEOUT = 3.0
 """Seconds for one question to the destination's journal; longer than `VERDICT_HOLD`, for which it holds it open."""
 CHECK_PERIOD = 5.0

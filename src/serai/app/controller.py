@@ -26,15 +26,14 @@ from serai.controller.api.call import Api, OpenConsole, ReceiveUpload
 from serai.controller.certificates import PERIOD, Certificates
 from serai.controller.hosts.listening import listening
 from serai.controller.hosts.relay import Relay
+from serai.controller.hosts.uploads import Uploads
 from serai.controller.jobs.engine import Engine
-from serai.controller.jobs.workflow import Workflow
+from serai.controller.jobs.workflow import Services, Workflow
 from serai.controller.reconcilers import leftovers, retention
 from serai.controller.reconcilers.leftovers import ClearLeftovers
 from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
-from serai.controller.workflows.common import Office
-from serai.controller.workflows.shelf import Shelf, Uploads
 from serai.lib import natsserver, service
 from serai.lib.alone import alone
 from serai.lib.bus import Bus
@@ -94,10 +93,10 @@ class Controller:
 
 @dataclass(frozen=True)
 class Extras:
-    """What workflows and streams add, made once store and gateway are there. `services`: see `Engine`."""
+    """What workflows and streams add, made once store and gateway are there."""
 
     workflows: Mapping[str, Workflow[Any, Any]]
-    services: Any = None
+    services: Services
     open_console: OpenConsole | None = None
     receive_upload: ReceiveUpload | None = None
 
@@ -266,9 +265,9 @@ async def _extras(store: Store, rights: Rights, tls: TlsFiles | None) -> Extras:
             secret = new_secret()
             await tx.secrets.put(*SECRET, secret)
     uploads = Uploads()
-    shelf = Shelf(store, uploads, rights)
-    relay = Relay(shelf, uploads, tls)
-    return Extras(WORKFLOWS, Office(shelf, rights, secret.encode()), relay.open_console, relay.receive_upload)
+    relay = Relay(store, uploads, tls)
+    services = Services(rights, uploads, secret.encode())
+    return Extras(WORKFLOWS, services, relay.open_console, relay.receive_upload)
 
 
 async def serve(config: ControllerConfig, frame: service.Service) -> None:

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from serai.schema.errors import ConflictError, UnsupportedError
 from serai.schema.host import HostFacts
-from serai.schema.ids import ImageId, NetworkId, VmId
+from serai.schema.ids import NetworkId, VmId
 from serai.schema.image import Image, ImageKind
 from serai.schema.launch import Admission, Disk, FileDisk, IscsiDisk, KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.network import Network
@@ -44,13 +44,12 @@ class DiskPlan:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a VM's spec refers to, looked up."""
+    """A VM, and what its spec refers to; `disks` in the VM's order."""
 
     vm: Vm
     disks: Sequence[DiskPlan]
     networks: Mapping[NetworkId, Network]
     image: Image | None
-    image_id: ImageId | None
 
 
 def admission(secret: bytes, vm: VmId, epoch: int) -> Admission:
@@ -158,12 +157,11 @@ def launch(parts: Parts, *, epoch: int, accel: str, machine: str, secret: bytes)
     """The launch of a VM under one lease epoch."""
     vm = parts.vm
     spec = vm.spec
-    kernel = parts.image is not None and parts.image.status.manifest is not None
     manifest = parts.image.status.manifest if parts.image is not None else None
     vnics = [_vnic(vm, index, parts.networks[vnic.network]) for index, vnic in enumerate(spec.vnics)]
     boot = None
-    if kernel and manifest is not None and manifest.kind is ImageKind.KERNEL and parts.image_id is not None:
-        boot = KernelBoot(image=parts.image_id, cmdline=_cmdline(manifest.cmdline, vm, vnics, parts.networks))
+    if parts.image is not None and manifest is not None and manifest.kind is ImageKind.KERNEL:
+        boot = KernelBoot(image=parts.image.id, cmdline=_cmdline(manifest.cmdline, vm, vnics, parts.networks))
     cloud_init = manifest is not None and manifest.cloud_init
     return Launch(
         vm=vm.id,

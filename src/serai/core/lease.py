@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from serai.schema.errors import StaleError
+from serai.schema.errors import ConflictError, StaleError
 from serai.schema.ids import HostName
 from serai.schema.lease import Claim, Lease, LeaseRecord
 
@@ -35,6 +35,13 @@ BINDS = RUNS | {Claim.OFFERED}
 def is_over(lease: Lease) -> bool:
     """Whether the present epoch has ended by a fence: nobody holds the lease until it advances."""
     return lease.epoch <= lease.ended
+
+
+def at_rest(lease: Lease, name: str) -> Lease:
+    """The lease of the VM of that name. Raises ConflictError while it is offered to another host."""
+    if lease.offered_to is not None:
+        raise ConflictError(f"VM {name} is on the move", field="vm", value=name, remedy="Wait until it has arrived.")
+    return lease
 
 
 def gives_up(lease: Lease | None, host: HostName, record: LeaseRecord) -> bool:

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from serai.schema.resource import Frozen
 
+STREAM_PORT = 7443
+"""Where every host serves the data channel, at its management address."""
+
 
 class Purpose(StrEnum):
     IMAGE_READ = "image.read"

@@ -19,7 +19,8 @@ from serai.client.context import Context
 from serai.client.follow import EventStream
 from serai.client.http import KEEP_ALIVE as CLIENT_KEEP_ALIVE
 from serai.client.http import Client
-from serai.controller.jobs.workflow import AnyContext, Step
+from serai.controller.hosts.uploads import Uploads
+from serai.controller.jobs.workflow import AnyContext, Services, Step
 from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
@@ -77,7 +78,7 @@ class World:
         self.context = Context(socket=self.config.socket, token_file=self.config.token_file)
 
     async def extras(self, store: Store, rights: Rights) -> Extras:
-        async def step(_: object, ctx: AnyContext) -> None:
+        async def step(ctx: AnyContext) -> None:
             self.reached.set()
             await self.go_on.wait()
             ctx.progress(0.5, "half")
@@ -98,7 +99,7 @@ class World:
 
         steps = (Step("do", step, repeatable=True),)
         workflows = {kind: replace(row, steps=steps) for kind, row in WORKFLOWS.items()}
-        return Extras(workflows, open_console=open_console, receive_upload=receive)
+        return Extras(workflows, Services(rights, Uploads(), b""), open_console, receive)
 
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncIterator[Controller]:

@@ -17,7 +17,8 @@ from pydantic import Field
 from serai.app.controller import DATABASE, Controller, ControllerConfig, Extras, running
 from serai.client.context import Context
 from serai.client.http import Client
-from serai.controller.jobs.workflow import JobContext, NoState, Step, Workflow
+from serai.controller.hosts.uploads import Uploads
+from serai.controller.jobs.workflow import JobContext, NoState, Services, Step, Workflow
 from serai.controller.services.rights import Rights
 from serai.controller.store import Store, StoreUnavailableError, database
 from serai.lib.membus import MemBus
@@ -72,11 +73,11 @@ class World:
         self.repeatable = True
 
     async def extras(self, store: Store, rights: Rights) -> Extras:
-        async def first(_: object, ctx: StepContext) -> None:
+        async def first(ctx: StepContext) -> None:
             self.lines.append("first")
             ctx.remember(seen=["first"])
 
-        async def second(_: object, ctx: StepContext) -> None:
+        async def second(ctx: StepContext) -> None:
             self.lines.append(f"second after {ctx.state.seen}")
             ctx.remember(seen=[*ctx.state.seen, "second"])
             self.reached.set()
@@ -84,8 +85,8 @@ class World:
             async with ctx.store.transaction() as tx:
                 await tx.emit("written", "by/second")
 
-        def undo(name: str) -> Callable[[object, StepContext], Awaitable[None]]:
-            async def back(_: object, ctx: StepContext) -> None:
+        def undo(name: str) -> Callable[[StepContext], Awaitable[None]]:
+            async def back(ctx: StepContext) -> None:
                 self.lines.append(f"-{name}")
                 async with ctx.store.transaction() as tx:
                     await tx.emit("written", f"by/-{name}")
@@ -97,7 +98,7 @@ class World:
             Step("second", second, undo=undo("second"), repeatable=self.repeatable),
         )
         self.workflow = Workflow("network.delete", NoState, Seen, steps)
-        return Extras({self.workflow.kind: self.workflow})
+        return Extras({self.workflow.kind: self.workflow}, Services(rights, Uploads(), b""))
 
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncIterator[Controller]:

@@ -17,8 +17,9 @@ from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api
 from serai.controller.hosts.listening import listening
+from serai.controller.hosts.uploads import Uploads
 from serai.controller.jobs.engine import Engine
-from serai.controller.jobs.workflow import AnyContext, Step
+from serai.controller.jobs.workflow import AnyContext, Services, Step
 from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.controller.workflows import WORKFLOWS
@@ -55,7 +56,7 @@ class NoHosts:
         raise AssertionError("a command was sent")
 
 
-async def do_nothing(_: object, ctx: AnyContext) -> None:
+async def do_nothing(ctx: AnyContext) -> None:
     """A step of a workflow that is not the subject."""
 
 
@@ -206,8 +207,8 @@ async def bare(tmp_path: Path, empty_database: Path) -> AsyncIterator[World]:
     shutil.copyfile(empty_database, tmp_path / "serai.db")
     store = await Store.open(tmp_path / "serai.db")
     workflows = {kind: replace(row, steps=(Step("do", do_nothing),)) for kind, row in WORKFLOWS.items()}
-    engine = Engine(store, NoHosts(), workflows)
     rights = Rights()
+    engine = Engine(store, NoHosts(), workflows, Services(rights, Uploads(), b""))
     async with store.transaction() as tx:
         await rights.begin(tx)
     await engine.start()

@@ -192,7 +192,7 @@ async def hold(world: World, kind: str, path: str, body: Any) -> Any:
 
     begun = asyncio.Event()
 
-    async def wait(_: object, ctx: AnyContext) -> None:
+    async def wait(ctx: AnyContext) -> None:
         begun.set()
         await ctx.cancelled.wait()
         ctx.check_cancel()

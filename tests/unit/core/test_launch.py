@@ -84,7 +84,6 @@ def launch(
         disks=disks or [],
         networks={LAN: network(gateway="10.77.0.1", nameservers=["10.77.0.1"])},
         image=image_,
-        image_id=image_.id if image_ else None,
     )
     return plan.launch(parts, epoch=epoch, accel="tcg", machine="pc-q35-10.0", secret=SECRET)
 

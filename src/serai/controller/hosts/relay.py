@@ -9,15 +9,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from serai.controller.workflows.copies import STREAM_PORT
-from serai.controller.workflows.shelf import Shelf, Uploads
+from serai.controller.hosts import tickets
+from serai.controller.hosts.uploads import Uploads
+from serai.controller.services.hosts import facts_of
+from serai.controller.store import Store
 from serai.lib import stream
 from serai.lib.pki import TlsFiles
 from serai.schema.errors import ConflictError, NotFoundError, SeraiError, UnavailableError
-from serai.schema.host import HostState
 from serai.schema.ids import HostName, VmId
 from serai.schema.image import Image, ImageManifest
-from serai.schema.ticket import Purpose
+from serai.schema.ticket import STREAM_PORT, Purpose
 from serai.schema.vm import Vm, VmState
 
 log = logging.getLogger(__name__)
@@ -141,8 +142,8 @@ class Console:
 class Relay:
     """Opens streams to hosts in the controller's own name."""
 
-    def __init__(self, shelf: Shelf, uploads: Uploads, tls: TlsFiles | None) -> None:
-        self._shelf = shelf
+    def __init__(self, store: Store, uploads: Uploads, tls: TlsFiles | None) -> None:
+        self._store = store
         self._uploads = uploads
         self._tls = tls
         self._joined: set[VmId] = set()
@@ -151,15 +152,15 @@ class Relay:
     async def _open(
         self, host: HostName, purpose: Purpose, resource: str, params: dict[str, str] | None = None
     ) -> tuple[stream.Reader, stream.Writer]:
-        found = await self._shelf.host(host)
-        facts = found.status.facts
-        if self._tls is None or facts is None or found.status.state is not HostState.ONLINE:
-            raise UnavailableError(f"host {host} does not answer", field="host", value=host, remedy="Start its agent.")
+        if self._tls is None:
+            raise UnavailableError(
+                "this controller has no certificate for streams", remedy="Name the folder that holds it: pki."
+            )
         server = f"host.{host}"
-        ticket = await self._shelf.issue_ticket(
-            purpose, resource=resource, holder=IDENTITY, server=server, params=params
-        )
-        return await stream.open_stream(facts.addresses["management"], STREAM_PORT, self._tls, ticket.id, server=server)
+        async with self._store.transaction() as tx:
+            facts = facts_of(await tx.hosts.need(host))
+            ticket = await tickets.issue(tx, purpose, resource=resource, holder=IDENTITY, server=server, params=params)
+        return await stream.open_stream(facts.addresses["management"], STREAM_PORT, self._tls, ticket, server=server)
 
     async def open_console(self, vm: Vm) -> Console:
         """A VM's serial console, on whatever host it is, and wherever it goes.
@@ -181,13 +182,17 @@ class Relay:
                 remedy="Wait until they have left it (Ctrl-]): it is for one at a time.",
             )
         self._joined.add(vm.id)
-        console = Console(vm.id, self._join, self._shelf.vm, lambda: self._joined.discard(vm.id))
+        console = Console(vm.id, self._join, self._find, lambda: self._joined.discard(vm.id))
         try:
             await console.join(vm.status.host)
         except BaseException:
             self._joined.discard(vm.id)
             raise
         return console
+
+    async def _find(self, vm: VmId) -> Vm:
+        async with self._store.read() as view:
+            return await view.vms.get(vm)
 
     async def _join(self, host: HostName, vm: VmId) -> tuple[stream.Reader, stream.Writer]:
         return await self._open(host, Purpose.CONSOLE, vm)

@@ -1,15 +1,36 @@
-"""Tickets of the data channel, redeemed by the host that serves the stream."""
+"""Tickets of the data channel: issued here, redeemed by the host that serves the stream."""
 
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 
-from serai.controller.store import Store
+from serai.controller.store import Store, Transaction
 from serai.lib.bus import Bus, Message, Subscription
+from serai.lib.ids import new_secret
 from serai.schema.encoding import encode, parse
 from serai.schema.errors import UnauthorizedError
 from serai.schema.subjects import Subjects
-from serai.schema.ticket import RedeemTicket
+from serai.schema.ticket import Purpose, RedeemTicket, Ticket
+
+LIFE = timedelta(seconds=60)
+
+
+async def issue(
+    tx: Transaction, purpose: Purpose, *, resource: str, holder: str, server: str, params: dict[str, str] | None = None
+) -> str:
+    """The id of a one-use ticket, good for a minute."""
+    ticket = Ticket(
+        id=new_secret(),
+        purpose=purpose,
+        resource=resource,
+        holder=holder,
+        server=server,
+        expires=tx.now + LIFE,
+        params=params or {},
+    )
+    await tx.tickets.add(ticket)
+    return ticket.id
 
 
 async def serve_tickets(bus: Bus, store: Store) -> Subscription:

@@ -24,7 +24,7 @@ from serai.controller.commands import CommandSender
 from serai.controller.jobs import transitions
 from serai.controller.jobs.locks import Locks
 from serai.controller.jobs.runner import Runner
-from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, ParamsT, Step, Workflow
+from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, ParamsT, Services, Step, Workflow
 from serai.controller.jobs.writer import StateT, Writer, announce
 from serai.controller.store import JobRecord, Store, Transaction, until_it_works
 from serai.lib.ids import new_id
@@ -41,10 +41,10 @@ NOTHING = Workflow("", NoState, NoState, ())
 
 
 class Engine:
-    """See the module's text. `workflows` is read whenever a job comes in; `services` is what their steps work with."""
+    """See the module's text. `workflows` is read whenever a job comes in."""
 
     def __init__(
-        self, store: Store, hosts: CommandSender, workflows: Mapping[str, Workflow[Any, Any]], services: Any = None
+        self, store: Store, hosts: CommandSender, workflows: Mapping[str, Workflow[Any, Any]], services: Services
     ) -> None:
         self._store = store
         self._hosts = hosts
@@ -174,8 +174,7 @@ class Engine:
         runner = Runner(
             workflow,
             writer,
-            JobContext(params, writer, self._store, self._hosts),
-            self._services,
+            JobContext(params, writer, self._store, self._hosts, self._services),
             clock=self._store.clock,
             locks=self._locks,
             others=self._runners,
@@ -215,9 +214,9 @@ def _lenient(step: Step[Any, Any]) -> Step[Any, Any]:
     if given is None:
         return step
 
-    async def undo(services: Any, ctx: AnyContext) -> None:
+    async def undo(ctx: AnyContext) -> None:
         try:
-            await given(services, ctx)
+            await given(ctx)
         except SeraiError:
             raise
         except Exception:

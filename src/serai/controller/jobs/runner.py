@@ -40,14 +40,13 @@ UNDONE_FROM = (StepState.DONE, StepState.RUNNING, StepState.FAILED)
 
 
 class Runner:
-    """Takes one job from its locks to its end. `services` goes to its steps; `others` are all jobs at work, by id."""
+    """Takes one job from its locks to its end. `others` are all jobs at work, by id."""
 
     def __init__(
         self,
         workflow: Workflow[Any, Any],
         record: Writer[Any],
         ctx: JobContext[Any, Any],
-        services: Any,
         *,
         clock: Clock,
         locks: Locks,
@@ -56,7 +55,6 @@ class Runner:
         self._workflow = workflow
         self._record = record
         self._ctx = ctx
-        self._services = services
         self._clock = clock
         self._locks = locks
         self._others = others
@@ -195,7 +193,7 @@ class Runner:
     async def _pick_up(self, step: Step[Any, Any]) -> bool:
         """After a crash in mid-step: True if the step is done, False if it is to be run again; raises to undo."""
         if step.resume is not None and not step.repeatable:
-            if await step.resume(self._services, self._ctx):
+            if await step.resume(self._ctx):
                 return True
         elif step.repeatable:
             return False
@@ -212,7 +210,7 @@ class Runner:
         while True:
             try:
                 if not begun or not await self._pick_up(step):
-                    await step.run(self._services, self._ctx)
+                    await step.run(self._ctx)
                 json.dumps(self._ctx.result)
             except asyncio.CancelledError:
                 raise
@@ -256,7 +254,7 @@ class Runner:
         while True:
             self._ctx.begin(step.name, cancellable=False, undoing=True)
             try:
-                await step.undo(self._services, self._ctx)
+                await step.undo(self._ctx)
             except asyncio.CancelledError:
                 raise
             except StoreUnavailableError:

@@ -27,7 +27,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from serai.controller.commands import CommandSender, OnProgress, SendOptions, Target, ignore
+from serai.controller.hosts.uploads import Uploads
 from serai.controller.jobs.writer import StateT, Writer
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.schema.commands.base import BodyT, Command, ReplyT
 from serai.schema.errors import CancelledByUserError
@@ -43,14 +45,26 @@ class NoState(Frozen):
     """The state of a workflow that remembers nothing."""
 
 
+@dataclass(frozen=True)
+class Services:
+    """What all jobs work with besides the store and the hosts. CHAP passwords are derived from `secret`."""
+
+    rights: Rights
+    uploads: Uploads
+    secret: bytes
+
+
 class JobContext(Generic[ParamsT_co, StateT]):
     """One job at work, as its steps see it."""
 
-    def __init__(self, params: ParamsT_co, record: Writer[StateT], store: Store, hosts: CommandSender) -> None:
+    def __init__(
+        self, params: ParamsT_co, record: Writer[StateT], store: Store, hosts: CommandSender, services: Services
+    ) -> None:
         self.params = params
         self.id = record.job.id
         self.target = record.job.target
         self.store = store
+        self.rights, self.uploads, self.secret = services.rights, services.uploads, services.secret
         self.cancelled = asyncio.Event()
         """Set once somebody asked to cancel."""
         self.expedited = asyncio.Event()
@@ -100,6 +114,17 @@ class JobContext(Generic[ParamsT_co, StateT]):
         """Raise CancelledByUserError if the job was asked to stop and this step may be left; else do nothing."""
         if self.cancelled.is_set() and self.cancellable and not self.undoing:
             raise CancelledByUserError(f"cancelled on request in step {self._record.step!r}")
+
+    async def until(self, waited: Awaitable[object], timeout: float | None = None) -> None:
+        """Wait for something: up to `timeout` seconds, and until somebody asks to cancel, if nobody has so far."""
+        waits = {asyncio.ensure_future(waited)}
+        if not self.cancelled.is_set():
+            waits.add(asyncio.ensure_future(self.cancelled.wait()))
+        try:
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
 
     def remember(self, **changes: Any) -> None:
         """Replace fields of the state; durable with the next write. Raises ValueError if the model refuses them."""
@@ -151,21 +176,18 @@ AnyContext = JobContext[Any, Any]
 
 @dataclass(frozen=True)
 class Step(Generic[ParamsT_contra, StateT]):
-    """One step; see the module's text for what each mark promises.
-
-    Its functions get the engine's `services`, and the job's context. `run` none: see `written`.
-    """
+    """One step; see the module's text for what each mark promises. `run` none: see `written`."""
 
     name: str
-    run: Callable[[Any, JobContext[ParamsT_contra, StateT]], Awaitable[None]] | None
-    undo: Callable[[Any, JobContext[ParamsT_contra, StateT]], Awaitable[None]] | None = None
-    resume: Callable[[Any, JobContext[ParamsT_contra, StateT]], Awaitable[bool]] | None = None
+    run: Callable[[JobContext[ParamsT_contra, StateT]], Awaitable[None]] | None
+    undo: Callable[[JobContext[ParamsT_contra, StateT]], Awaitable[None]] | None = None
+    resume: Callable[[JobContext[ParamsT_contra, StateT]], Awaitable[bool]] | None = None
     repeatable: bool = False
     cancellable: bool = True
     point_of_no_return: bool = False
 
 
-def written(name: str, undo: Callable[[Any, JobContext[ParamsT, StateT]], Awaitable[None]]) -> Step[ParamsT, StateT]:
+def written(name: str, undo: Callable[[JobContext[ParamsT, StateT]], Awaitable[None]]) -> Step[ParamsT, StateT]:
     """The first step of a job whose submission changed what was there before; see the module's text."""
     return Step(name, None, undo)
 

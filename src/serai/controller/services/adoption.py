@@ -6,6 +6,7 @@ first digits of the id behind it.
 
 from __future__ import annotations
 
+from serai.controller.services import vms
 from serai.controller.services.rights import ALARM, Rights
 from serai.controller.store import Transaction
 from serai.controller.store.resources import IdT, ModelT, Resources
@@ -13,15 +14,13 @@ from serai.schema.document import VmDocument
 from serai.schema.errors import ConflictError
 from serai.schema.ids import HostName
 from serai.schema.lease import LeaseRecord
-from serai.schema.vm import Vm, VmState, VmStatus
+from serai.schema.vm import Vm, VmStatus
 
 
-async def take_in(
-    tx: Transaction, rights: Rights, document: VmDocument, record: LeaseRecord, host: HostName
-) -> Vm | None:
-    """Write the VM, what it refers to and its lease; None if it is known by now."""
+async def take_in(tx: Transaction, rights: Rights, document: VmDocument, record: LeaseRecord, host: HostName) -> None:
+    """Write the VM, what it refers to and its lease, unless it is known by now."""
     if await tx.vms.seek(document.vm.id) is not None:
-        return None
+        return
     for pool in document.pools:
         await _ensure(tx.pools, pool.id, pool)
     for network in document.networks:
@@ -31,22 +30,14 @@ async def take_in(
     for volume in document.volumes:
         await _ensure(tx.volumes, volume.id, volume)
     name = await _free_name(tx.vms, document.vm)
-    status = VmStatus(
-        state=VmState.UNKNOWN,
-        host=host,
-        epoch=record.epoch,
-        since=tx.now,
-        reason=f"taken back in from {host}, which runs it",
-        placement="as its journal says",
-    )
-    vm = document.vm.model_copy(update={"name": name, "status": status})
+    vm = document.vm.model_copy(update={"name": name, "status": VmStatus()})
     await tx.vms.insert(vm)
+    await vms.found_on(tx, vm.id, host, record.epoch, f"taken back in from {host}, which runs it")
     remark = await _hold_addresses(tx, vm)
     await rights.take_in(tx, vm.id, record, host)
     text = f"{vm.name} is taken back in: {host} runs it under epoch {record.epoch}, and the database did not know it"
     text += "" if name == document.vm.name else f" (its name {document.vm.name} is another VM's)"
     await tx.emit("vm.adopted", f"vm/{vm.name}", vm.id, text + remark, severity=ALARM, host=host, epoch=record.epoch)
-    return vm
 
 
 async def _free_name(rows: Resources[ModelT, IdT], item: ModelT) -> str:

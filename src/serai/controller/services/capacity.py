@@ -61,6 +61,11 @@ async def with_use(view: View, networks: Sequence[Network]) -> list[Network]:
     return filled
 
 
+async def for_placing(view: View, vm: Vm) -> tuple[list[Host], Ties]:
+    """All hosts, without what the VM itself holds there, and what ties it to some of them."""
+    return await all_hosts(view, but_vm=vm.id), await ties(view, vm, starts=vm.spec.running)
+
+
 async def ties(view: View, vm: Vm, *, starts: bool = True) -> Ties:
     """What ties a VM to some hosts: its pools that are not exported and, if it starts there, its networks' bridges."""
     local, bridges = set(), {}

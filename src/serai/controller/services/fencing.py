@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from serai.controller.services import vms
 from serai.controller.services.rights import ALARM, Rights
 from serai.controller.store import Transaction
-from serai.controller.store.vms import ALIVE
+from serai.core.observed import Event
 from serai.schema.errors import ConflictError
 from serai.schema.host import Fence, Host, HostState
-from serai.schema.lease import Lease
-from serai.schema.vm import HOST_SILENT, VmState
+from serai.schema.vm import HOST_SILENT
 
 
 async def fence(tx: Transaction, rights: Rights, host: Host, *, by: str, reason: str) -> Host:
@@ -35,24 +35,7 @@ async def fence(tx: Transaction, rights: Rights, host: Host, *, by: str, reason:
     )
     for lease in ended:
         if lease.offered_to is None:
-            await _crash(tx, lease)
+            crashed = await vms.observe(tx, lease.vm, Event.FENCED, f"its host {lease.host} was fenced")
+            if crashed is not None:
+                await vms.set_conditions(tx, crashed, HOST_SILENT, [])
     return fenced
-
-
-async def _crash(tx: Transaction, lease: Lease) -> None:
-    vm = await tx.vms.get(lease.vm)
-    if vm.status.state not in ALIVE:
-        return
-    conditions = [one for one in vm.status.conditions if one.type != HOST_SILENT]
-    reason = f"its host {lease.host} was fenced"
-    await tx.vms.update_status(
-        vm.id,
-        state=VmState.CRASHED,
-        reason=reason,
-        since=tx.now,
-        pid=None,
-        guest_agent=False,
-        conditions=conditions,
-    )
-    facts = {"state": VmState.CRASHED.value, "host": lease.host, "epoch": lease.epoch}
-    await tx.emit("vm.state", f"vm/{vm.name}", vm.id, f"{vm.name} is crashed: {reason}", **facts)

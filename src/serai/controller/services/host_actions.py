@@ -9,7 +9,7 @@ from serai.controller.services import capacity, fencing
 from serai.controller.services.checks import need_online
 from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction, View
-from serai.controller.workflows.resources import CONFIRM_UPLINK, TAKE_UPLINK, HostParams, TakeParams
+from serai.controller.workflows.uplinks import CONFIRM_UPLINK, TAKE_UPLINK, HostParams, TakeParams
 from serai.core.edits import given
 from serai.schema.errors import ConflictError, InvalidError
 from serai.schema.host import Host, HostEdit, HostFence, HostLeftover, HostSpec, HostState

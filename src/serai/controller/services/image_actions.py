@@ -15,7 +15,7 @@ from serai.controller.services.create import add
 from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction
 from serai.controller.store.secrets import IMAGE_URL
-from serai.controller.workflows.resources import CREATE_IMAGE, DELETE_IMAGE, CreateImageParams, DeleteImageParams
+from serai.controller.workflows.images import CREATE_IMAGE, DELETE_IMAGE, CreateImageParams, DeleteImageParams
 from serai.lib.ids import new_id
 from serai.lib.imageurl import check_sha256, check_url, hide_url, masked_url
 from serai.schema.commands.image import IMAGE_DELETE, DeleteImage

@@ -9,7 +9,7 @@ from serai.controller.services.checks import need_online, refuse_while
 from serai.controller.services.create import add
 from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction
-from serai.controller.workflows.resources import CREATE_POOL, DELETE_POOL, DeletePoolParams, PoolParams
+from serai.controller.workflows.pools import CREATE_POOL, DELETE_POOL, DeletePoolParams, PoolParams
 from serai.lib.ids import new_id
 from serai.lib.invalid import shown
 from serai.schema.commands.pool import POOL_CLOSE, ClosePool

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
+from serai.controller.services import vms
 from serai.controller.store import Transaction, View
 from serai.controller.store.lease_rows import LeaseRows
 from serai.core import grants
@@ -22,7 +23,6 @@ from serai.schema.errors import UnavailableError
 from serai.schema.host import HostState
 from serai.schema.ids import HostName, VmId
 from serai.schema.lease import Claim, Lease, LeaseRecord
-from serai.schema.vm import VmState
 
 log = logging.getLogger(__name__)
 
@@ -198,10 +198,8 @@ class Rights:
         )
         log.warning("%s", text)
         await tx.emit("lease.adopted", f"vm/{vm.name}", vm.id, text, severity=ALARM, **facts)
-        found = {"state": VmState.UNKNOWN, "reason": f"{after.host} holds its lease, and has yet to report it"}
-        await tx.vms.update_status(
-            vm.id, host=after.host, epoch=after.epoch, placement="as its journal says", since=tx.now, **found
-        )
+        reason = f"{after.host} holds its lease, and has yet to report it"
+        await vms.found_on(tx, vm.id, after.host, after.epoch, reason)
         if before.host != after.host:
             body = ReleaseVm(vm=vm.id, epoch=before.epoch, reason=f"runs on {after.host}")
             why = f"{after.host} holds a later epoch"

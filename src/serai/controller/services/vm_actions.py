@@ -9,25 +9,18 @@ from serai.controller.services import capacity
 from serai.controller.services.checks import need_disks, need_holder, refuse_while
 from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction, View
-from serai.controller.store.vms import ALIVE
-from serai.controller.workflows.lifecycle import (
-    DELETE_VM,
-    PAUSE_VM,
-    RESET_VM,
-    RESTART_VM,
-    RESUME_VM,
-    START_VM,
-    STOP_VM,
-    ForceParams,
-    StartParams,
-    StopParams,
-    VmParams,
-)
+from serai.controller.workflows.common import ForceParams, VmParams
+from serai.controller.workflows.delete import DELETE_VM
 from serai.controller.workflows.migrate import MIGRATE_VM, MigrateParams
+from serai.controller.workflows.restart import RESTART_VM
+from serai.controller.workflows.signals import PAUSE_VM, RESET_VM, RESUME_VM
+from serai.controller.workflows.start import START_VM, StartParams
+from serai.controller.workflows.stop import STOP_VM, StopParams
 from serai.core import lifecycle, placement
 from serai.core.lease import is_over
 from serai.core.lifecycle import VmEvent
 from serai.core.migration import check_nothing_pending
+from serai.core.observed import ALIVE
 from serai.schema.errors import ConflictError
 from serai.schema.ids import HostName
 from serai.schema.job import Job

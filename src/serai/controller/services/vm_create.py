@@ -12,10 +12,11 @@ from serai.controller.services.vm_actions import refuse_deleted
 from serai.controller.services.vm_disks import Owner, check_boot, make_volume, resolve_disks
 from serai.controller.services.vm_vnics import resolve_vnics
 from serai.controller.store import Transaction
-from serai.controller.store.vms import ALIVE
-from serai.controller.workflows.edit import CLONE_VM, CloneParams
-from serai.controller.workflows.lifecycle import CREATE_VM, VmParams
+from serai.controller.workflows.clone import CLONE_VM, CloneParams
+from serai.controller.workflows.common import VmParams
+from serai.controller.workflows.create import CREATE_VM
 from serai.core import placement, userdata
+from serai.core.observed import ALIVE
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError
 from serai.schema.ids import VmId

@@ -10,10 +10,10 @@ from serai.controller.services.requester import Requester
 from serai.controller.services.vm_disks import Owner, resolve_disks
 from serai.controller.services.vm_vnics import resolve_vnics
 from serai.controller.store import Transaction
-from serai.controller.store.vms import ALIVE
 from serai.controller.workflows.edit import EDIT_VM, EditParams
 from serai.core import placement, userdata
 from serai.core.edits import given
+from serai.core.observed import ALIVE
 from serai.lib.redact import MASK
 from serai.schema.errors import CapacityError, ConflictError, InvalidError
 from serai.schema.job import Job

@@ -10,10 +10,10 @@ from serai.controller.services.checks import need_holder, need_image, need_pool,
 from serai.controller.services.create import add
 from serai.controller.services.requester import Action, Requester
 from serai.controller.store import Transaction
-from serai.controller.store.vms import ALIVE
 from serai.controller.workflows.growth import EDIT_VOLUME, GrowParams, GrowState
-from serai.controller.workflows.resources import CREATE_VOLUME, DELETE_VOLUME, DeleteVolumeParams, VolumeParams
+from serai.controller.workflows.volumes import CREATE_VOLUME, DELETE_VOLUME, DeleteVolumeParams, VolumeParams
 from serai.core.edits import changes, given, volume_document
+from serai.core.observed import ALIVE
 from serai.core.volume import check_holds, check_room
 from serai.lib.ids import new_id
 from serai.schema.commands.volume import VOLUME_DELETE, DeleteVolume

@@ -11,11 +11,9 @@ from sqlalchemy import and_, func, or_, select, update
 from serai.controller.store import tables
 from serai.controller.store.lineage import Lineage
 from serai.controller.store.resources import Resources
+from serai.core.observed import ALIVE
 from serai.schema.ids import HostName, ImageId, VmId
 from serai.schema.vm import Vm, VmState
-
-ALIVE = (VmState.STARTING, VmState.RUNNING, VmState.PAUSED, VmState.MIGRATING, VmState.STOPPING, VmState.UNKNOWN)
-"""States in which a VM has, or may have, memory on its host."""
 
 
 @dataclass(frozen=True)

@@ -5,31 +5,46 @@ from __future__ import annotations
 from typing import Any
 
 from serai.controller.jobs.workflow import Workflow
-from serai.controller.workflows import edit, growth, lifecycle, migrate, resources
+from serai.controller.workflows import (
+    clone,
+    create,
+    delete,
+    edit,
+    growth,
+    images,
+    migrate,
+    pools,
+    restart,
+    signals,
+    start,
+    stop,
+    uplinks,
+    volumes,
+)
 
 WORKFLOWS: dict[str, Workflow[Any, Any]] = {
     row.kind: row
     for row in (
-        lifecycle.CREATE_VM,
-        lifecycle.START_VM,
-        lifecycle.STOP_VM,
-        lifecycle.RESTART_VM,
-        lifecycle.PAUSE_VM,
-        lifecycle.RESUME_VM,
-        lifecycle.RESET_VM,
-        lifecycle.DELETE_VM,
+        create.CREATE_VM,
+        start.START_VM,
+        stop.STOP_VM,
+        restart.RESTART_VM,
+        signals.PAUSE_VM,
+        signals.RESUME_VM,
+        signals.RESET_VM,
+        delete.DELETE_VM,
         migrate.MIGRATE_VM,
         edit.EDIT_VM,
-        edit.CLONE_VM,
-        resources.CREATE_VOLUME,
+        clone.CLONE_VM,
+        volumes.CREATE_VOLUME,
         growth.EDIT_VOLUME,
-        resources.DELETE_VOLUME,
-        resources.CREATE_POOL,
-        resources.DELETE_POOL,
-        resources.CREATE_IMAGE,
-        resources.DELETE_IMAGE,
-        resources.TAKE_UPLINK,
-        resources.CONFIRM_UPLINK,
+        volumes.DELETE_VOLUME,
+        pools.CREATE_POOL,
+        pools.DELETE_POOL,
+        images.CREATE_IMAGE,
+        images.DELETE_IMAGE,
+        uplinks.TAKE_UPLINK,
+        uplinks.CONFIRM_UPLINK,
     )
 }
 """Every kind of job that there is."""

@@ -9,23 +9,21 @@ downloaded again; an upload, or a URL whose credentials were forgotten after the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from serai.controller.hosts import tickets
 from serai.controller.jobs.workflow import AnyContext
+from serai.controller.services import images, resources
+from serai.controller.services.hosts import facts_of
+from serai.controller.store.secrets import IMAGE_URL
 from serai.lib.redact import MASK
 from serai.schema.commands.envelope import CommandProgress
 from serai.schema.commands.image import IMAGE_CREATE, IMAGE_FETCH, CreateImage, FetchImage
 from serai.schema.errors import ConflictError, HostError, InvalidError, NotFoundError, SeraiError, UnavailableError
-from serai.schema.host import HostState
+from serai.schema.host import Host, HostState
 from serai.schema.ids import HostName
 from serai.schema.image import Image, ImageManifest, ImageSource, ImageState
-from serai.schema.ticket import Purpose
-
-if TYPE_CHECKING:
-    from serai.controller.workflows.shelf import Shelf
-    from serai.schema.host import HostFacts
-
-STREAM_PORT = 7443
+from serai.schema.ticket import STREAM_PORT, Purpose
 
 T = TypeVar("T")
 
@@ -36,32 +34,32 @@ def lacks(error: SeraiError, image: Image) -> bool:
 
 
 async def with_copy(
-    shelf: Shelf, ctx: AnyContext, image: Image, host: HostName, send: Callable[[], Awaitable[T]], *, had: bool = False
+    ctx: AnyContext, image: Image, host: HostName, send: Callable[[], Awaitable[T]], *, had: bool = False
 ) -> T:
     """What `send` answers: a command to `host` that uses its copy; brought before, and once again if it is damaged.
 
     `had`: the copy was brought already.
     """
     if not had:
-        await bring_image(shelf, ctx, image, host)
+        await bring_image(ctx, image, host)
     try:
         return await send()
     except NotFoundError as error:
         if not lacks(error, image):
             raise
-        await _lost(shelf, image, host, error)
-        await bring_image(shelf, ctx, await shelf.image(image.id), host)
+        await _lost(ctx, image, host, error)
+        await bring_image(ctx, image, host)
         return await send()
 
 
-async def bring_image(shelf: Shelf, ctx: AnyContext, image: Image, host: HostName) -> None:
+async def bring_image(ctx: AnyContext, image: Image, host: HostName) -> None:
     """A copy of the image is on `host`: taken over the data channel from a host that has a sound one, or made anew.
 
     Raises UnavailableError if the hosts that may have one do not answer, HostError if nobody has one.
     """
-    if host in image.status.hosts:
-        return
-    current = await shelf.image(image.id)
+    async with ctx.store.read() as view:
+        current = await view.images.get(image.id)
+        hosts = {host.name: host for host in await view.hosts.all()}
     if host in current.status.hosts:
         return
     manifest = current.status.manifest
@@ -69,18 +67,19 @@ async def bring_image(shelf: Shelf, ctx: AnyContext, image: Image, host: HostNam
         raise ConflictError(f"image {image.name} is not ready", field="spec.image", value=image.name)
     offline = []
     for source in current.status.hosts:
-        found = await shelf.host(source)
-        if found.status.state is not HostState.ONLINE or found.status.facts is None:
+        found = hosts.get(source)
+        if found is None or found.status.state is not HostState.ONLINE:
             offline.append(source)
             continue
         try:
-            await _fetch(shelf, ctx, current, manifest, (source, found.status.facts), host)
+            await _fetch(ctx, current, manifest, found, host)
         except (NotFoundError, InvalidError) as error:
             if not lacks(error, current) and error.info.field != "sha256":
                 raise
-            await _lost(shelf, current, source, error)
+            await _lost(ctx, current, source, error)
         else:
-            await shelf.add_image_host(image.id, host)
+            async with ctx.store.transaction() as tx:
+                await images.add_host(tx, image.id, host)
             return
     if offline:
         raise UnavailableError(
@@ -89,21 +88,13 @@ async def bring_image(shelf: Shelf, ctx: AnyContext, image: Image, host: HostNam
             value=image.name,
             remedy=f"Start one of {', '.join(offline)}.",
         )
-    await _make_anew(shelf, ctx, current, manifest, host)
+    await _make_anew(ctx, current, manifest, host)
 
 
-async def _fetch(
-    shelf: Shelf,
-    ctx: AnyContext,
-    image: Image,
-    manifest: ImageManifest,
-    source: tuple[HostName, HostFacts],
-    host: HostName,
-) -> None:
-    name, facts = source
-    ticket = await shelf.issue_ticket(
-        Purpose.IMAGE_READ, resource=image.id, holder=f"host.{host}", server=f"host.{name}"
-    )
+async def _fetch(ctx: AnyContext, image: Image, manifest: ImageManifest, source: Host, host: HostName) -> None:
+    server = f"host.{source.name}"
+    async with ctx.store.transaction() as tx:
+        ticket = await tickets.issue(tx, Purpose.IMAGE_READ, resource=image.id, holder=f"host.{host}", server=server)
 
     def progress(step: CommandProgress) -> None:
         ctx.progress(step.fraction, f"image {image.name} to {host}")
@@ -111,15 +102,15 @@ async def _fetch(
     body = FetchImage(
         image=image.id,
         manifest=manifest,
-        address=facts.addresses["management"],
+        address=facts_of(source).addresses["management"],
         port=STREAM_PORT,
-        server=f"host.{name}",
-        ticket=ticket.id,
+        server=server,
+        ticket=ticket,
     )
     await ctx.send(IMAGE_FETCH, host, body, on_progress=progress)
 
 
-async def make(shelf: Shelf, ctx: AnyContext, image: Image, host: HostName) -> ImageManifest:
+async def make(ctx: AnyContext, image: Image, host: HostName) -> ImageManifest:
     """Have a host build or download the image. The URL that the host gets holds what the record does not show."""
 
     def progress(step: CommandProgress) -> None:
@@ -127,16 +118,19 @@ async def make(shelf: Shelf, ctx: AnyContext, image: Image, host: HostName) -> I
 
     spec = image.spec
     if spec.url is not None:
-        spec = spec.model_copy(update={"url": await shelf.image_url(image.id) or spec.url})
+        async with ctx.store.read() as view:
+            url = await view.secrets.get(f"image/{image.id}", IMAGE_URL)
+        spec = spec.model_copy(update={"url": url or spec.url})
     body = CreateImage(image=image.id, name=image.name, spec=spec)
     return await ctx.send(IMAGE_CREATE, host, body, on_progress=progress)
 
 
-async def _make_anew(shelf: Shelf, ctx: AnyContext, image: Image, old: ImageManifest, host: HostName) -> None:
+async def _make_anew(ctx: AnyContext, image: Image, old: ImageManifest, host: HostName) -> None:
     url = image.spec.url
     if image.spec.source is ImageSource.UPLOAD or (url is not None and MASK in url):
         reason = "no host has a sound copy of it any more"
-        await shelf.set_image_status(image.id, state=ImageState.FAILED, hosts=[], reason=reason)
+        async with ctx.store.transaction() as tx:
+            await resources.set_status(tx, tx.images, image.id, state=ImageState.FAILED, hosts=[], reason=reason)
         sums = ", ".join(f"{row.name} (sha256 {row.sha256})" for row in old.files)
         raise HostError(
             f"no host has a sound copy of image {image.name}: {sums}",
@@ -145,9 +139,11 @@ async def _make_anew(shelf: Shelf, ctx: AnyContext, image: Image, old: ImageMani
             remedy="Import it again under another name (serai image import), and use that.",
         )
     ctx.progress(None, f"image {image.name} is made anew on {host}: no host has a sound copy")
-    manifest = await make(shelf, ctx, image, host)
-    await shelf.set_image_status(image.id, state=ImageState.READY, hosts=[host], manifest=manifest, reason="")
+    manifest = await make(ctx, image, host)
+    async with ctx.store.transaction() as tx:
+        await images.made(tx, image.id, host, manifest)
 
 
-async def _lost(shelf: Shelf, image: Image, host: HostName, error: SeraiError) -> None:
-    await shelf.drop_image_host(image.id, host, error.info.message)
+async def _lost(ctx: AnyContext, image: Image, host: HostName, error: SeraiError) -> None:
+    async with ctx.store.transaction() as tx:
+        await images.drop_host(tx, image.id, host, error.info.message)

@@ -16,19 +16,17 @@ from typing import Any
 
 from pydantic import Field
 
-from serai.controller.commands import VmTarget
 from serai.controller.jobs.workflow import JobContext, Step, Workflow, target_lock, written
-from serai.controller.services import edits
-from serai.controller.workflows.common import Office
+from serai.controller.services import edits, resources
 from serai.controller.workflows.edit import apply_live
-from serai.schema.commands.base import Command
-from serai.schema.commands.vm import VM_PAUSE, VM_RESUME, SignalVm
+from serai.controller.workflows.signals import send_signal
+from serai.schema.commands.vm import VM_PAUSE, VM_RESUME
 from serai.schema.commands.volume import VOLUME_GROW, VOLUME_MEASURE, GrowVolume, MeasureVolume
 from serai.schema.errors import ConflictError, SeraiError, UnavailableError
 from serai.schema.ids import VmId, VolumeId
 from serai.schema.job import Job
 from serai.schema.resource import Frozen
-from serai.schema.vm import VmReport, VmState
+from serai.schema.vm import VmState
 from serai.schema.volume import ExportKind, Pool, Volume
 
 
@@ -56,32 +54,36 @@ def _locks(job: Job, params: GrowParams) -> Sequence[str]:
     return (*target_lock(job, params), *(() if params.vm is None else (f"vm/{params.vm}",)))
 
 
-async def _grow(office: Office, ctx: Context) -> None:
-    volume, vm_id = await office.shelf.volume(ctx.params.volume), ctx.params.vm
+async def _grow(ctx: Context) -> None:
+    vm_id = ctx.params.vm
+    async with ctx.store.read() as view:
+        volume = await view.volumes.get(ctx.params.volume)
+        pool = await view.pools.get(volume.spec.pool)
     grown = {"size": volume.spec.size}
     if volume.spec.size > volume.status.size or volume.status.reason or ctx.state.still is not None:
-        pool = await office.shelf.pool(volume.spec.pool)
         if vm_id is None:
             await _grow_on_host(ctx, volume, pool)
         else:
-            await _grow_under(office, ctx, vm_id, volume, pool)
-        await office.shelf.set_volume_status(volume.id, size=volume.spec.size, reason="")
-    ctx.result = grown if vm_id is None else {**grown, **await apply_live(office, ctx, vm_id)}
+            await _grow_under(ctx, vm_id, volume, pool)
+        async with ctx.store.transaction() as tx:
+            await resources.set_status(tx, tx.volumes, volume.id, size=volume.spec.size, reason="")
+    ctx.result = grown if vm_id is None else {**grown, **await apply_live(ctx, vm_id)}
 
 
-async def _grow_under(office: Office, ctx: Context, vm_id: VmId, volume: Volume, pool: Pool) -> None:
+async def _grow_under(ctx: Context, vm_id: VmId, volume: Volume, pool: Pool) -> None:
     still = ctx.state.still
     if still is None:
-        running = (await office.shelf.vm(vm_id)).status.state is VmState.RUNNING
+        async with ctx.store.read() as view:
+            running = (await view.vms.get(vm_id)).status.state is VmState.RUNNING
         still = running and pool.spec.export is ExportKind.ISCSI
         await ctx.save(still=still)
     if still:
-        await _signal(office, ctx, VM_PAUSE, vm_id)
+        await send_signal(ctx, VM_PAUSE, vm_id)
     try:
         await _grow_on_host(ctx, volume, pool)
     finally:
         if still:
-            await _signal(office, ctx, VM_RESUME, vm_id)
+            await send_signal(ctx, VM_RESUME, vm_id)
 
 
 async def _grow_on_host(ctx: Context, volume: Volume, pool: Pool) -> None:
@@ -90,17 +92,20 @@ async def _grow_on_host(ctx: Context, volume: Volume, pool: Pool) -> None:
     await ctx.send(VOLUME_GROW, pool.spec.host, body)
 
 
-async def _take_back(office: Office, ctx: Context) -> None:
+async def _take_back(ctx: Context) -> None:
     if ctx.params.vm is not None and ctx.state.still:
         # A VM that ended meanwhile refuses: it stands still no more.
         with contextlib.suppress(ConflictError):
-            await _signal(office, ctx, VM_RESUME, ctx.params.vm)
-    volume = await office.shelf.volume(ctx.params.volume)
+            await send_signal(ctx, VM_RESUME, ctx.params.vm)
+    async with ctx.store.read() as view:
+        volume = await view.volumes.get(ctx.params.volume)
+        pool = await view.pools.get(volume.spec.pool)
     remarks = []
     real: int | None = None
     if ctx.state.asked:
         try:
-            real = await _size_on_host(office, ctx, volume)
+            answer = await ctx.send(VOLUME_MEASURE, pool.spec.host, MeasureVolume(pool=pool.id, volume=volume.id))
+            real = answer.size
         except UnavailableError:
             raise
         except SeraiError as error:
@@ -108,17 +113,6 @@ async def _take_back(office: Office, ctx: Context) -> None:
     async with ctx.store.transaction() as tx:
         stays = await edits.take_back_volume(tx, volume.id, ctx.state.changes, real)
     ctx.progress(None, "; ".join(["taken back", *(f"stays: {line}" for line in stays), *remarks]))
-
-
-async def _size_on_host(office: Office, ctx: Context, volume: Volume) -> int:
-    pool = await office.shelf.pool(volume.spec.pool)
-    body = MeasureVolume(pool=pool.id, volume=volume.id)
-    return (await ctx.send(VOLUME_MEASURE, pool.spec.host, body)).size
-
-
-async def _signal(office: Office, ctx: Context, command: Command[SignalVm, VmReport], vm_id: VmId) -> None:
-    report = await ctx.send(command, VmTarget(vm_id), SignalVm(vm=vm_id))
-    await office.shelf.take_report(report)
 
 
 EDIT_VOLUME = Workflow(

@@ -17,23 +17,17 @@ from enum import Enum, auto
 from pydantic import Field
 
 from serai.controller.jobs.workflow import JobContext, Step, Workflow
-from serai.controller.workflows.common import (
-    Office,
-    await_reports,
-    document,
-    facts_of,
-    make_launch,
-    refuse_or_leave,
-    send_or_leave,
-    start_vm,
-    with_boot,
-)
-from serai.controller.workflows.lifecycle import replace
-from serai.controller.workflows.shelf import ForPlacing
+from serai.controller.services import capacity, vms
+from serai.controller.services.hosts import facts_of
+from serai.controller.store import Transaction
+from serai.controller.workflows.common import VmParams, await_reports, refuse_or_leave, send_or_leave
+from serai.controller.workflows.launches import launch_body, with_boot
+from serai.controller.workflows.start import choose_host, start_vm
 from serai.core import launch as plan
 from serai.core.lease import is_over
 from serai.core.migration import agreed_capabilities, check_nothing_pending
-from serai.core.placement import choose_destination
+from serai.core.observed import Event
+from serai.core.placement import Ties, choose_destination
 from serai.lib.pki import qemu_identity
 from serai.schema.commands.migration import (
     MIGRATION_ABANDON,
@@ -60,11 +54,11 @@ from serai.schema.errors import (
     StaleError,
     UnavailableError,
 )
-from serai.schema.host import HostState
+from serai.schema.host import Host, HostState
 from serai.schema.ids import HostName, VmId
-from serai.schema.lease import Claim
+from serai.schema.lease import Claim, Lease
 from serai.schema.resource import Frozen
-from serai.schema.vm import MigrationSummary, RestartPolicy, VmState
+from serai.schema.vm import MigrationSummary, RestartPolicy, Vm, VmState
 
 DOWNTIME_LIMIT_MS = 20
 """QEMU switches when it expects less than this; shorter makes more rounds, longer a longer blackout."""
@@ -78,10 +72,9 @@ GRACE = 5.0
 log = logging.getLogger(__name__)
 
 
-class MigrateParams(Frozen):
+class MigrateParams(VmParams):
     """`to` none: placement chooses another host when the job's turn has come."""
 
-    vm: VmId
     to: HostName | None = None
 
 
@@ -112,27 +105,24 @@ class MigrateState(Frozen):
 Context = JobContext[MigrateParams, MigrateState]
 
 
-async def _offer(office: Office, ctx: Context) -> None:
+async def _offer(ctx: Context) -> None:
     """Everything that can be known beforehand is known before anything is prepared."""
-    made: list[Offer] = []
-
-    def decide(found: ForPlacing) -> HostName:
-        lease = found.lease
+    vm_id = ctx.params.vm
+    await await_reports(ctx, vm_id)
+    async with ctx.store.transaction() as tx:
+        # What it is decided by cannot change until the offer stands.
+        vm, lease = await tx.vms.get(vm_id), await tx.leases.get(vm_id)
+        hosts, ties = await capacity.for_placing(tx, vm)
         # After a crash the step comes again: an offer that stands is not made to another host.
         wanted = lease.offered_to if lease is not None and lease.offer_id == ctx.id else ctx.params.to
-        made.append(_decide(found, wanted))
-        return made[0].to
-
-    await await_reports(office, ctx, ctx.params.vm)
-    lease = await office.shelf.offer(ctx.params.vm, ctx.id, decide)
-    offer = made[0].model_copy(update={"epoch": lease.highest})
-    ctx.remember(offer=offer)
+        offer = _decide(vm, lease, hosts, ties, wanted)
+        offered = await ctx.rights.offer(tx, vm_id, offer.to, ctx.id)
+    ctx.remember(offer=offer.model_copy(update={"epoch": offered.highest}))
     ctx.progress(None, f"to {offer.to}: {offer.why}")
 
 
-def _decide(found: ForPlacing, wanted: HostName | None) -> Offer:
+def _decide(vm: Vm, lease: Lease | None, hosts: list[Host], ties: Ties, wanted: HostName | None) -> Offer:
     """Where to, and what both ends are told; the epoch is that of the lease. Raises what speaks against the move."""
-    vm, lease = found.vm, found.lease
     if lease is None or vm.status.state is not VmState.RUNNING:
         raise ConflictError(
             f"VM {vm.name} is {vm.status.state}: only a running VM moves alive",
@@ -141,8 +131,8 @@ def _decide(found: ForPlacing, wanted: HostName | None) -> Offer:
             remedy="Start it first; a stopped VM starts wherever placement puts it.",
         )
     check_nothing_pending(vm)
-    choice = choose_destination(vm, found.hosts, wanted, found.ties)
-    by_name = {host.name: host for host in found.hosts}
+    choice = choose_destination(vm, hosts, wanted, ties)
+    by_name = {host.name: host for host in hosts}
     source, destination = facts_of(by_name[lease.host]), facts_of(by_name[choice.host])
     plan.check_machine(vm.spec.machine_type or "", destination, source, runs_on=vm.status.accel)
     return Offer(
@@ -155,28 +145,23 @@ def _decide(found: ForPlacing, wanted: HostName | None) -> Offer:
     )
 
 
-async def _prepare(office: Office, ctx: Context) -> None:
+async def _prepare(ctx: Context) -> None:
     offer = ctx.state.offered
-    parts = await office.shelf.for_launch(ctx.params.vm, offer.to)
-    vm = parts.vm
-    launch = await make_launch(office, ctx, parts, offer.epoch)
+    async with ctx.store.read() as view:
+        host, parts = await view.hosts.need(offer.to), await vms.parts(view, ctx.params.vm)
     body = PrepareMigration(
-        launch=launch,
-        document=document(parts),
+        **dict(await launch_body(ctx, parts, host, offer.epoch)),
         epoch=offer.epoch,
         offer_id=ctx.id,
         source=offer.source,
         source_identity=qemu_identity(offer.source),
         capabilities=offer.capabilities,
-        restart=vm.spec.restart,
-        autostart=vm.spec.autostart,
-        autostart_order=vm.spec.autostart_order,
     )
-    prepared = await with_boot(office, ctx, parts, lambda: ctx.send(MIGRATION_PREPARE, offer.to, body))
+    prepared = await with_boot(ctx, parts, offer.to, lambda: ctx.send(MIGRATION_PREPARE, offer.to, body))
     ctx.remember(prepared=prepared)
 
 
-async def _move(office: Office, ctx: Context) -> None:
+async def _move(ctx: Context) -> None:
     """Start the source and take the outcome: its own word, or that of the destination if the source says nothing."""
     offer, prepared = ctx.state.offered, ctx.state.prepared
     assert prepared is not None, "the step before this one remembers it"
@@ -185,17 +170,14 @@ async def _move(office: Office, ctx: Context) -> None:
         epoch=offer.epoch,
         offer_id=ctx.id,
         destination=offer.to,
-        journal=prepared.journal,
-        address=prepared.address,
-        port=prepared.port,
-        tls_hostname=prepared.tls_hostname,
+        **dict(prepared),
         capabilities=offer.capabilities,
         downtime_limit_ms=DOWNTIME_LIMIT_MS,
     )
     # The engine's own cancel would leave the outcome open.
     ctx.cancellable = False
     source = asyncio.ensure_future(ctx.send(MIGRATION_START, offer.source, body))
-    decided = asyncio.ensure_future(_decided_without_source(office, ctx))
+    decided = asyncio.ensure_future(_decided_without_source(ctx))
     try:
         await asyncio.wait({source, decided}, return_when=asyncio.FIRST_COMPLETED)
         if not source.done():
@@ -212,23 +194,18 @@ async def _move(office: Office, ctx: Context) -> None:
     ctx.remember(outcome=outcome)
 
 
-async def _decided_without_source(office: Office, ctx: Context) -> MigrationOutcome:
+async def _decided_without_source(ctx: Context) -> MigrationOutcome:
     """What the lease says once the destination has reported that it runs the VM; and a cancel, repeated until then."""
     offer = ctx.state.offered
     while True:
         newest = ctx.store.bell.newest
-        lease = await office.shelf.lease(ctx.params.vm)
+        async with ctx.store.read() as view:
+            lease = await view.leases.need(ctx.params.vm)
         if lease.epoch >= offer.epoch:
             return MigrationOutcome(committed=True)
         if ctx.cancelled.is_set() and (claim := await _cancel(ctx)) is not None:
             return MigrationOutcome(committed=claim is Claim.COMMITTED, reason="cancelled on request")
-        more = asyncio.ensure_future(ctx.store.bell.beyond(newest))
-        waits = {more} if ctx.cancelled.is_set() else {more, asyncio.ensure_future(ctx.cancelled.wait())}
-        try:
-            await asyncio.wait(waits, timeout=REPEAT, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waits:
-                task.cancel()
+        await ctx.until(ctx.store.bell.beyond(newest), timeout=REPEAT)
 
 
 async def _cancel(ctx: Context) -> Claim | None:
@@ -247,12 +224,12 @@ async def _cancel(ctx: Context) -> Claim | None:
     return None
 
 
-async def _moved(office: Office, ctx: Context) -> bool:
+async def _moved(ctx: Context) -> bool:
     """After a crash of the controller in mid-move: the journals say what became of it.
 
     Asking for the end of the move gets the verdict: either it is committed already, or it never will be.
     """
-    if await _verdict(office, ctx, "the controller was restarted in mid-migration") is not Verdicts.COMMITTED:
+    if await _verdict(ctx, "the controller was restarted in mid-migration") is not Verdicts.COMMITTED:
         offer = ctx.state.offered
         raise InterruptedByRestartError(
             f"the controller was restarted in mid-migration: the VM stayed on {offer.source}",
@@ -272,7 +249,7 @@ class Verdicts(Enum):
     LOST = auto()
 
 
-async def _verdict(office: Office, ctx: Context, reason: str) -> Verdicts:
+async def _verdict(ctx: Context, reason: str) -> Verdicts:
     """Ask both ends, again and again, until one of them decides, or a fence does.
 
     Either the destination's journal decides, or the source promises that the last state is never sent. If the source
@@ -337,43 +314,44 @@ async def _ask_to_abandon(ctx: Context, reason: str, patience: float) -> Verdict
     return await ctx.send(MIGRATION_ABANDON, offer.to, body, patience=patience)
 
 
-async def _abandon(office: Office, ctx: Context) -> None:
+async def _abandon(ctx: Context) -> None:
     """Undo of the offer: withdrawn once either end has said that the move will never arrive."""
     vm_id = ctx.params.vm
     if ctx.state.offer is None:
         # Refused, or the crash came between the offer's commit and the record of it: the lease itself knows.
-        lease = await office.shelf.lease(vm_id)
+        async with ctx.store.read() as view:
+            lease = await view.leases.need(vm_id)
         if lease.offer_id != ctx.id or lease.offered_to is None:
             return
         ctx.remember(offer=Offer(epoch=lease.highest, source=lease.host, source_epoch=lease.epoch, to=lease.offered_to))
-    found = await _verdict(office, ctx, "the move was given up")
+    found = await _verdict(ctx, "the move was given up")
     if found is Verdicts.COMMITTED:
         # It cannot be undone: it has happened. Say what is true.
-        await _settle(office, ctx)
+        await _settle(ctx)
     elif found is Verdicts.LOST:
-        await _end_lost_move(office, ctx)
+        await _end_lost_move(ctx)
     else:
-        await _stay(office, ctx, found)
+        await _stay(ctx, found)
 
 
-async def _stay(office: Office, ctx: Context, found: Verdicts) -> None:
+async def _stay(ctx: Context, found: Verdicts) -> None:
     vm_id, offer = ctx.params.vm, ctx.state.offered
-    vm = await office.shelf.vm(vm_id)
     async with ctx.store.transaction() as tx:
-        await office.rights.withdraw(tx, vm_id, ctx.id)
+        vm = await tx.vms.get(vm_id)
+        await ctx.rights.withdraw(tx, vm_id, ctx.id)
         if found is Verdicts.PROMISED:
             why = f"the move to {offer.to} was given up, and it did not answer"
             body = AbandonMigration(vm=vm_id, epoch=offer.epoch, offer_id=ctx.id, reason=why)
             await tx.leftovers.add(offer.to, MIGRATION_ABANDON, body, f"VM {vm.name}", why)
-    await refuse_or_leave(office, ctx, vm, offer.epoch)
-    if is_over(await office.shelf.lease(vm_id)):
-        reason = f"its host {offer.source} was fenced"
-        await office.shelf.set_vm_status(vm_id, state=VmState.CRASHED, reason=reason, pid=None, guest_agent=False)
-    elif (await office.shelf.vm(vm_id)).status.state is VmState.MIGRATING:
-        await office.shelf.set_vm_status(vm_id, state=VmState.RUNNING, reason="stayed: the move was given up")
+    await refuse_or_leave(ctx, vm, offer.epoch)
+    async with ctx.store.transaction() as tx:
+        if is_over(await tx.leases.need(vm_id)):
+            await vms.observe(tx, vm_id, Event.FENCED, f"its host {offer.source} was fenced")
+        else:
+            await vms.observe(tx, vm_id, Event.MOVE_ENDED, "stayed: the move was given up")
 
 
-async def _end_lost_move(office: Office, ctx: Context) -> None:
+async def _end_lost_move(ctx: Context) -> None:
     """The destination may have run and written to the disks: the memory that waits at the source must never go on.
 
     It starts from its disks under a fresh epoch, if its restart policy says so.
@@ -384,51 +362,52 @@ async def _end_lost_move(office: Office, ctx: Context) -> None:
     if source is not None and source.status.state is not HostState.FENCED:
         body = ReleaseVm(vm=vm_id, epoch=offer.epoch, reason=f"{offer.to} was fenced, and may have run it")
         await ctx.send(VM_RELEASE, offer.source, body, patience=PATIENCE)
-    async with ctx.store.transaction() as tx:
-        await office.rights.end_move(tx, vm_id, ctx.id)
     reason = f"the host that it moved to, {offer.to}, was fenced: it starts from its disks"
-    vm = await office.shelf.set_vm_status(vm_id, state=VmState.CRASHED, reason=reason, pid=None, guest_agent=False)
+    async with ctx.store.transaction() as tx:
+        await ctx.rights.end_move(tx, vm_id, ctx.id)
+        await vms.observe(tx, vm_id, Event.MOVE_LOST, reason)
+        vm = await tx.vms.get(vm_id)
     if vm.spec.restart is RestartPolicy.NEVER:
         return
     try:
-        await replace(office, ctx, vm_id, None)
-        await start_vm(office, ctx, vm_id)
+        await choose_host(ctx)
+        await start_vm(ctx)
     except SeraiError as error:
         log.warning("VM %s is not restarted after its move was lost: %s", vm.name, error)
         reason = f"{reason}, but could not: {error.info.message}"
-        await office.shelf.set_vm_status(vm_id, state=VmState.CRASHED, reason=reason)
+        async with ctx.store.transaction() as tx:
+            await vms.observe(tx, vm_id, Event.START_FAILED_AGAIN, reason)
 
 
-async def _settle(office: Office, ctx: Context) -> None:
+async def _settle(ctx: Context) -> None:
     """The VM is the destination's: database, fence of the old epoch, source cleared away.
 
     Who does not answer now does its part when it is back: nobody but the destination runs the VM meanwhile.
     """
     vm_id, offer = ctx.params.vm, ctx.state.offered
     outcome = ctx.state.outcome or MigrationOutcome(committed=True)
-    summary = MigrationSummary(
-        mode="precopy",
-        source=offer.source,
-        destination=offer.to,
-        total_s=outcome.total_s,
-        downtime_ms=outcome.downtime_ms,
-        rounds=outcome.rounds,
-        bytes_sent=outcome.bytes_sent,
-        phases=outcome.phases,
-        resumed=outcome.resumed,
-    )
-    try:
-        await office.shelf.commit(vm_id, offer.epoch, offer.to)
-    except StaleError as error:
-        # A later epoch was granted since, or a fence ended this one.
-        log.info("job %s: %s", ctx.id, error)
-    else:
-        await office.shelf.arrived(vm_id, offer.to, offer.epoch, summary, offer.why)
-    vm = await office.shelf.vm(vm_id)
-    await refuse_or_leave(office, ctx, vm, offer.source_epoch)
+    figures = outcome.model_dump(exclude={"committed", "reason"})
+    summary = MigrationSummary(mode="precopy", source=offer.source, destination=offer.to, **figures)
+    async with ctx.store.transaction() as tx:
+        vm = await tx.vms.get(vm_id)
+        try:
+            await ctx.rights.commit(tx, vm_id, offer.epoch, offer.to)
+        except StaleError as error:
+            # A later epoch was granted since, or a fence ended this one.
+            log.info("job %s: %s", ctx.id, error)
+        else:
+            await _arrived(tx, vm_id, offer, summary)
+    await refuse_or_leave(ctx, vm, offer.source_epoch)
     body = ReleaseVm(vm=vm_id, epoch=offer.source_epoch, reason=f"moved to {offer.to}")
     await send_or_leave(ctx, VM_RELEASE, offer.source, body, f"VM {vm.name}")
     ctx.result = {**summary.model_dump(mode="json"), "why": offer.why}
+
+
+async def _arrived(tx: Transaction, vm_id: VmId, offer: Offer, summary: MigrationSummary) -> None:
+    placement = f"moved from {offer.source}: {offer.why}"
+    facts = {"host": offer.to, "epoch": offer.epoch, "last_migration": summary, "placement": placement}
+    if await vms.observe(tx, vm_id, Event.MOVE_ENDED, f"arrived from {offer.source}", **facts) is None:
+        await vms.note(tx, vm_id, **facts)
 
 
 MIGRATE_VM = Workflow(

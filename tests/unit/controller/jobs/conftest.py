@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from serai.controller.hosts.uploads import Uploads
 from serai.controller.jobs import runner
 from serai.controller.jobs.engine import Engine
-from serai.controller.jobs.workflow import JobContext, Step, Workflow
+from serai.controller.jobs.workflow import JobContext, Services, Step, Workflow
+from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.schema.job import Job, StepState
 from serai.schema.resource import Frozen
@@ -50,7 +52,7 @@ class Log:
         self.go_on = asyncio.Event()
 
     def step(self, name: str, *, fail: Exception | None = None, hold: bool = False, **marks: Any) -> Step[Asked, Notes]:
-        async def run(_: object, ctx: Context) -> None:
+        async def run(ctx: Context) -> None:
             self.lines.append(name)
             ctx.remember(seen=[*ctx.state.seen, name])
             if hold:
@@ -60,7 +62,7 @@ class Log:
             if fail is not None:
                 raise fail
 
-        async def undo(_: object, ctx: Context) -> None:
+        async def undo(ctx: Context) -> None:
             self.lines.append(f"-{name}")
 
         return Step(name, run, undo=undo, **marks)
@@ -70,7 +72,8 @@ class Kit:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.workflows: dict[str, Workflow[Any, Any]] = {}
-        self.engine = Engine(store, NoHosts(), self.workflows, "services")
+        self.services = Services(Rights(), Uploads(), b"secret")
+        self.engine = Engine(store, NoHosts(), self.workflows, self.services)
 
     def define(self, kind: str, *steps: Step[Asked, Notes], **marks: Any) -> None:
         self.workflows[kind] = Workflow(kind, Asked, Notes, steps, **marks)
@@ -96,7 +99,7 @@ class Kit:
     async def restarted(self) -> None:
         """As if the controller had been killed and started again, with the workflows that there are now."""
         await self.engine.stop()
-        self.engine = Engine(self.store, NoHosts(), {**self.workflows}, "services")
+        self.engine = Engine(self.store, NoHosts(), {**self.workflows}, self.services)
         await self.engine.start()
 
 

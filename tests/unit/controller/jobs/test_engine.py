@@ -27,7 +27,7 @@ async def test_a_job_begins_at_once(kit: Kit) -> None:
     """The figure itself is bench's matter; here only that nothing polls: 20 jobs in far less than 20 periods."""
     begun: dict[str, float] = {}
 
-    async def run(_: object, ctx: Context) -> None:
+    async def run(ctx: Context) -> None:
         begun[ctx.id] = time.perf_counter()
 
     kit.define("k", Step("one", run))
@@ -49,7 +49,7 @@ async def test_a_job_that_cannot_be_started_ends_as_failed(kit: Kit, log: Log) -
 
 
 async def test_a_job_whose_task_dies_ends_as_failed(kit: Kit, log: Log) -> None:
-    async def spoil(_: object, ctx: Context) -> None:
+    async def spoil(ctx: Context) -> None:
         ctx.progress(None, ["no", "text"])  # type: ignore[arg-type]  # what the store cannot write
 
     kit.define("k", log.step("one"), Step("two", spoil))
@@ -102,7 +102,7 @@ async def test_a_job_of_another_version_past_its_point_of_no_return_is_not_undon
 
 
 async def test_an_undo_that_does_not_understand_another_versions_state_ends_all_the_same(kit: Kit, log: Log) -> None:
-    async def undo(_: object, ctx: Context) -> None:
+    async def undo(ctx: Context) -> None:
         raise KeyError("of the other version")
 
     kit.define("k", log.step("one", hold=True))

@@ -13,24 +13,24 @@ from serai.schema.errors import CapacityError, ConflictError
 from serai.schema.job import JobState, StepState
 
 
-async def do_nothing(_: object, ctx: Context) -> None:
+async def do_nothing(ctx: Context) -> None:
     """A step that ends well."""
 
 
-async def fails(_: object, ctx: Context) -> None:
+async def fails(ctx: Context) -> None:
     raise CapacityError("full")
 
 
 async def test_steps_run_in_order_and_the_result_is_kept(kit: Kit, log: Log) -> None:
-    async def last(services: object, ctx: Context) -> None:
+    async def last(ctx: Context) -> None:
         ctx.progress(0.5, "half")
-        ctx.result = {"seen": ctx.state.seen, "vm": ctx.params.vm, "services": services}
+        ctx.result = {"seen": ctx.state.seen, "vm": ctx.params.vm, "secret": ctx.secret.decode()}
 
     kit.define("k", log.step("one"), log.step("two"), Step("last", last))
     job = await kit.ended(await kit.submit("k"))
     assert (job.state, job.result) == (
         JobState.DONE,
-        {"seen": ["one", "two"], "vm": TARGET, "services": "services"},
+        {"seen": ["one", "two"], "vm": TARGET, "secret": "secret"},
     )
     assert job.params == {"vm": TARGET}
     assert states(job) == [StepState.DONE] * 3
@@ -49,7 +49,7 @@ async def test_a_failure_undoes_in_reverse_the_failed_step_too(kit: Kit, log: Lo
     assert (job.error.code, job.error.remedy) == ("capacity", "Wait.")
 
 
-async def leaks(_: object, ctx: Context) -> None:
+async def leaks(ctx: Context) -> None:
     """Waits for something that somebody else cancels."""
     inner = asyncio.get_running_loop().create_future()
     inner.cancel()
@@ -87,7 +87,7 @@ async def test_a_fault_of_ours_ends_the_job_with_its_text(kit: Kit, log: Log) ->
 async def test_a_state_that_its_model_refuses_fails_the_job_and_not_the_engine(
     kit: Kit, log: Log, wrong: dict[str, Any]
 ) -> None:
-    async def bad(_: object, ctx: Context) -> None:
+    async def bad(ctx: Context) -> None:
         ctx.remember(**wrong)
 
     kit.define("k", log.step("one"), Step("bad", bad))
@@ -97,7 +97,7 @@ async def test_a_state_that_its_model_refuses_fails_the_job_and_not_the_engine(
 
 
 async def test_a_result_that_is_no_json_fails_the_job_and_not_the_engine(kit: Kit, log: Log) -> None:
-    async def bad(_: object, ctx: Context) -> None:
+    async def bad(ctx: Context) -> None:
         ctx.result = {"x": object()}
 
     kit.define("k", log.step("one"), Step("bad", bad))
@@ -120,7 +120,7 @@ async def test_cancel_takes_effect_at_the_next_point(kit: Kit, log: Log) -> None
 async def test_behind_the_point_of_no_return_nothing_is_undone(kit: Kit, log: Log) -> None:
     tries: list[int] = []
 
-    async def stubborn(_: object, ctx: Context) -> None:
+    async def stubborn(ctx: Context) -> None:
         tries.append(ctx.attempt)
         if len(tries) == 1:
             log.reached.set()
@@ -142,11 +142,11 @@ async def test_behind_the_point_of_no_return_nothing_is_undone(kit: Kit, log: Lo
 async def test_a_failing_undo_is_tried_again_and_says_so(kit: Kit, log: Log) -> None:
     mended = asyncio.Event()
 
-    async def undo(_: object, ctx: Context) -> None:
+    async def undo(ctx: Context) -> None:
         if not mended.is_set():
             raise CapacityError("the host is away")
 
-    async def run(_: object, ctx: Context) -> None:
+    async def run(ctx: Context) -> None:
         raise CapacityError("full")
 
     kit.define("k", Step("one", run, undo=undo))
@@ -177,7 +177,7 @@ async def test_a_second_job_queues_and_says_behind_which(kit: Kit, log: Log) -> 
 
 
 async def test_a_job_that_preempts_has_those_before_it_stop(kit: Kit, log: Log) -> None:
-    async def finish(_: object, ctx: Context) -> None:
+    async def finish(ctx: Context) -> None:
         await ctx.expedited.wait()
         log.lines.append("expedited")
 
@@ -216,7 +216,7 @@ async def test_what_is_past_its_point_of_no_return_is_not_preempted(kit: Kit, lo
 async def test_what_was_written_with_a_job_is_taken_back_unless_it_ends_well(kit: Kit, log: Log, when: str) -> None:
     """Also if it never began: once those that were there before it are done, and after a crash."""
 
-    async def back(_: object, ctx: Context) -> None:
+    async def back(ctx: Context) -> None:
         log.lines.append(f"back to {ctx.state.before}")
 
     kit.define("ahead", log.step("one", hold=True, repeatable=True))
@@ -250,7 +250,7 @@ async def test_what_was_written_with_a_job_is_taken_back_unless_it_ends_well(kit
 async def test_after_a_crash(
     kit: Kit, log: Log, marks: dict[str, Any], verdict: bool | None, lines: list[str], state: JobState
 ) -> None:
-    async def resume(_: object, ctx: Context) -> bool:
+    async def resume(ctx: Context) -> bool:
         log.lines.append("?")
         assert ctx.state.seen == ["one"]
         return bool(verdict)
@@ -274,13 +274,13 @@ async def test_after_a_crash(
 async def test_a_crash_while_undoing_goes_on_undoing(kit: Kit, log: Log) -> None:
     stuck, times = asyncio.Event(), [0]
 
-    async def undo(_: object, ctx: Context) -> None:
+    async def undo(ctx: Context) -> None:
         times[0] += 1
         if times[0] == 1:
             stuck.set()
             await asyncio.Event().wait()
 
-    async def run(_: object, ctx: Context) -> None:
+    async def run(ctx: Context) -> None:
         raise CapacityError("full")
 
     kit.define("k", log.step("one"), Step("two", run, undo=undo))
@@ -294,7 +294,7 @@ async def test_a_crash_while_undoing_goes_on_undoing(kit: Kit, log: Log) -> None
 
 
 async def test_a_result_outlives_a_crash(kit: Kit, log: Log) -> None:
-    async def first(_: object, ctx: Context) -> None:
+    async def first(ctx: Context) -> None:
         ctx.result = {"found": 1}
 
     kit.define("k", Step("first", first), log.step("two", hold=True, repeatable=True))

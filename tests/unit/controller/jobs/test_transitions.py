@@ -17,7 +17,7 @@ THEN = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = THEN + timedelta(seconds=5)
 
 
-async def act(_: object, ctx: Context) -> None:
+async def act(ctx: Context) -> None:
     """Never called here."""
 
 
