@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from serai.controller.hosts import tickets
 from serai.controller.hosts.uploads import Uploads
-from serai.controller.services.hosts import facts_of
+from serai.controller.services.checks import need_online
 from serai.controller.store import Store
 from serai.lib import stream
 from serai.lib.pki import TlsFiles
@@ -158,7 +158,7 @@ class Relay:
             )
         server = f"host.{host}"
         async with self._store.transaction() as tx:
-            facts = facts_of(await tx.hosts.need(host))
+            facts = need_online(await tx.hosts.need(host))
             ticket = await tickets.issue(tx, purpose, resource=resource, holder=IDENTITY, server=server, params=params)
         return await stream.open_stream(facts.addresses["management"], STREAM_PORT, self._tls, ticket, server=server)
 

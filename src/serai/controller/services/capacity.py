@@ -61,13 +61,11 @@ async def with_use(view: View, networks: Sequence[Network]) -> list[Network]:
     return filled
 
 
-async def for_placing(view: View, vm: Vm) -> tuple[list[Host], Ties]:
-    """All hosts, without what the VM itself holds there, and what ties it to some of them."""
-    return await all_hosts(view, but_vm=vm.id), await ties(view, vm, starts=vm.spec.running)
+async def for_placing(view: View, vm: Vm, *, starts: bool = True) -> tuple[list[Host], Ties]:
+    """What placing a VM goes by: all hosts, without what it holds there itself, and what ties it to some of them.
 
-
-async def ties(view: View, vm: Vm, *, starts: bool = True) -> Ties:
-    """What ties a VM to some hosts: its pools that are not exported and, if it starts there, its networks' bridges."""
+    It is tied by its pools that are not exported and, if it starts there, by its networks' bridges.
+    """
     local, bridges = set(), {}
     for disk in vm.spec.disks:
         assert disk.pool is not None, "a disk in the store has a pool"
@@ -77,4 +75,4 @@ async def ties(view: View, vm: Vm, *, starts: bool = True) -> Ties:
     for vnic in vm.spec.vnics if starts else ():
         network = await view.networks.get(vnic.network)
         bridges[network.spec.bridge] = network.name
-    return Ties(local, bridges)
+    return await all_hosts(view, but_vm=vm.id), Ties(local, bridges)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from serai.controller.store import View
 from serai.core.lease import is_over
 from serai.schema.errors import ConflictError, UnavailableError
-from serai.schema.host import Host, HostState
+from serai.schema.host import Host, HostFacts, HostState
 from serai.schema.ids import ImageId, PoolId
 from serai.schema.image import Image, ImageState
 from serai.schema.vm import DiskSpec, Vm
@@ -18,10 +18,11 @@ WAIT_OR_CANCEL = "Wait for that job's end, or stop it: serai job cancel {job}."
 BACK = "Start its agent, or wait until it is back: serai host list."
 
 
-def need_online(host: Host, field: str) -> None:
-    """Raises UnavailableError unless the host answers."""
+def need_online(host: Host, field: str = "host") -> HostFacts:
+    """The facts of a host that answers. Raises UnavailableError for another."""
     if host.status.state is not HostState.ONLINE or host.status.facts is None:
         raise UnavailableError(f"host {host.name} is offline", field=field, value=host.name, remedy=BACK)
+    return host.status.facts
 
 
 async def need_pool(view: View, pool_id: PoolId, field: str) -> Pool:

@@ -105,8 +105,8 @@ async def migrate(tx: Transaction, requester: Requester, vm: Vm, body: VmMigrate
     lifecycle.follow(vm.status.state, VmEvent.MIGRATE, vm.name)
     check_nothing_pending(vm)
     await need_holder(tx, vm)
-    hosts = await capacity.all_hosts(tx, but_vm=vm.id)
-    placement.choose_destination(vm, hosts, body.to, await capacity.ties(tx, vm))
+    hosts, ties = await capacity.for_placing(tx, vm)
+    placement.choose_destination(vm, hosts, body.to, ties)
     # Without a name the workflow chooses when its turn has come; that one will do now was checked.
     return await requester.submit(tx, MIGRATE_VM, vm, MigrateParams(vm=vm.id, to=body.to))
 
@@ -138,9 +138,9 @@ async def _check_starts(view: View, vm: Vm, host: HostName | None) -> None:
     """Raises what keeps the VM from starting on this host (none: on any)."""
     await need_disks(view, vm, vm.spec.disks)
     lease = await view.leases.get(vm.id)
-    hosts = await capacity.all_hosts(view, but_vm=vm.id)
+    hosts, ties = await capacity.for_placing(view, vm)
     home = None if lease is None or is_over(lease) else lease.host
-    placement.choose_start(vm, hosts, host, home, await capacity.ties(view, vm))
+    placement.choose_start(vm, hosts, host, home, ties)
 
 
 ACTIONS: dict[str, Action] = {

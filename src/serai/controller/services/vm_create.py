@@ -35,8 +35,8 @@ async def create(tx: Transaction, requester: Requester, body: VmCreate) -> Job:
     running = body.spec.running and not body.spec.template
     spec = body.spec.model_copy(update={"disks": disks, "vnics": vnics, "running": running})
     vm = await _write(tx, requester, owner.id, body, spec, f"asked for by {requester.name}")
-    hosts = await capacity.all_hosts(tx, but_vm=vm.id)
-    placement.place(spec, hosts, await capacity.ties(tx, vm, starts=running))
+    hosts, ties = await capacity.for_placing(tx, vm, starts=running)
+    placement.place(spec, hosts, ties)
     return await requester.submit(tx, CREATE_VM, vm, VmParams(vm=vm.id))
 
 

@@ -92,9 +92,9 @@ async def _new_spec(tx: Transaction, vm: Vm, body: VmEdit) -> VmSpec:
 
 async def _check_memory(tx: Transaction, vm: Vm, memory: int) -> None:
     spec = vm.spec.model_copy(update={"memory": memory})
-    hosts = await capacity.all_hosts(tx, but_vm=vm.id)
+    hosts, ties = await capacity.for_placing(tx, vm, starts=False)
     try:
-        placement.place(spec, hosts, await capacity.ties(tx, vm, starts=False), prefer=vm.status.host)
+        placement.place(spec, hosts, ties, prefer=vm.status.host)
     except InvalidError as error:
         raise InvalidError(
             error.info.message, field="memory", value=error.info.value, remedy=error.info.remedy

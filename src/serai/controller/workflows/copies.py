@@ -14,7 +14,7 @@ from typing import TypeVar
 from serai.controller.hosts import tickets
 from serai.controller.jobs.workflow import AnyContext
 from serai.controller.services import images, resources
-from serai.controller.services.hosts import facts_of
+from serai.controller.services.checks import need_online
 from serai.controller.store.secrets import IMAGE_URL
 from serai.lib.redact import MASK
 from serai.schema.commands.envelope import CommandProgress
@@ -102,7 +102,7 @@ async def _fetch(ctx: AnyContext, image: Image, manifest: ImageManifest, source:
     body = FetchImage(
         image=image.id,
         manifest=manifest,
-        address=facts_of(source).addresses["management"],
+        address=need_online(source).addresses["management"],
         port=STREAM_PORT,
         server=server,
         ticket=ticket,

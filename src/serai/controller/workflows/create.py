@@ -22,7 +22,7 @@ async def _place(ctx: Context) -> None:
     await await_reports(ctx, vm_id)
     async with ctx.store.transaction() as tx:
         vm, lease = await tx.vms.get(vm_id), await tx.leases.get(vm_id)
-        hosts, ties = await capacity.for_placing(tx, vm)
+        hosts, ties = await capacity.for_placing(tx, vm, starts=vm.spec.running)
         # A lease that is there is from before a crash: the step comes again.
         choice = place(vm, hosts, ties, prefer=None if lease is None else lease.host)
         await ctx.rights.first(tx, vm_id, choice.host)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
 from serai.controller.services import capacity, images
-from serai.controller.services.hosts import facts_of
+from serai.controller.services.checks import need_online
 from serai.controller.store import View
 from serai.controller.workflows import copies
 from serai.controller.workflows.common import AwayParams, say_what_is_left
@@ -41,7 +41,7 @@ async def _host_for(view: View, wanted: HostName | None) -> HostName:
         if not online:
             raise UnavailableError("no host is online", field="host", remedy="Start a host agent.")
         wanted = min(online, key=lambda host: (host.status.memory_committed, host.name)).name
-    facts_of(await view.hosts.need(wanted))
+    need_online(await view.hosts.need(wanted))
     return wanted
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from serai.controller.jobs.workflow import AnyContext
-from serai.controller.services.hosts import facts_of
+from serai.controller.services.checks import need_online
 from serai.controller.workflows.copies import bring_image, with_copy
 from serai.core import launch as plan
 from serai.core.launch import DiskPlan, Parts
@@ -28,7 +28,7 @@ async def launch_body(ctx: AnyContext, parts: Parts, host: Host, epoch: int) -> 
 
     When this returns, its disks are open to the epoch, and what it boots from is there.
     """
-    vm, image, facts = parts.vm, parts.image, facts_of(host)
+    vm, image, facts = parts.vm, parts.image, need_online(host)
     machine = vm.spec.machine_type or plan.pin_machine(vm.spec.machine, facts)
     plan.check_machine(machine, facts, None)
     disks = [await _admit(ctx, vm.id, disk, host.name, epoch) for disk in parts.disks]

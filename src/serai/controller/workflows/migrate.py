@@ -18,7 +18,7 @@ from pydantic import Field
 
 from serai.controller.jobs.workflow import JobContext, Step, Workflow
 from serai.controller.services import capacity, vms
-from serai.controller.services.hosts import facts_of
+from serai.controller.services.checks import need_online
 from serai.controller.store import Transaction
 from serai.controller.workflows.common import VmParams, await_reports, refuse_or_leave, send_or_leave
 from serai.controller.workflows.launches import launch_body, with_boot
@@ -112,7 +112,7 @@ async def _offer(ctx: Context) -> None:
     async with ctx.store.transaction() as tx:
         # What it is decided by cannot change until the offer stands.
         vm, lease = await tx.vms.get(vm_id), await tx.leases.get(vm_id)
-        hosts, ties = await capacity.for_placing(tx, vm)
+        hosts, ties = await capacity.for_placing(tx, vm, starts=vm.spec.running)
         # After a crash the step comes again: an offer that stands is not made to another host.
         wanted = lease.offered_to if lease is not None and lease.offer_id == ctx.id else ctx.params.to
         offer = _decide(vm, lease, hosts, ties, wanted)
@@ -133,7 +133,7 @@ def _decide(vm: Vm, lease: Lease | None, hosts: list[Host], ties: Ties, wanted: 
     check_nothing_pending(vm)
     choice = choose_destination(vm, hosts, wanted, ties)
     by_name = {host.name: host for host in hosts}
-    source, destination = facts_of(by_name[lease.host]), facts_of(by_name[choice.host])
+    source, destination = need_online(by_name[lease.host]), need_online(by_name[choice.host])
     plan.check_machine(vm.spec.machine_type or "", destination, source, runs_on=vm.status.accel)
     return Offer(
         epoch=lease.highest,

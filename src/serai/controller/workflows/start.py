@@ -7,7 +7,7 @@ from typing import Any
 from serai.controller.hosts import observed
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
 from serai.controller.services import capacity, vms
-from serai.controller.services.hosts import facts_of
+from serai.controller.services.checks import need_online
 from serai.controller.workflows.common import VmParams, await_reports, refuse, release
 from serai.controller.workflows.launches import launch_body, with_boot
 from serai.core import launch as plan
@@ -40,7 +40,7 @@ async def choose_host(ctx: Context, wanted: HostName | None = None) -> None:
     await await_reports(ctx, vm_id)
     async with ctx.store.read() as view:
         vm, lease = await view.vms.get(vm_id), await view.leases.need(vm_id)
-        hosts, ties = await capacity.for_placing(view, vm)
+        hosts, ties = await capacity.for_placing(view, vm, starts=vm.spec.running)
     if vm.status.state in (*BEGUN, VmState.UNKNOWN):
         # A host that was waited for has said so: it must not be ended by a start.
         raise ConflictError(
@@ -68,7 +68,7 @@ async def start_vm(ctx: Context) -> None:
     async with ctx.store.transaction() as tx:
         lease = await tx.leases.need(vm_id)
         host = await tx.hosts.need(lease.host)
-        facts = facts_of(host)
+        facts = need_online(host)
         spec = (await tx.vms.get(vm_id)).spec
         machine = spec.machine_type or plan.pin_machine(spec.machine, facts)
         pinned = spec.model_copy(update={"machine_type": machine, "max_cpus": plan.room_for_cpus(spec, machine)})

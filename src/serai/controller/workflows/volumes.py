@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
 from serai.controller.services import resources
-from serai.controller.services.hosts import facts_of
+from serai.controller.services.checks import need_online
 from serai.controller.services.volumes import FREE
 from serai.controller.workflows.common import AwayParams, say_what_is_left
 from serai.controller.workflows.copies import with_copy
@@ -78,7 +78,7 @@ async def unmake(ctx: AnyContext, volume_id: VolumeId) -> str:
         host = await view.hosts.need(pool.spec.host)
     refused = None
     try:
-        facts_of(host)
+        need_online(host)
         await ctx.send(VOLUME_DELETE, host.name, DeleteVolume(pool=pool.id, volume=volume_id))
     except SeraiError as error:
         refused = error.info.message

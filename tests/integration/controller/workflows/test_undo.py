@@ -121,7 +121,7 @@ async def test_an_edit_that_is_cancelled_is_taken_back(edit: Edit) -> None:
     assert len(left) == 1
     volume = await edit.volume(left[0])
     assert (volume.status.state, volume.status.vm) == (VolumeState.FAILED, None)
-    assert "h1 does not answer" in volume.status.reason
+    assert "h1 is offline" in volume.status.reason
     edit.owners[left[0]] = None
     await edit.is_as_before()
 
