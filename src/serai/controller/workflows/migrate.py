@@ -62,6 +62,8 @@ from serai.schema.vm import MigrationSummary, RestartPolicy, Vm, VmState
 
 DOWNTIME_LIMIT_MS = 20
 """QEMU switches when it expects less than this; shorter makes more rounds, longer a longer blackout."""
+CLEARING = 2.0
+"""Seconds that a destination gets to turn an offer down which the source has given up already."""
 REPEAT = 3.0
 """Seconds after which a cancel, or a question that nobody answered, is repeated."""
 PATIENCE = 10.0
@@ -259,7 +261,12 @@ async def _verdict(ctx: Context, reason: str) -> Verdicts:
         asked = [asyncio.ensure_future(ask(ctx, reason)) for ask in (_by_destination, _by_source)]
         try:
             for answer in asyncio.as_completed(asked):
-                if (found := await answer) is not None:
+                found = await answer
+                if found is Verdicts.PROMISED:
+                    # That is enough; but a destination that answers, too, has cleared up by then.
+                    await asyncio.wait(asked[:1], timeout=CLEARING)
+                    return (asked[0].result() if asked[0].done() else None) or found
+                if found is not None:
                     return found
         finally:
             for task in asked:
