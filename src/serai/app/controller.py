@@ -23,13 +23,13 @@ import uvicorn
 from serai.controller.api.app import create_app
 from serai.controller.api.auth import prepare
 from serai.controller.api.call import Api, OpenConsole, ReceiveUpload
-from serai.controller.certificates import PERIOD, Certificates
 from serai.controller.hosts.listening import listening
 from serai.controller.hosts.relay import Relay
 from serai.controller.hosts.uploads import Uploads
 from serai.controller.jobs.engine import Engine
 from serai.controller.jobs.workflow import Services, Workflow
 from serai.controller.reconcilers import leftovers, retention
+from serai.controller.reconcilers.certificates import PERIOD, Certificates
 from serai.controller.reconcilers.leftovers import ClearLeftovers
 from serai.controller.services.rights import Rights
 from serai.controller.store import Store

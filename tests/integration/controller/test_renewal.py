@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from serai.controller.certificates import Certificates
+from serai.controller.reconcilers.certificates import Certificates
 from serai.controller.store import Store
 from serai.host.certificates import HostCertificates
 from serai.lib import natsserver

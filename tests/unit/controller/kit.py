@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serai.controller.commands import SendOptions, VmTarget
-from serai.controller.hosts.listening import Hosts
+from serai.controller.hosts.listening import HostLinks
 from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.lib.bus import Message
@@ -33,7 +33,7 @@ THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Kit:
-    def __init__(self, store: Store, bus: MemBus, rights: Rights, hosts: Hosts, clock: ManualClock) -> None:
+    def __init__(self, store: Store, bus: MemBus, rights: Rights, hosts: HostLinks, clock: ManualClock) -> None:
         self.store, self.bus, self.rights, self.clock = store, bus, rights, clock
         self.gateway, self.presence = hosts.gateway, hosts.presence
         self.requests: list[Request] = []

@@ -19,7 +19,7 @@ from serai.lib.clock import Clock
 
 
 @dataclass(frozen=True)
-class Hosts:
+class HostLinks:
     """All hosts: `gateway` sends them commands, `presence` knows when they spoke."""
 
     gateway: Gateway
@@ -27,7 +27,7 @@ class Hosts:
 
 
 @contextlib.asynccontextmanager
-async def listening(bus: Bus, store: Store, rights: Rights, clock: Clock | None = None) -> AsyncIterator[Hosts]:
+async def listening(bus: Bus, store: Store, rights: Rights, clock: Clock | None = None) -> AsyncIterator[HostLinks]:
     """Listen inside the block, as a new run of the controller; all known hosts are asked to introduce themselves."""
     async with store.transaction() as tx:
         await rights.begin(tx)
@@ -41,4 +41,4 @@ async def listening(bus: Bus, store: Store, rights: Rights, clock: Clock | None 
             await part.start()
             stack.push_async_callback(part.stop)
         stack.push_async_callback((await serve_tickets(bus, store)).unsubscribe)
-        yield Hosts(gateway, presence)
+        yield HostLinks(gateway, presence)
