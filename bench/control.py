@@ -34,6 +34,7 @@ import psutil
 from bench import demo
 from bench.demo import bare_pair, build_image, done, tiny_vm
 from bench.stats import RESULTS, machine, median_difference, run, summary, write
+from bench.workload import Guest
 from serai.app.controller import ControllerConfig, running, standard_extras
 from serai.client import context as contexts
 from serai.client.http import Client
@@ -41,7 +42,6 @@ from serai.controller.store import Store
 from serai.lab.down import down
 from serai.lab.state import LabFolder
 from serai.lab.up import up
-from serai.lab.workload import Guest
 from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.membus import MemBus

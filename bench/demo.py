@@ -21,6 +21,7 @@ import psutil
 from bench.raw_qmp import Bare, Node
 from bench.report import BrokenError, Report, reason
 from bench.stats import machine
+from bench.workload import Guest, TcpEcho
 from serai.client import context as contexts
 from serai.client.http import Client
 from serai.lab import enter
@@ -29,7 +30,6 @@ from serai.lab.probe import BOTH, Prober
 from serai.lab.samples import Kind, ProbeReport
 from serai.lab.state import LabFolder
 from serai.lab.up import up
-from serai.lab.workload import Guest, TcpEcho
 from serai.lib import namespace
 from serai.lib.process import run
 from serai.schema.errors import SeraiError

@@ -16,12 +16,12 @@ from bench import demo
 from bench.demo import LAB, bare_pair, build_image, done, migrate, tiny_vm
 from bench.raw_qmp import Bare
 from bench.stats import machine, median_difference, run, summary, write
+from bench.workload import Guest
 from serai.client import context as contexts
 from serai.client.http import Client
 from serai.lab.down import down
 from serai.lab.probe import Prober
 from serai.lab.up import up
-from serai.lab.workload import Guest
 from serai.schema.vm import Vm
 
 QUIET = 0.5

@@ -18,13 +18,13 @@ from tests.support.invariant import Watch
 from tests.support.labworld import NOTHING, LabWorld
 from tests.support.looking import PATIENCE, journal, received, recorded, until
 
+from bench.workload import Guest
 from serai.client import context as contexts
 from serai.client.http import Client
 from serai.lab import services, state
 from serai.lab.down import down
 from serai.lab.state import LabFolder, ProcessRecord
 from serai.lab.up import up
-from serai.lab.workload import Guest
 from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.pki import TlsFiles

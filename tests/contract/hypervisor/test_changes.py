@@ -8,7 +8,7 @@ import pytest
 from tests.contract.hypervisor.benches import MIB, Bench, started
 
 from serai.lib.ids import new_id
-from serai.schema.errors import ConflictError, UnavailableError, UnsupportedError
+from serai.schema.errors import ConflictError, UnsupportedError
 from serai.schema.ids import PoolId, VolumeId
 from serai.schema.launch import Disk, FileDisk, VnicAttachment
 
@@ -69,7 +69,5 @@ async def test_no_guest_agent(bench: Bench) -> None:
     machine = await started(bench)
     await machine.cont()
     assert not await machine.guest_agent_open()
-    with pytest.raises(UnavailableError):
-        await machine.guest("guest-ping", {}, timeout=1)
     await machine.kill()
     await machine.close()

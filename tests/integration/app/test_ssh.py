@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.fake_api import FakeApi
 
 from serai.client import context as contexts
 from serai.client.context import Context
-from serai.client.fake import FakeApi
 
 SHOW = '#!/bin/sh\nreadlink /proc/self/ns/net\nfor word in "$@"; do echo "$word"; done\nexit 7\n'
 

@@ -11,11 +11,11 @@ import time
 import pytest
 from tests.support.labworld import LabWorld
 
+from bench.workload import TcpEcho
 from serai.lab.probe import Prober
 from serai.lab.samples import Kind
 from serai.lab.state import LabFolder
 from serai.lab.up import up
-from serai.lab.workload import TcpEcho
 from serai.lib import process
 from serai.schema.errors import HostError, InvalidError, UnavailableError
 

@@ -10,9 +10,9 @@ import pytest
 from tests.support.labworld import LabWorld
 
 import serai
+from bench.workload import Guest, TcpEcho
 from serai.lab.state import LabFolder
 from serai.lab.up import up
-from serai.lab.workload import Guest, TcpEcho
 from serai.lib import process
 from serai.schema.errors import HostError, UnavailableError
 

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+from tests.support import guest_agent
 from tests.support.lab import Lab
 
-from serai.drivers.hypervisor import guest_agent
 from serai.drivers.image.mmdebstrap import BUILD_TIMEOUT, PACKAGES
 from serai.lab.state import LabFolder
 from serai.lib.process import run

@@ -11,8 +11,8 @@ from pathlib import Path
 from tests.support.lab import Lab
 from tests.support.looking import PATIENCE
 
+from bench.workload import Guest
 from serai.lab.state import LabFolder
-from serai.lab.workload import Guest
 from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.process import run

@@ -7,9 +7,9 @@ import stat
 import pytest
 from tests.support.lab import Lab
 
+from bench.workload import TcpEcho
 from serai.lab.probe import Prober
 from serai.lab.state import LabFolder
-from serai.lab.workload import TcpEcho
 from serai.lib.pki import TlsFiles
 from serai.schema.errors import ConflictError, NotFoundError, SeraiError
 from serai.schema.job import JobState

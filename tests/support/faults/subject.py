@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.support.faults.blocks import A_SECOND, lost
 
-from serai.lab.workload import DiskCount, Guest
+from bench.workload import DiskCount, Guest
 from serai.schema.errors import SeraiError, UnavailableError
 from serai.schema.vm import Vm
 

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.fake_api import FakeApi
 
 from serai.client.context import Context
-from serai.client.fake import FakeApi
 from serai.client.http import Client
 
 

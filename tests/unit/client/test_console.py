@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tests.support.fake_api import FakeApi
 
 from serai.client.console import console
 from serai.client.context import Context
-from serai.client.fake import FakeApi
 from serai.client.http import Client
 from serai.schema.errors import NotFoundError, UnavailableError
 

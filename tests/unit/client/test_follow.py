@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 import httpx
 import pytest
+from tests.support.fake_api import FakeApi
 
 from serai.client import follow
 from serai.client.context import Context
-from serai.client.fake import FakeApi
 from serai.client.follow import EventStream, Retry
 from serai.client.http import Client
 from serai.schema.errors import InvalidError, NotFoundError, UnavailableError

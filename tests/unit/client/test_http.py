@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tests.support.fake_api import FakeApi
 
 from serai.client.answers import raise_for
 from serai.client.context import Context
-from serai.client.fake import FakeApi
 from serai.client.http import Client, fill
 from serai.schema.endpoints import ENDPOINTS
 from serai.schema.errors import (

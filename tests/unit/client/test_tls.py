@@ -5,10 +5,10 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from tests.support.fake_api import FakeApi
 
 from serai.client.console import console
 from serai.client.context import Context
-from serai.client.fake import FakeApi
 from serai.client.http import Client
 from serai.lib.pki import CertificateAuthority
 from serai.schema.errors import UnavailableError

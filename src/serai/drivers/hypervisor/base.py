@@ -256,10 +256,6 @@ class Machine(Protocol):
         """An agent in the guest has opened its channel. Later changes come as VSERPORT_CHANGE events."""
         ...
 
-    async def guest(self, execute: str, arguments: Mapping[str, Any], timeout: float) -> Any:
-        """Ask the guest agent. UnavailableError if there is none in the guest, or it does not answer in time."""
-        ...
-
     async def announce(self) -> None:
         """Have QEMU say on the network where the VM's addresses are now (RARP, several rounds)."""
         ...

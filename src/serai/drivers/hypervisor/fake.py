@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class FakeProcess:
         self.state = RunState.INMIGRATE if incoming else RunState.PRELAUNCH
         self.silent = False
         self.ignores_powerdown = False
-        self.guest_answers: dict[str, Any] | None = None
+        self.guest_agent_open = False
         self.stats = MigrationStats("none")
         self.setup: MigrationSetup | None = None
         self.migrating: asyncio.Task[None] | None = None
@@ -427,16 +427,7 @@ class FakeMachine:
     # --- the guest ---
 
     async def guest_agent_open(self) -> bool:
-        return (await self._answer("query-chardev")).guest_answers is not None
-
-    async def guest(self, execute: str, arguments: Mapping[str, Any], timeout: float) -> Any:
-        del arguments, timeout
-        answers = (await self._answer("query-chardev")).guest_answers
-        if answers is None:
-            raise UnavailableError(f"no guest agent runs in VM {self.vm}")
-        if execute not in answers:
-            raise QmpError(execute, "CommandNotFound", f"The command {execute} has not been found")
-        return answers[execute]
+        return (await self._answer("query-chardev")).guest_agent_open
 
     async def close(self) -> None:
         if self.process.machine is self:

@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from serai.drivers.hypervisor import cgroup, guest_agent, hotplug, migration, record
+from serai.drivers.hypervisor import cgroup, hotplug, migration, record
 from serai.drivers.hypervisor.base import ExitInfo, MachineEvent, MigrationSetup, MigrationStats, QmpError, RunState
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.drivers.hypervisor.record import Runtime
@@ -51,7 +50,6 @@ class QemuMachine:
         self._watching: asyncio.Task[ExitInfo] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
-        self._asking = asyncio.Lock()
 
     @property
     def vm(self) -> str:
@@ -291,12 +289,3 @@ class QemuMachine:
     async def guest_agent_open(self) -> bool:
         devices = await self._qmp.execute("query-chardev")
         return any(device["label"] == "qga" and device["frontend-open"] for device in devices)
-
-    async def guest(self, execute: str, arguments: Mapping[str, Any], timeout: float) -> Any:
-        if not await self.guest_agent_open():
-            raise UnavailableError(
-                f"no guest agent runs in VM {self.vm}",
-                remedy="Install and start qemu-guest-agent in the guest; a guest that still boots has none yet.",
-            )
-        async with self._asking:
-            return await guest_agent.ask(self.vm, self._run_dir / "qga.sock", execute, arguments, timeout)

@@ -7,9 +7,11 @@ import socket
 import struct
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.drivers.image.conftest import CACHE, DEADLINE, THEIRS, VNIC, Ground, gone
+from tests.support import guest_agent
 
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.image.base import read_manifest
@@ -17,7 +19,6 @@ from serai.drivers.image.tiny import GUEST, ensure_tiny
 from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.process import run
-from serai.schema.errors import UnavailableError
 from serai.schema.ids import ImageId, PoolId, VmId, VolumeId
 from serai.schema.launch import Disk, FileDisk, KernelBoot, Launch
 
@@ -148,16 +149,16 @@ async def writes_disks(ground: Ground, disk: Path) -> None:
 
 async def answers_as_an_agent(machine: QemuMachine) -> None:
     async with asyncio.timeout(DEADLINE):
-        while True:
-            try:
-                assert await machine.guest("guest-ping", {}, timeout=10) == {}
-                break
-            except UnavailableError:
-                await asyncio.sleep(0.1)
-    assert await machine.guest_agent_open()
-    assert await machine.guest("guest-sync", {"id": 4711}, timeout=10) == 4711
-    assert (await machine.guest("guest-get-osinfo", {}, timeout=10))["id"] == "serai-tiny"
-    assert (await machine.guest("guest-info", {}, timeout=10))["version"] == "serai-tiny"
+        while not await machine.guest_agent_open():
+            await asyncio.sleep(0.1)
+
+    async def ask(execute: str, **arguments: int) -> Any:
+        return await guest_agent.ask(machine.vm, machine.run_dir / "qga.sock", execute, arguments, 10)
+
+    assert await ask("guest-ping") == {}
+    assert await ask("guest-sync", id=4711) == 4711
+    assert (await ask("guest-get-osinfo"))["id"] == "serai-tiny"
+    assert (await ask("guest-info"))["version"] == "serai-tiny"
 
 
 @pytest.mark.parametrize("options", [[], ["-static"]])

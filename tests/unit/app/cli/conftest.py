@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.fake_api import FakeApi
 
 from serai.app.cli.main import main
 from serai.client import context as contexts
 from serai.client.context import Context
-from serai.client.fake import FakeApi
 
 
 @dataclass(frozen=True)

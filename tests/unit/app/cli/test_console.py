@@ -9,7 +9,7 @@ import termios
 import time
 from collections.abc import Callable
 
-from serai.client.fake import FakeApi
+from tests.support.fake_api import FakeApi
 
 COMMAND = [sys.executable, "-W", "error", "-m", "serai.app.cli.main", "vm", "console", "web1"]
 DEADLINE = 20.0

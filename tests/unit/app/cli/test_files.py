@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from tests.support.fake_api import FakeApi
 
 from serai.app.cli import parse
-from serai.client.fake import FakeApi
 
 from .conftest import Serai
 

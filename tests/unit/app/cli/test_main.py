@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from tests.support.fake_api import FakeApi
 from typer.main import get_command
 
 from serai.app.cli import main as cli
-from serai.client.fake import FakeApi
 
 Serai = Callable[..., Any]
 

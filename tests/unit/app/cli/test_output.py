@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from tests.support.fake_api import FakeApi
 from tests.unit.app.cli.conftest import Serai
 
 from serai.app.cli.lab import _tell_context
 from serai.client import context as contexts
 from serai.client.context import Context
-from serai.client.fake import FakeApi
 from serai.lab.state import LabFolder, LabState, Phase
 from serai.schema.text import json_safe, visible
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from tests.support.fake_api import FakeApi
 
-from serai.client.fake import FakeApi
 from serai.schema.errors import HostError
 from serai.schema.job import JobState
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from tests.support.fake_api import FakeApi
 
 from serai.app.cli.vm_reach import ssh_argv
 from serai.client.context import Context
-from serai.client.fake import FakeApi
 from serai.schema.errors import HostError, UnavailableError
 from serai.schema.vm import Vm
 

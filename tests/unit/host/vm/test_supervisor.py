@@ -209,7 +209,7 @@ async def test_a_silent_qemu_ends_with_the_release_of_its_lease_and_not_of_an_ol
 
 async def test_whether_an_adopted_vm_has_a_guest_agent_is_looked_for(ground: Ground, h1: Host) -> None:
     await ground.run_two()
-    h1.process().guest_answers = {}
+    h1.process().guest_agent_open = True
     ground.reports.clear()
     await h1.restart()
     assert {report.vm: report.guest_agent for report in h1.vms.reports()} == {VM: True, OTHER: False}

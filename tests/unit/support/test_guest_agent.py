@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import guest_agent
 
-from serai.drivers.hypervisor import guest_agent
 from serai.drivers.hypervisor.base import QmpError
 from serai.schema.errors import UnavailableError
 
