@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from ipaddress import IPv4Interface
 
 import pytest
+from tests.support import observed
 
 from serai.drivers.network.base import NetworkDriver
 from serai.drivers.network.fake import FakeNetwork
@@ -40,8 +41,23 @@ async def network(request: pytest.FixtureRequest) -> AsyncIterator[NetworkDriver
         await namespace.delete(name)
 
 
+async def add_bridge(network: NetworkDriver, name: str = "br-lan") -> None:
+    """As an operator does."""
+    if isinstance(network, FakeNetwork):
+        network.bridges.add(name)
+        return
+    assert isinstance(network, BridgeNetwork)
+    assert network.netns is not None
+
+    def work() -> None:
+        netlink.add_bridge(name)
+        netlink.set_link_sync(name, up=True)
+
+    await namespace.in_netns(network.netns, work)
+
+
 async def test_a_tap_lives_as_long_as_its_descriptor(network: NetworkDriver) -> None:
-    await network.ensure_bridge("br-lan", 1500)
+    await add_bridge(network)
     tap = await network.create_tap(VNIC, open_port=False)
     assert await _taps(network) == [VNIC.tap]
     tap.close()
@@ -51,8 +67,8 @@ async def test_a_tap_lives_as_long_as_its_descriptor(network: NetworkDriver) -> 
 
 async def test_bridges_are_listed_and_nothing_else(network: NetworkDriver) -> None:
     assert await network.list_bridges() == []
-    await network.ensure_bridge("br-lan", 1500)
-    await network.ensure_bridge("br-dmz", 1500)
+    await add_bridge(network)
+    await add_bridge(network, "br-dmz")
     tap = await network.create_tap(VNIC, open_port=True)
     try:
         assert await network.list_bridges() == ["br-dmz", "br-lan"]
@@ -61,8 +77,7 @@ async def test_bridges_are_listed_and_nothing_else(network: NetworkDriver) -> No
 
 
 async def test_a_port_opens_and_closes(network: NetworkDriver) -> None:
-    await network.ensure_bridge("br-lan", 1500)
-    await network.ensure_bridge("br-lan", 1500)
+    await add_bridge(network)
     tap = await network.create_tap(VNIC, open_port=False)
     try:
         assert not await _is_open(network, VNIC.tap)
@@ -79,7 +94,7 @@ async def test_a_port_opens_and_closes(network: NetworkDriver) -> None:
 
 
 async def test_a_tap_that_is_gone_is_named(network: NetworkDriver) -> None:
-    await network.ensure_bridge("br-lan", 1500)
+    await add_bridge(network)
     tap = await network.create_tap(VNIC, open_port=True)
     assert await _is_open(network, VNIC.tap)
     tap.close()
@@ -93,7 +108,7 @@ async def _taps(network: NetworkDriver) -> list[str]:
     if isinstance(network, FakeNetwork):
         return sorted(network.ports)
     assert isinstance(network, BridgeNetwork)
-    found = await namespace.in_netns(str(network.netns), netlink.links)
+    found = await namespace.in_netns(str(network.netns), observed.links)
     return sorted(link.name for link in found.values() if link.kind == "tun")
 
 
@@ -114,7 +129,7 @@ async def test_a_bridge_that_is_missing_is_named(network: NetworkDriver) -> None
 
 
 async def test_a_tap_that_is_taken_is_refused(network: NetworkDriver) -> None:
-    await network.ensure_bridge("br-lan", 1500)
+    await add_bridge(network)
     tap = await network.create_tap(VNIC, open_port=True)
     try:
         with pytest.raises(SeraiError):

@@ -48,3 +48,32 @@ def sent(link: str) -> int:
     """Bytes that have left a link."""
     (shown,) = _shown("ip", "-statistics", "-json", "link", "show", "dev", link)
     return int(shown["stats64"]["tx"]["bytes"])
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link's name, kind (`bridge`; none: a physical one), MAC, MTU, the name of its bridge, and whether it is up."""
+
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    master: str
+    up: bool
+
+
+def links() -> dict[str, Link]:
+    """All links, by name."""
+    rows = _shown("ip", "-json", "-details", "link", "show")
+    found = [
+        Link(
+            row["ifname"],
+            row.get("linkinfo", {}).get("info_kind", ""),
+            row.get("address", ""),
+            row["mtu"],
+            row.get("master", ""),
+            "UP" in row["flags"],
+        )
+        for row in rows
+    ]
+    return {link.name: link for link in found}

@@ -163,7 +163,7 @@ async def _furnish(config: UpConfig) -> None:
 
 
 def _bridge() -> None:
-    if BRIDGE not in netlink.links():
+    if not netlink.exists(BRIDGE):
         netlink.add_bridge(BRIDGE, mac="02:53:45:52:41:01")
     netlink.set_link_sync(BRIDGE, up=True)
     netlink.add_address(BRIDGE, f"{SUBNET[1]}/{SUBNET.prefixlen}")

@@ -17,7 +17,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
@@ -47,19 +46,6 @@ LOWER_MATCHES = (
 """The six bits of the mark in a header: what they must be, under which mask, at which byte."""
 
 
-@dataclass(frozen=True)
-class Link:
-    """One link: its index, name, MAC, MTU, whether it is up, and the index of its bridge (0: none)."""
-
-    index: int
-    name: str
-    mac: str
-    mtu: int
-    up: bool
-    master: int
-    kind: str
-
-
 @contextlib.contextmanager
 def _route(what: str) -> Iterator[Any]:
     try:
@@ -81,23 +67,10 @@ def _index(route: Any, name: str) -> int:
     return int(found[0])
 
 
-def links() -> dict[str, Link]:
-    """All links of this namespace, by name."""
-    with _route("list links") as route:
-        found = {}
-        for message in route.get_links():
-            info = message.get_attr("IFLA_LINKINFO")
-            link = Link(
-                index=message["index"],
-                name=message.get_attr("IFLA_IFNAME"),
-                mac=message.get_attr("IFLA_ADDRESS") or "",
-                mtu=message.get_attr("IFLA_MTU") or 0,
-                up=bool(message["flags"] & 1),
-                master=message.get_attr("IFLA_MASTER") or 0,
-                kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
-            )
-            found[link.name] = link
-        return found
+def exists(name: str) -> bool:
+    """Whether there is such a link in this namespace."""
+    with _route(f"look for the link {name}") as route:
+        return bool(route.link_lookup(ifname=name))
 
 
 def bridges() -> list[str]:
@@ -106,16 +79,11 @@ def bridges() -> list[str]:
         return sorted(message.get_attr("IFLA_IFNAME") for message in route.get_links(kind="bridge"))
 
 
-def add_veth(name: str, peer: str, *, peer_netns: str | None = None, netns: str | None = None) -> None:
-    """A veth pair, each end directly in its namespace (by name; none: this one)."""
+def add_veth(name: str, peer: str, *, peer_netns: str | None = None) -> None:
+    """A veth pair, the peer directly in its namespace (by name; none: this one)."""
     with _route(f"create the veth pair {name}-{peer}") as route:
-        ends: dict[str, Any] = {"ifname": peer}
-        options: dict[str, Any] = {}
-        if peer_netns is not None:
-            ends["net_ns_fd"] = peer_netns
-        if netns is not None:
-            options["net_ns_fd"] = netns
-        route.link("add", ifname=name, kind="veth", peer=ends, **options)
+        end = {"ifname": peer} if peer_netns is None else {"ifname": peer, "net_ns_fd": peer_netns}
+        route.link("add", ifname=name, kind="veth", peer=end)
 
 
 def add_bridge(name: str, *, mac: str | None = None, mtu: int | None = None) -> None:

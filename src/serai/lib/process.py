@@ -188,42 +188,17 @@ async def _kill_group(process: asyncio.subprocess.Process) -> None:
     await asyncio.shield(asyncio.ensure_future(process.communicate()))
 
 
-def run_sync(
-    argv: Sequence[str],
-    *,
-    input: bytes | None = None,  # noqa: A002 - the name that subprocess gives it
-    timeout: float = 60,
-    check: bool = True,
-    env: Mapping[str, str] | None = None,
-    cwd: Path | str | None = None,
-) -> Completed:
-    """`run` for callers without an event loop; the same errors."""
+def run_sync(argv: Sequence[str], *, input: bytes = b"", timeout: float = 60, check: bool = True) -> Completed:  # noqa: A002
+    """`run` for callers without an event loop; the same errors. At the time-out the program alone is killed."""
     try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            cwd=cwd,
-            start_new_session=True,
+        done = subprocess.run(
+            argv, input=input, capture_output=True, timeout=timeout, check=False, start_new_session=True
         )
     except (FileNotFoundError, PermissionError) as error:
-        if cwd is not None and not Path(cwd).is_dir():
-            raise
         raise _missing(argv) from error
-    with process:
-        try:
-            stdout, stderr = process.communicate(input, timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            raise ProcessTimeout(argv, None, b"", f"took longer than {timeout:g} s and was killed") from None
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return _outcome(argv, process.returncode, stdout, stderr, check=check)
+    except subprocess.TimeoutExpired:
+        raise ProcessTimeout(argv, None, b"", f"took longer than {timeout:g} s and was killed") from None
+    return _outcome(argv, done.returncode, done.stdout, done.stderr, check=check)
 
 
 class Watched:
@@ -331,7 +306,6 @@ async def spawn(
     pass_fds: Sequence[int] = (),
     stdout: Output = None,
     stderr: Output = None,
-    new_session: bool = True,
     env: Mapping[str, str] | None = None,
     cwd: Path | str | None = None,
     umask: int = -1,
@@ -342,7 +316,6 @@ async def spawn(
 
     It gets room for so many `descriptors` at once: the kernel doubles a process's table when it is full, and holds a
     process of several threads for an RCU grace period each time, 10 to 20 ms on a busy machine.
-
 
     With `user` and no `extra_groups` it has no supplementary groups: it must not keep root's. Descriptors in
     `pass_fds` keep their numbers; all others are closed. Raises ProgramMissingError, OSError.
@@ -361,7 +334,7 @@ async def spawn(
                 group=group,
                 extra_groups=extra_groups,
                 pass_fds=pass_fds,
-                start_new_session=new_session,
+                start_new_session=True,
                 env=env,
                 cwd=cwd,
                 umask=umask,

@@ -7,7 +7,7 @@ closing the owner ends them all.
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,13 +19,11 @@ T = TypeVar("T")
 class Tasks:
     """Owner of named tasks; also an async context manager that closes at the end.
 
-    A task that ends with an exception is logged and handed to `on_failure(name, error)`. A name is free again when
-    its task is over.
+    A task that ends with an exception is logged. A name is free again when its task is over.
     """
 
-    def __init__(self, name: str, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self._on_failure = on_failure
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._closed = False
         self._anonymous = 0
@@ -42,9 +40,6 @@ class Tasks:
     def closed(self) -> bool:
         """True once `close` was called: it takes no more tasks."""
         return self._closed
-
-    def __len__(self) -> int:
-        return len(self._tasks)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tasks
@@ -66,43 +61,21 @@ class Tasks:
         task.add_done_callback(functools.partial(self._over, name))
         return task
 
-    def get(self, name: str) -> asyncio.Task[Any] | None:
-        """Return the running task of that name."""
-        return self._tasks.get(name)
-
-    async def cancel(self, name: str) -> None:
-        """Cancel the task of that name, if it runs, and wait for its end."""
-        task = self._tasks.get(name)
-        if task is not None:
-            await _end([task])
-
-    async def join(self) -> None:
-        """Wait until no task is left; failures are reported as ever, not raised."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks.values()))
-
     async def close(self) -> None:
         """Cancel all, wait for their ends, and start none any more."""
         self._closed = True
-        await _end(list(self._tasks.values()))
+        # A task may close its own owner; it cannot await itself.
+        current = asyncio.current_task()
+        others = [task for task in self._tasks.values() if task is not current]
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others)
 
     def _over(self, name: str, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(name, None)
         if task.cancelled():
             return
         error = task.exception()
-        if error is None:
-            return
-        log.error("task %s of %s failed: %s", name, self.name, error, exc_info=error)
-        if self._on_failure is not None:
-            self._on_failure(name, error)
-
-
-async def _end(tasks: list[asyncio.Task[Any]]) -> None:
-    # A task may close its own owner; it cannot await itself.
-    current = asyncio.current_task()
-    others = [task for task in tasks if task is not current]
-    for task in others:
-        task.cancel()
-    if others:
-        await asyncio.wait(others)
+        if error is not None:
+            log.error("task %s of %s failed: %s", name, self.name, error, exc_info=error)

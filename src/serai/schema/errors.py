@@ -6,7 +6,7 @@ replies and job records, and becomes the same exception class again at the other
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -165,11 +165,8 @@ TREE: dict[str, type[SeraiError]] = {
 }
 
 
-def from_info(info: ErrorInfo | dict[str, Any]) -> SeraiError:
+def from_info(info: ErrorInfo) -> SeraiError:
     """The exception for a travelling error; an unknown code (a newer peer's) becomes a plain SeraiError."""
-    record = info if isinstance(info, ErrorInfo) else ErrorInfo.model_validate(info)
-    error = TREE.get(record.code, SeraiError)(
-        record.message, field=record.field, value=record.value, remedy=record.remedy
-    )
-    error.info = record
+    error = TREE.get(info.code, SeraiError)(info.message)
+    error.info = info
     return error

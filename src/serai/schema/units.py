@@ -1,7 +1,7 @@
 """Sizes, rates and durations: parse what people write, store bytes, bits per second and seconds, print them back.
 
-`Size`, `Rate` and `Seconds` are annotated Pydantic types: fields of these types accept `"5G"`, `"100mbit"`, `"30s"` or
-plain numbers. Sizes are binary (K = 1024, as qemu-img reads them); rates are decimal bits per second (as tc does).
+`Size` is an annotated Pydantic type: fields of it accept `"5G"` or plain numbers. Sizes are binary (K = 1024, as
+qemu-img reads them); rates are decimal bits per second (as tc does).
 """
 
 from __future__ import annotations
@@ -100,5 +100,3 @@ def format_duration(seconds: float) -> str:
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
-Rate = Annotated[int, BeforeValidator(parse_rate)]
-Seconds = Annotated[float, BeforeValidator(parse_duration)]

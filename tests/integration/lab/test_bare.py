@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.support import observed
 from tests.support.labworld import NOTHING, LabWorld
 
 from serai.lab.state import LabFolder
@@ -35,14 +36,14 @@ async def test_the_hosts_bridge_keeps_its_mac_when_a_port_comes(world: LabWorld)
     name = world.name()
     await run("lab", "up", "--bare", "--hosts", "1", "--name", name)
     space = f"serai-{name}-h1"
-    before = (await in_netns(space, netlink.links))["br-lan"]
+    before = (await in_netns(space, observed.links))["br-lan"]
 
     def add_port() -> None:
         netlink.add_veth("low", "other")
         netlink.set_link_sync("low", mac="02:00:00:00:00:01", master="br-lan", up=True)
 
     await in_netns(space, add_port)
-    after = (await in_netns(space, netlink.links))["br-lan"]
+    after = (await in_netns(space, observed.links))["br-lan"]
     assert (after.mac, after.mtu) == (before.mac, 1500)
 
 

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support import observed
 
-from serai.lib import namespace, netlink
+from serai.lib import namespace
 from serai.lib.ids import new_id
 from serai.lib.process import run, spawn
 from serai.schema.errors import HostError, NotFoundError
@@ -44,7 +45,7 @@ async def test_one_is_there_until_it_is_deleted(space: str) -> None:
 
 
 async def test_it_has_its_loopback_and_bridges_free_of_iptables(space: str) -> None:
-    (loopback,) = (await namespace.in_netns(space, netlink.links)).values()
+    (loopback,) = (await namespace.in_netns(space, observed.links)).values()
     assert (loopback.name, loopback.up) == ("lo", True)
     assert await namespace.in_netns(space, namespace.filtered_bridges) == []
 

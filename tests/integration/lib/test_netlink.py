@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator
 
@@ -11,6 +12,7 @@ from tests.support import observed
 from serai.drivers.network.links import open_tap
 from serai.lib import namespace, netlink
 from serai.lib.ids import new_id
+from serai.lib.process import run_sync
 from serai.schema.errors import HostError, NotFoundError
 
 
@@ -31,8 +33,11 @@ async def test_a_bridge_and_its_addresses(space: str) -> None:
         for _ in range(2):
             netlink.add_address("br0", "10.9.0.2/24")
         assert observed.addresses("br0") == ["10.9.0.2/24"]
-        found = netlink.links()["br0"]
-        assert (found.kind, found.mac, found.mtu, found.up) == ("bridge", "02:00:00:00:00:01", 1400, True)
+        assert netlink.exists("br0")
+        assert not netlink.exists("br1")
+        (found,) = json.loads(run_sync(["ip", "-json", "-details", "link", "show", "dev", "br0"]).text)
+        assert (found["linkinfo"]["info_kind"], found["address"], found["mtu"]) == ("bridge", "02:00:00:00:00:01", 1400)
+        assert "UP" in found["flags"]
 
     await namespace.in_netns(space, work)
 

@@ -70,21 +70,15 @@ class MachineEvent:
 
 @dataclass(frozen=True, slots=True)
 class MigrationStats:
-    """What `query-migrate` says. `status` is QEMU's (`none` before any migration); RAM figures in bytes.
+    """What `query-migrate` says. `status` is QEMU's (`none` before any migration); `ram_transferred` in bytes.
 
-    `rounds` counts passes over the memory, `mbps` is megabits per second, `dirty_pages_rate` pages per second.
+    `rounds` counts passes over the memory.
     """
 
     status: str
-    total_time_ms: float = 0.0
     downtime_ms: float = 0.0
-    setup_ms: float = 0.0
     ram_transferred: int = 0
-    ram_remaining: int = 0
-    ram_total: int = 0
     rounds: int = 0
-    mbps: float = 0.0
-    dirty_pages_rate: int = 0
     error: str = ""
 
 

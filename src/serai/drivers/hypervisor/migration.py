@@ -104,14 +104,8 @@ def parse_stats(info: Mapping[str, Any]) -> MigrationStats:
     ram: Mapping[str, Any] = info.get("ram", {})
     return MigrationStats(
         status=str(info.get("status", "none")),
-        total_time_ms=float(info.get("total-time", 0)),
         downtime_ms=float(info.get("downtime", 0)),
-        setup_ms=float(info.get("setup-time", 0)),
         ram_transferred=int(ram.get("transferred", 0)),
-        ram_remaining=int(ram.get("remaining", 0)),
-        ram_total=int(ram.get("total", 0)),
         rounds=int(ram.get("dirty-sync-count", 0)),
-        mbps=float(ram.get("mbps", 0)),
-        dirty_pages_rate=int(ram.get("dirty-pages-rate", 0)),
         error=str(info.get("error-desc", "")),
     )

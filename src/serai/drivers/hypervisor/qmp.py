@@ -88,10 +88,6 @@ class Qmp:
         client.register_listener(_Relay(self._handler))
         return client
 
-    @property
-    def connected(self) -> bool:
-        return self._client.runstate is Runstate.RUNNING
-
     async def connect(self) -> None:
         """Connect and negotiate. Raises UnavailableError."""
         timeout = CONNECT_TIMEOUT
@@ -107,18 +103,12 @@ class Qmp:
             raise UnavailableError(f"QEMU of VM {self._vm} cannot be reached on its control socket: {error}") from error
 
     async def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, object] | None = None,
-        *,
-        oob: bool = False,
-        timeout: float | None = None,
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = COMMAND_TIMEOUT
     ) -> Any:
         """Ask one command. Raises QmpError (QEMU said no) and UnavailableError (no answer within `timeout` seconds)."""
-        timeout = COMMAND_TIMEOUT if timeout is None else timeout
         try:
             async with time_limit(timeout):
-                return await self._client.execute(command, arguments, oob=oob)
+                return await self._client.execute(command, arguments)
         except ExecuteError as error:
             raise QmpError(command, str(error.error_class), str(error)) from error
         except TimeoutError:

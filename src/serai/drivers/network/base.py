@@ -1,4 +1,4 @@
-"""The contract of a host's network: bridges, taps whose port can be closed, and announcements of a VM's new place.
+"""The contract of a host's network: taps whose port can be closed, and announcements of a VM's new place.
 
 A tap is not persistent: it goes with the last descriptor of it, and QEMU holds one, so a killed QEMU leaves none.
 A closed port neither takes nor delivers a frame and has nothing in the bridge's forwarding table. Errors: HostError,
@@ -51,10 +51,6 @@ class NetworkDriver(Protocol):
 
     async def start(self) -> None:
         """Make ready; before anything else."""
-        ...
-
-    async def ensure_bridge(self, name: str, mtu: int) -> None:
-        """A bridge of this name is there and up; one that exists is left as it is. InvalidError if it is no bridge."""
         ...
 
     async def list_bridges(self) -> list[str]:

@@ -18,9 +18,6 @@ class FakeNetwork:
     async def start(self) -> None:
         return None
 
-    async def ensure_bridge(self, name: str, mtu: int) -> None:
-        self.bridges.add(name)
-
     async def list_bridges(self) -> list[str]:
         return sorted(self.bridges)
 

@@ -14,12 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import os
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from serai.drivers.network.base import Tap
@@ -59,27 +57,11 @@ class BridgeNetwork:
             return await namespace.in_netns(self.netns, lambda: function(*args, **kwargs))
         return await asyncio.to_thread(function, *args, **kwargs)
 
-    async def ensure_bridge(self, name: str, mtu: int) -> None:
-        found = (await self._call(netlink.links)).get(name)
-        if found is None:
-            await self._call(netlink.add_bridge, name, mac=_own_mac(name), mtu=mtu)
-            await self._call(netlink.set_link_sync, name, up=True)
-        elif found.kind != "bridge":
-            raise InvalidError(
-                f"the link is no bridge but {found.kind or 'a physical link'}",
-                field="spec.bridge",
-                value=name,
-                remedy="Name a bridge, or a link that does not exist yet.",
-            )
-        elif not found.up:
-            await self._call(netlink.set_link_sync, name, up=True)
-
     async def list_bridges(self) -> list[str]:
         return await self._call(netlink.bridges)
 
     async def create_tap(self, vnic: VnicAttachment, *, open_port: bool) -> Tap:
-        present = await self._call(netlink.links)
-        if vnic.bridge not in present:
+        if not await self._call(netlink.exists, vnic.bridge):
             raise NotFoundError(
                 "this host has no such bridge",
                 field="spec.bridge",
@@ -163,11 +145,3 @@ def open_tap(name: str) -> int:
         os.close(fd)
         raise HostError(f"cannot create the tap {name}: {error.strerror}") from error
     return fd
-
-
-def _own_mac(name: str) -> str:
-    """A locally administered MAC that stays the same for this machine and bridge."""
-    machine = Path("/etc/machine-id")
-    seed = machine.read_text(encoding="ascii") if machine.exists() else socket.gethostname()
-    digest = hashlib.sha256(f"{seed}/{name}/{socket.gethostname()}".encode()).digest()
-    return "02:" + ":".join(f"{byte:02x}" for byte in digest[:5])

@@ -40,17 +40,10 @@ class ImageFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """A pool's room in bytes. `used`: what its volumes really take. `abilities` are those of these that it has:
-
-    - `sparse`: volumes take only the room that was written;
-    - `reflink`: copies share their blocks until one of them changes;
-    - `discard`: blocks that a guest discards are given back.
-    """
+    """A pool's room in bytes."""
 
     total: int
     free: int
-    used: int
-    abilities: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +80,6 @@ class PoolDriver(Protocol):
     InvalidError (a name or size that cannot be), NotFoundError, ConflictError (the id is taken), CapacityError (no
     room; nothing is left behind).
     """
-
-    @property
-    def volume_format(self) -> str:
-        """The format in which QEMU opens a volume's path."""
-        ...
 
     async def open(self, *, make: bool = True) -> None:
         """Make the pool ready, and sweep what a crash left half done. Safe to repeat.

@@ -53,8 +53,6 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class DirectoryPool:
     """A pool, by its id, in a directory. `group`: who may open the volumes as files beside root; None: nobody."""
 
-    volume_format = "raw"
-
     def __init__(self, root: Path, *, pool: str, group: str | None = None) -> None:
         self._root = root
         self._folder = PoolFolder(root, pool=pool, group=group)
@@ -83,19 +81,17 @@ class DirectoryPool:
         await asyncio.to_thread(self._folder.remove, keep=keep)
 
     async def status(self) -> PoolStatus:
-        """Return the room of the file system below, and what the volumes take of it."""
-        volumes = await self.list_volumes()
+        """Return the room of the file system below. Raises HostError if the pool's folder is not there."""
+
+        def look() -> os.statvfs_result:
+            self._folder.check()
+            return os.statvfs(self._root)
+
         try:
-            room = await asyncio.to_thread(os.statvfs, self._root)
+            room = await asyncio.to_thread(look)
         except OSError as error:
             raise self._folder.lost(error) from error
-        abilities = {"sparse", "discard"} | ({"reflink"} if self._reflink else set())
-        return PoolStatus(
-            total=room.f_blocks * room.f_frsize,
-            free=room.f_bavail * room.f_frsize,
-            used=sum(volume.allocated for volume in volumes),
-            abilities=frozenset(abilities),
-        )
+        return PoolStatus(total=room.f_blocks * room.f_frsize, free=room.f_bavail * room.f_frsize)
 
     async def create_volume(self, volume_id: str, size: int) -> None:
         """Create an empty sparse volume. One larger than all the room left could never be filled and is refused."""

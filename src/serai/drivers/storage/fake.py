@@ -40,8 +40,6 @@ class _Volume:
 class FakePool:
     """A pool of `total` bytes in memory; contents count against them, zeros after them do not."""
 
-    volume_format = "raw"
-
     def __init__(self, total: int = 1 << 40, root: Path = Path("/fake/pool")) -> None:
         self._total = total
         self._root = root
@@ -60,7 +58,7 @@ class FakePool:
     async def status(self) -> PoolStatus:
         """Return the room in memory."""
         used = sum(len(volume.content) for volume in self._volumes.values())
-        return PoolStatus(self._total, self._total - used, used, frozenset({"sparse"}))
+        return PoolStatus(self._total, self._total - used)
 
     async def create_volume(self, volume_id: str, size: int) -> None:
         """Create an empty volume."""

@@ -161,10 +161,6 @@ class TgtExporter:
         """Return who is connected to a volume now."""
         return await self._socket.sessions(self._record(check_volume_id(volume_id)).tid)
 
-    def admissions(self, volume_id: str) -> list[Admission]:
-        """Return who is admitted to a volume, by the record."""
-        return list(self._record(check_volume_id(volume_id)).admissions)
-
     async def grow(self, volume_id: str) -> None:
         """Let initiators see the volume's new size; they must ask for it (QEMU: block_resize)."""
         async with self._lock:

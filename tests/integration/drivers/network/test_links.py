@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
 import pytest
+from tests.support import observed
 from tests.support.observed import forwarding_table
 
 from serai.drivers.network.base import Tap
@@ -56,14 +57,18 @@ async def ground() -> AsyncIterator[Ground]:
         packet.setblocking(False)
         return packet
 
+    def bridge() -> None:
+        netlink.add_bridge("br-lan", mac="02:00:00:00:00:02")
+        netlink.set_link_sync("br-lan", up=True)
+        netlink.set_link_sync("eth0", master="br-lan", up=True)
+
     network = BridgeNetwork(netns=here)
     try:
         await namespace.create(here)
         await namespace.create(peer)
         await namespace.in_netns(here, lambda: netlink.add_veth("eth0", "eth0", peer_netns=peer))
         await network.start()
-        await network.ensure_bridge("br-lan", 1500)
-        await namespace.in_netns(here, lambda: netlink.set_link_sync("eth0", master="br-lan", up=True))
+        await namespace.in_netns(here, bridge)
         with await namespace.in_netns(peer, wire) as packet:
             yield Ground(here, network, packet)
     finally:
@@ -157,13 +162,13 @@ async def test_an_announcement_reaches_the_wire_at_once_and_again(ground: Ground
 
 async def test_a_bridge_keeps_its_mac_when_taps_come_and_go(ground: Ground) -> None:
     async def mac() -> str:
-        return (await namespace.in_netns(ground.here, netlink.links))["br-lan"].mac
+        return (await namespace.in_netns(ground.here, observed.links))["br-lan"].mac
 
     before = await mac()
     tap = await ground.network.create_tap(VNIC, open_port=True)
     try:
         assert await mac() == before
-        shown = (await namespace.in_netns(ground.here, netlink.links))[VNIC.tap]
+        shown = (await namespace.in_netns(ground.here, observed.links))[VNIC.tap]
         assert (shown.mac, shown.mtu, shown.up) == ("fe:54:00:00:00:01", 1500, True)
     finally:
         tap.close()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.support import observed
 
 from serai.drivers.network.uplink import FOLDER, Phase, UplinkTaker, _change, undo
 from serai.lib import namespace, netlink
@@ -305,7 +306,7 @@ async def test_a_start_goes_on_without_an_uplink_that_is_gone(ground: Ground) ->
     await ground.taker.confirm("")
     await ground.ip("link del br-lan", "link del eth0")
     await ground.taker.start()
-    assert (await namespace.in_netns(ground.here, netlink.links)).keys() == {"lo"}
+    assert (await namespace.in_netns(ground.here, observed.links)).keys() == {"lo"}
 
 
 async def test_a_reboot_in_between_leaves_it_undone(ground: Ground) -> None:
