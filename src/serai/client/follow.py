@@ -40,11 +40,9 @@ class Connection(Protocol):
 
     def unreachable(self, error: Exception) -> UnavailableError:
         """The error for a controller that does not answer."""
-        ...
 
     async def job(self, job_id: str) -> Job:
         """One job as it is now."""
-        ...
 
 
 class StreamRefusedError(UnsupportedError):

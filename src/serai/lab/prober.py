@@ -51,11 +51,9 @@ class Echo(Protocol):
 
     def request(self, number: int) -> bytes:
         """The packet of that number."""
-        ...
 
     def number(self, packet: bytes) -> int | None:
         """The number of the request that the packet answers; None if it is no answer to one of ours."""
-        ...
 
 
 class UdpEcho:

@@ -56,11 +56,9 @@ class Subscription(Protocol):
     @property
     def subject(self) -> str:
         """The subject subscribed to."""
-        ...
 
     async def unsubscribe(self) -> None:
         """Deliver nothing more; handlers already at work go on. Harmless when repeated."""
-        ...
 
 
 class Bus(Protocol):
@@ -69,30 +67,24 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool:
         """True while messages can pass."""
-        ...
 
     async def publish(self, subject: str, payload: bytes) -> None:
         """Send to all subscribers, without waiting; raises UnavailableError if the bus cannot even queue it."""
-        ...
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
         """Send and return the first reply; `timeout` in seconds.
 
         Raises BusTimeout, NoResponders, BusDenied, or the error that the handler raised.
         """
-        ...
 
     async def subscribe(self, subject: str, handler: Handler, queue: str | None = None) -> Subscription:
         """Call the handler for every message from now on; the subscription outlives reconnects. Raises BusDenied."""
-        ...
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Await the callback each time the bus is there again after it was lost."""
-        ...
 
     async def close(self) -> None:
         """End all subscriptions and handlers, then the connection."""
-        ...
 
 
 def matches(pattern: str, subject: str) -> bool:

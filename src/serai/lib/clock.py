@@ -17,15 +17,12 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """Return the wall time, aware, in UTC."""
-        ...
 
     def monotonic(self) -> float:
         """Return seconds from some fixed start; never goes back."""
-        ...
 
     async def sleep(self, seconds: float) -> None:
         """Return after that many seconds of this clock."""
-        ...
 
 
 class SystemClock:

@@ -21,11 +21,9 @@ class Socket(Protocol):
     @property
     def family(self) -> int:
         """AF_INET or AF_INET6."""
-        ...
 
     def setsockopt(self, level: int, optname: int, value: int, /) -> None:
         """As of socket.socket."""
-        ...
 
 
 def give_way(end: Socket) -> None:

@@ -165,12 +165,10 @@ class Machine(Protocol):
     @property
     def launch(self) -> Launch:
         """What QEMU runs with now, live changes included. The other end of a migration must be started from this."""
-        ...
 
     @property
     def alive(self) -> bool:
         """Its process has not ended, as far as the kernel says this moment; takes microseconds."""
-        ...
 
     async def run_state(self) -> RunState: ...
 
@@ -178,15 +176,12 @@ class Machine(Protocol):
         """Have `handler` called with each event, from the connection's reader, with no queue between; return how to
         stop that. A handler must not block and must not raise; what it raises is logged.
         """
-        ...
 
     async def ended(self) -> ExitInfo:
         """Return once the process is gone. Any number may wait, at any time, after `close` too."""
-        ...
 
     async def cont(self) -> None:
         """Run the vCPUs. On a machine that was given all state by a migration this takes its disks over as well."""
-        ...
 
     async def stop(self) -> None: ...
 
@@ -194,27 +189,21 @@ class Machine(Protocol):
 
     async def powerdown(self) -> None:
         """Press the ACPI power button; the guest may ignore it."""
-        ...
 
     async def quit(self, timeout: float) -> None:
         """End the process, its disks flushed; by force after `timeout`. Returns when it is gone."""
-        ...
 
     async def kill(self) -> None:
         """SIGKILL; returns when the process is gone."""
-        ...
 
     async def prepare_incoming(self, setup: MigrationSetup, listen_host: str, port_range: tuple[int, int]) -> int:
         """Destination, started with `incoming=True`: listen on one port of the range (both ends in it); return it."""
-        ...
 
     async def migrate(self, host: str, port: int, setup: MigrationSetup) -> None:
         """Source: start. What becomes of it comes as MIGRATION events (`status` in their data)."""
-        ...
 
     async def migrate_continue(self) -> None:
         """Source, in `pre-switchover`: send the last state."""
-        ...
 
     async def migrate_cancel(self) -> None: ...
 
@@ -222,41 +211,32 @@ class Machine(Protocol):
 
     async def block_grow(self, index: int, size: int) -> None:
         """Tell the guest that its disk has grown; the volume must have grown before."""
-        ...
 
     async def set_cpus(self, count: int) -> None:
         """Plug vCPUs in, up to `launch.max_cpus`. Fewer: UnsupportedError, it applies at the next start."""
-        ...
 
     async def set_memory(self, size: int) -> None:
         """UnsupportedError where it cannot be done live; then it applies at the next start."""
-        ...
 
     async def attach_disk(self, disk: Disk, path: Path | None) -> None:
         """Plug a disk in; `path` for one with a file source."""
-        ...
 
     async def detach_disk(self, index: int) -> None:
         """Unplug; returns when the guest has released the disk. UnavailableError on time-out: the disk stays."""
-        ...
 
     async def attach_vnic(self, vnic: VnicAttachment, fd: int) -> None:
         """Plug a VNIC in; `fd` is its tap, and stays the caller's to close."""
-        ...
 
     async def detach_vnic(self, index: int) -> None: ...
 
     async def guest_agent_open(self) -> bool:
         """An agent in the guest has opened its channel. Later changes come as VSERPORT_CHANGE events."""
-        ...
 
     async def announce(self) -> None:
         """Have QEMU say on the network where the VM's addresses are now (RARP, several rounds)."""
-        ...
 
     async def close(self) -> None:
         """Drop our connections; the machine goes on."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,11 +255,9 @@ class Hypervisor(Protocol):
         """What was found out about this machine; probed once, then remembered. UnavailableError: it did not answer in
         time, nothing is known; ask again.
         """
-        ...
 
     async def retry_kvm(self) -> HypervisorFacts:
         """Try once more what an earlier process found missing and may have met at a bad moment; the facts since."""
-        ...
 
     async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> Machine:
         """Start a VM, or with `incoming` (then always paused) an empty one to migrate into.
@@ -288,15 +266,12 @@ class Hypervisor(Protocol):
         UnsupportedError: QEMU has no sandbox here and the agent's configuration does not allow that, or it could not
         receive a move safely.
         """
-        ...
 
     async def adopt(self, vm: str, run_dir: Path) -> Machine | None:
         """Take a machine over that an earlier process of ours started; None if it is gone.
 
         UnavailableError: it is there and does not answer; try again, it is not dead.
         """
-        ...
 
     async def processes(self) -> list[QemuProcess]:
         """Every machine on this host, as its processes tell: whatever started them, whether or not they answer."""
-        ...

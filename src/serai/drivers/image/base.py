@@ -30,11 +30,9 @@ class ImageBuilder(Protocol):
 
     async def recipe(self) -> str:
         """A hash of all that goes in: our own files, options and the packages' versions."""
-        ...
 
     async def build(self, folder: Path, progress: Progress) -> ImageManifest:
         """Write the image's files and its manifest into an empty folder. Raises HostError, CapacityError."""
-        ...
 
 
 Build = Callable[[Progress], Awaitable[Path]]
@@ -68,27 +66,21 @@ class ImageRepository(Protocol):
 
     def manifest(self, image: str) -> ImageManifest:
         """Raises NotFoundError."""
-        ...
 
     async def check(self, image: str) -> ImageManifest:
         """The manifest of a sound copy. Raises NotFoundError: there is none, or none any more."""
-        ...
 
     def file(self, image: str, name: str) -> Path:
         """One of the image's files. Raises NotFoundError, InvalidError for a name that the manifest does not have."""
-        ...
 
     def distrust(self, image: str, wrong: str) -> None:
         """Drop a copy whose content, as somebody read it, is not what its manifest says."""
-        ...
 
     def adding(self, image: str) -> AbstractAsyncContextManager[Path]:
         """An empty folder that becomes the image when the block ends well. Raises HostError, CapacityError."""
-        ...
 
     def delete(self, image: str) -> None:
         """Delete an image; one that is gone is deleted already."""
-        ...
 
 
 async def write_manifest(

@@ -39,11 +39,9 @@ class Uplinks(Protocol):
 
         Raises NotFoundError, ConflictError, InvalidError, HostError; then nothing is changed.
         """
-        ...
 
     async def confirm(self, token: str) -> None:
         """Keep it. An empty token means the newest. Raises NotFoundError, ConflictError when it is too late."""
-        ...
 
 
 class NetworkDriver(Protocol):
@@ -51,23 +49,18 @@ class NetworkDriver(Protocol):
 
     async def start(self) -> None:
         """Make ready; before anything else."""
-        ...
 
     async def list_bridges(self) -> list[str]:
         """Names of the bridges that are there, sorted."""
-        ...
 
     async def create_tap(self, vnic: VnicAttachment, *, open_port: bool) -> Tap:
         """Create the VNIC's tap on its bridge. HostError for a name that is taken: somebody holds that tap."""
-        ...
 
     async def open_port(self, tap: str) -> None:
         """Let frames through."""
-        ...
 
     async def close_port(self, tap: str) -> None:
         """Let nothing through, and forget what the bridge learned behind it."""
-        ...
 
     async def announce(self, vnic: VnicAttachment) -> None:
         """Tell bridges, switches and neighbours where the VNIC's MAC and addresses are now (RARP, gratuitous ARP).
@@ -75,8 +68,6 @@ class NetworkDriver(Protocol):
         When it returns, this host's bridge delivers to the tap, whatever it had learned before, and the first frames
         are out; repeats follow within half a second. The port must be open: HostError for a closed one.
         """
-        ...
 
     async def close(self) -> None:
         """Give sockets back; taps and bridges stay."""
-        ...

@@ -86,55 +86,44 @@ class PoolDriver(Protocol):
 
         Without `make` the pool must be there from before: HostError if it is not, as where nothing is mounted.
         """
-        ...
 
     async def places(self) -> frozenset[str]:
         """Names of where the pool is, however its path is written: pools that share one would share their volumes.
 
         It need not be open, nor there.
         """
-        ...
 
     async def remove(self, *, keep: bool) -> None:
         """Take an empty pool's own place away; what is not the pool's stays. Safe to repeat.
 
         With `keep` the place stays, free for others.
         """
-        ...
 
     async def status(self) -> PoolStatus:
         """Return the pool's room."""
-        ...
 
     async def create_volume(self, volume_id: str, size: int) -> None:
         """Create an empty volume (all zeros)."""
-        ...
 
     async def create_from_image(
         self, volume_id: str, image_file: Path, image_format: str, size: int, progress: Progress | None = None
     ) -> None:
         """Create a volume that starts with an image's content; `size` is at least the image's virtual size."""
-        ...
 
     async def clone_volume(self, src_id: str, dst_id: str, progress: Progress | None = None) -> None:
         """Create a volume with the content and size of another."""
-        ...
 
     async def delete_volume(self, volume_id: str) -> None:
         """Delete a volume; one that is not there is deleted already."""
-        ...
 
     async def grow_volume(self, volume_id: str, size: int) -> None:
         """Make a volume larger; the same size changes nothing, a smaller one is refused."""
-        ...
 
     async def list_volumes(self) -> list[VolumeInfo]:
         """Return the whole volumes, ordered by id."""
-        ...
 
     def volume_path(self, volume_id: str) -> Path:
         """Return where the volume is (or would be) on this host."""
-        ...
 
 
 class Exporter(Protocol):
@@ -147,39 +136,30 @@ class Exporter(Protocol):
 
     async def start(self) -> None:
         """Start the target or take over the running one, and make it match the record. Safe to repeat."""
-        ...
 
     async def check(self) -> bool:
         """Make the target match the record again; True if it was dead and had to be started."""
-        ...
 
     async def stop(self) -> None:
         """End the target. The record stays: `start` brings all of it back."""
-        ...
 
     async def export(self, volume_id: str, path: Path) -> Export:
         """Offer a volume; nobody is admitted to it yet. Safe to repeat."""
-        ...
 
     async def unexport(self, volume_id: str) -> None:
         """End the offer and all its sessions; a volume that is not offered is no error."""
-        ...
 
     async def admit(self, volume_id: str, admission: Admission) -> None:
         """Let an initiator in, by name and CHAP account; admitting it again with another secret replaces the first."""
-        ...
 
     async def refuse(self, volume_id: str, initiator_iqn: str) -> None:
         """Fence an initiator: no new login, its sessions closed and its commands in flight over when this returns."""
-        ...
 
     async def sessions(self, volume_id: str) -> list[Session]:
         """Return who is connected now."""
-        ...
 
     async def grow(self, volume_id: str) -> None:
         """Take notice of the volume's new size. Commands that arrive meanwhile fail: quiesce the guest first."""
-        ...
 
 
 def check_volume_id(volume_id: str) -> str:
