@@ -1,13 +1,14 @@
-"""What all verbs that start a job have in common: send it, follow it, say how it ended."""
+"""What verbs have in common: those that start a job send it, follow it and say how it ended; and the verbs that several
+nouns have alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from serai.app.cli.options import Output
+from serai.app.cli.options import AwayOption, LimitOption, Output, OutputOption, WaitOption
 from serai.app.cli.output import note, say, show, show_list
 from serai.app.cli.session import run
 from serai.schema.text import visible
@@ -72,34 +73,56 @@ def act(
     *,
     wait: bool,
     output: Output,
-    done: str,
+    done: str | Callable[[Job], str],
 ) -> None:
     """A verb upon one resource: `vm web1 <done>` is what people read at the end."""
-    job = run(ctx, lambda client: started(client, endpoint, name, body, query, wait=wait))
-    report(job, output, lambda _: f"{endpoint.partition('.')[0]} {name} {done}", name=name)
+
+    def sentence(job: Job) -> str:
+        return f"{endpoint.partition('.')[0]} {name} {done if isinstance(done, str) else done(job)}"
+
+    report(
+        run(ctx, lambda client: started(client, endpoint, name, body, query, wait=wait)), output, sentence, name=name
+    )
 
 
 def create(
-    ctx: typer.Context, kind: str, name: str, body: BaseModel, *, wait: bool, output: Output, done: str = "created"
+    ctx: typer.Context,
+    kind: str,
+    body: Any,
+    *,
+    wait: bool,
+    output: Output,
+    done: str = "created",
+    start: Callable[[Client], Awaitable[Job]] | None = None,
 ) -> None:
-    """Create a resource by a job; with `wait` the new resource is what is printed, and `done` is what people read."""
+    """Create what `body` describes; with `wait` it is what is printed, and `done` is what people read.
+
+    `start` gives the job, where more than the one call is needed for it.
+    """
+    name: str = body.name
 
     async def both(client: Client) -> tuple[Job, Any]:
-        job = await started(client, f"{kind}.create", None, body, wait=wait)
-        return job, await client.call(f"{kind}.show", name) if wait else None
+        starting = start(client) if start is not None else started(client, f"{kind}.create", None, body, wait=wait)
+        return await starting, await client.call(f"{kind}.show", name) if wait else None
 
     job, item = run(ctx, both)
     if item is None:
         report(job, output, lambda _: f"{kind} {name} {done}", name=name)
-    elif output is Output.TABLE:
-        say(f"{kind} {name} {done}" + created_note(kind, item))
-    else:
-        show(kind, item, output)
-    for condition in getattr(item.status, "conditions", []) if item is not None else []:
+        return
+    told(kind, item, output, f"{kind} {name} {done}{_created_note(kind, item)}")
+    for condition in getattr(item.status, "conditions", []):
         note(visible(f"{condition.type}: {condition.message}"))
 
 
-def created_note(kind: str, item: Any) -> str:
+def told(kind: str, item: Any, output: Output, text: str) -> None:
+    """Print a resource after a change: for people, `text`."""
+    if output is Output.TABLE:
+        say(text)
+    else:
+        show(kind, item, output)
+
+
+def _created_note(kind: str, item: Any) -> str:
     """What people want to know of a new resource at once."""
     if kind == "vm":
         status = item.status
@@ -107,9 +130,7 @@ def created_note(kind: str, item: Any) -> str:
         at = f" at {', '.join(status.addresses)}" if status.addresses else ""
         why = f" ({status.placement})" if status.placement else ""
         return f": {status.state}{where}{at}{why}"
-    if kind == "pool":
-        return f": {item.status.state} on {item.spec.host}"
-    return f": {item.status.state}"
+    return f": {item.status.state}" + (f" on {item.spec.host}" if kind == "pool" else "")
 
 
 def listing(
@@ -126,6 +147,49 @@ def listing(
         note(f"There is no {kind} here." if not query else f"No {kind} matches.")
 
 
-def showing(ctx: typer.Context, kind: str, name: str, output: Output) -> None:
-    """Print one."""
-    show(kind, run(ctx, lambda client: client.call(f"{kind}.show", name)), output)
+def _add(
+    app: typer.Typer, verb: str, function: Callable[..., None], types: dict[str, Any], text: str, *examples: str
+) -> None:
+    """Put a verb under a noun. `types` are what Typer is to know of those parameters that differ between nouns."""
+    function.__annotations__ |= types
+    shown = f"Example: {examples[0]}" if len(examples) == 1 else "\n".join(["Examples:", *(f"  {e}" for e in examples)])
+    app.command(verb, help=f"{text}\n\n\b\n{shown}")(function)
+
+
+def add_list(app: typer.Typer, kind: str, text: str, example: str) -> None:
+    """The verb `list` of a noun, without filters."""
+
+    def list_(ctx: typer.Context, limit: LimitOption = None, output: OutputOption = Output.TABLE) -> None:
+        listing(ctx, kind, output, limit=limit)
+
+    _add(app, "list", list_, {}, text, example)
+
+
+def add_show(app: typer.Typer, kind: str, argument: Any, text: str, example: str) -> None:
+    """The verb `show` of a noun."""
+
+    def show_(ctx: typer.Context, name: str, output: OutputOption = Output.TABLE) -> None:
+        show(kind, run(ctx, lambda client: client.call(f"{kind}.show", name)), output)
+
+    _add(app, "show", show_, {"name": argument}, text, example)
+
+
+def add_delete(app: typer.Typer, kind: str, argument: Any, text: str, *examples: str, force: Any = AwayOption) -> None:
+    """The verb `delete` of a noun, by a job."""
+
+    def delete(
+        ctx: typer.Context, name: str, force: bool = False, wait: WaitOption = True, output: OutputOption = Output.TABLE
+    ) -> None:
+        query = {"force": True} if force else None
+        act(ctx, f"{kind}.delete", name, query=query, wait=wait, output=output, done="deleted")
+
+    _add(app, "delete", delete, {"name": argument, "force": force}, text, *examples)
+
+
+def add_act(app: typer.Typer, endpoint: str, argument: Any, text: str, example: str, done: str) -> None:
+    """A verb upon one resource that needs no more than its name."""
+
+    def acting(ctx: typer.Context, name: str, wait: WaitOption = True, output: OutputOption = Output.TABLE) -> None:
+        act(ctx, endpoint, name, wait=wait, output=output, done=done)
+
+    _add(app, endpoint.partition(".")[2], acting, {"name": argument}, text, example)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import glob
+import importlib
+from collections.abc import Callable
 
 import typer
 
@@ -34,39 +36,18 @@ def _names(ctx: typer.Context, endpoint: str, incomplete: str) -> list[str]:
         return []
 
 
-def vms(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of VMs."""
-    return _names(ctx, "vm.list", incomplete)
+def _names_of(endpoint: str) -> Callable[[typer.Context, str], list[str]]:
+    """Completes names of what the endpoint lists; ids, where they have none."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        return _names(ctx, endpoint, incomplete)
+
+    return complete
 
 
-def hosts(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of hosts."""
-    return _names(ctx, "host.list", incomplete)
-
-
-def pools(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of pools."""
-    return _names(ctx, "pool.list", incomplete)
-
-
-def volumes(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of volumes."""
-    return _names(ctx, "volume.list", incomplete)
-
-
-def images(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of images."""
-    return _names(ctx, "image.list", incomplete)
-
-
-def networks(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of networks."""
-    return _names(ctx, "network.list", incomplete)
-
-
-def jobs(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Ids of jobs."""
-    return _names(ctx, "job.list", incomplete)
+vms, hosts, pools = _names_of("vm.list"), _names_of("host.list"), _names_of("pool.list")
+volumes, images, networks = _names_of("volume.list"), _names_of("image.list"), _names_of("network.list")
+jobs = _names_of("job.list")
 
 
 def contexts_known(incomplete: str) -> list[str]:
@@ -91,32 +72,18 @@ def ssh_targets(ctx: typer.Context, incomplete: str) -> list[str]:
     return [f"{user}{at}{name}" for name in _names(ctx, "vm.list", begun)]
 
 
-def vm_states(incomplete: str) -> list[str]:
-    """States of VMs."""
-    from serai.schema.vm import VmState
+def _values_of(module: str, name: str) -> Callable[[str], list[str]]:
+    """Completes the values of an enumeration, whose module is imported only then."""
 
-    return [state.value for state in VmState if state.value.startswith(incomplete)]
+    def complete(incomplete: str) -> list[str]:
+        kind = getattr(importlib.import_module(module), name)
+        return [one.value for one in kind if one.value.startswith(incomplete)]
 
-
-def job_states(incomplete: str) -> list[str]:
-    """States of jobs."""
-    from serai.schema.job import JobState
-
-    return [state.value for state in JobState if state.value.startswith(incomplete)]
+    return complete
 
 
-def machines(incomplete: str) -> list[str]:
-    """Kinds of machines."""
-    from serai.schema.vm import MachineKind
-
-    return [kind.value for kind in MachineKind if kind.value.startswith(incomplete)]
-
-
-def restarts(incomplete: str) -> list[str]:
-    """Restart policies."""
-    from serai.schema.vm import RestartPolicy
-
-    return [policy.value for policy in RestartPolicy if policy.value.startswith(incomplete)]
+vm_states, job_states = _values_of("serai.schema.vm", "VmState"), _values_of("serai.schema.job", "JobState")
+machines, restarts = _values_of("serai.schema.vm", "MachineKind"), _values_of("serai.schema.vm", "RestartPolicy")
 
 
 def labs(incomplete: str) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 
 from serai.app.cli import complete
 from serai.app.cli.options import NameArgument, Output, OutputOption, noun
-from serai.app.cli.output import draw, note, say
+from serai.app.cli.output import draw, grid, note, say
 from serai.schema.text import visible
 
 if TYPE_CHECKING:
@@ -46,11 +46,7 @@ def list_(output: OutputOption = Output.TABLE) -> None:
 
 
 def _table(known: Contexts) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("", "NAME", "WHERE"):
-        table.add_column(title, overflow="fold")
+    table = grid("", "NAME", "WHERE")
     for name, context in known.contexts.items():
         table.add_row("*" if name == known.current else "", visible(name), visible(context.where))
     draw(table)

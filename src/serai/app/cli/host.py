@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serai.app.cli import parse
-from serai.app.cli.action import act, listing, showing
+from serai.app.cli.action import act, add_list, add_show, told
 from serai.app.cli.options import (
     HostArgument,
     LabelOption,
-    LimitOption,
     Output,
     OutputOption,
     RemoveLabelOption,
     WaitOption,
     noun,
 )
-from serai.app.cli.output import say, show
+from serai.app.cli.output import say
 from serai.app.cli.session import run
 
 if TYPE_CHECKING:
@@ -32,24 +31,8 @@ app.add_typer(network, name="network")
 UplinkHost = Annotated[str | None, typer.Option("--host", help="Which host; may be left out where there is only one.")]
 
 
-@app.command("list")
-def list_(ctx: typer.Context, limit: LimitOption = None, output: OutputOption = Output.TABLE) -> None:
-    """List hosts, with what is committed of each.
-
-    \b
-    Example: serai host list -o wide
-    """
-    listing(ctx, "host", output, limit=limit)
-
-
-@app.command("show")
-def show_(ctx: typer.Context, host: HostArgument, output: OutputOption = Output.TABLE) -> None:
-    """Show one host: what it has, what it can do.
-
-    \b
-    Example: serai host show h1
-    """
-    showing(ctx, "host", host, output)
+add_list(app, "host", "List hosts, with what is committed of each.", "serai host list -o wide")
+add_show(app, "host", HostArgument, "Show one host: what it has, what it can do.", "serai host show h1")
 
 
 @app.command()
@@ -89,10 +72,7 @@ def edit(
         return after
 
     after = run(ctx, change)
-    if output is Output.TABLE:
-        say(f"host {after.name} changed")
-    else:
-        show("host", after, output)
+    told("host", after, output, f"host {after.name} changed")
 
 
 @app.command()
@@ -117,16 +97,13 @@ def fence(
     from serai.schema.host import HostFence
 
     body = HostFence(is_off=is_off, reason=reason)
-
-    async def say_so(client: Client) -> Host:
-        after: Host = await client.call("host.fence", host, body)
-        return after
-
-    after = run(ctx, say_so)
-    if output is Output.TABLE:
-        say(f"host {after.name} is fenced; start its VMs elsewhere: serai vm list --host {after.name}")
-    else:
-        show("host", after, output)
+    after = run(ctx, lambda client: client.call("host.fence", host, body))
+    told(
+        "host",
+        after,
+        output,
+        f"host {after.name} is fenced; start its VMs elsewhere: serai vm list --host {after.name}",
+    )
 
 
 @app.command()
@@ -166,10 +143,7 @@ def take(
     from serai.schema.network import UplinkTake
     from serai.schema.units import parse_duration
 
-    try:
-        seconds = parse_duration(confirm_within)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--confirm-within") from error
+    seconds = parse.value(parse_duration, confirm_within, "--confirm-within")
     body = build(UplinkTake, {"uplink": uplink, "bridge": bridge, "confirm_within": seconds})
     name = host or _only(ctx)
     done = f"has bridge {bridge} on {uplink}; keep it within {seconds:g} s: serai host network confirm --host {name}"

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
 
-from serai.app.cli.action import act, create, created_note, listing, report, showing
+from serai.app.cli.action import add_delete, add_list, add_show, create
 from serai.app.cli.options import (
-    AwayOption,
     HostOption,
     ImageArgument,
-    LimitOption,
     Output,
     OutputOption,
     WaitOption,
     noun,
 )
-from serai.app.cli.output import say, show
 from serai.app.cli.parse import check_regular
-from serai.app.cli.session import run
 
 if TYPE_CHECKING:
     from serai.client.http import Client
@@ -72,7 +69,7 @@ def build_(
 
     spec = {"source": "build", "recipe": recipe.value}
     body = build(ImageCreate, {"name": name or recipe.value, "spec": spec, "host": host})
-    create(ctx, "image", body.name, body, wait=wait, output=output)
+    create(ctx, "image", body, wait=wait, output=output)
 
 
 @app.command("import")
@@ -112,12 +109,12 @@ def import_(
         "format": format_ or SUFFIXES.get(suffix),
     }
     body = build(ImageCreate, {"name": name or _plain_name(stem), "spec": spec, "host": host})
-    if not local:
-        create(ctx, "image", body.name, body, wait=wait, output=output, done="imported")
-        return
-    file = Path(source).expanduser()
-    check_regular(file, source, "FILE")
-    _import_file(ctx, file, body, wait=wait, output=output)
+    start = None
+    if local:
+        file = Path(source).expanduser()
+        check_regular(file, source, "FILE")
+        start = partial(_send, file=file, body=body, wait=wait)
+    create(ctx, "image", body, wait=wait, output=output, done="imported", start=start)
 
 
 def _plain_name(stem: str) -> str:
@@ -126,70 +123,33 @@ def _plain_name(stem: str) -> str:
     return text.strip("-")[:63].strip("-")
 
 
-def _import_file(ctx: typer.Context, file: Path, body: ImageCreate, *, wait: bool, output: Output) -> None:
-    async def send(client: Client) -> tuple[Job, Any]:
-        from serai.app.cli.action import ended_well
-        from serai.app.cli.progress import follow
-        from serai.app.cli.upload import check, upload
-        from serai.schema.errors import SeraiError
+async def _send(client: Client, file: Path, body: ImageCreate, *, wait: bool) -> Job:
+    """Start the job that receives the file, and upload it."""
+    from serai.app.cli.action import ended_well
+    from serai.app.cli.progress import follow
+    from serai.app.cli.upload import check, upload
+    from serai.schema.errors import SeraiError
 
-        # Before anything is sent: a mistake in the sum is found without moving gigabytes.
-        await check(file, body.spec.sha256 or "")
-        job: Job = await client.call("image.create", None, body)
-        try:
-            await upload(client, body.name, file)
-        except SeraiError:
-            if wait:
-                # The job undoes what it had begun: a failed import has left nothing behind when this returns.
-                await client.wait_job(job.id)
-            raise
-        if not wait:
-            return job, None
-        return ended_well(await follow(client, job)), await client.call("image.show", body.name)
-
-    job, item = run(ctx, send)
-    if item is None:
-        report(job, output, lambda _: f"image {body.name} imported", name=body.name)
-    elif output is Output.TABLE:
-        say(f"image {body.name} imported{created_note('image', item)}")
-    else:
-        show("image", item, output)
+    # Before anything is sent: a mistake in the sum is found without moving gigabytes.
+    await check(file, body.spec.sha256 or "")
+    job: Job = await client.call("image.create", None, body)
+    try:
+        await upload(client, body.name, file)
+    except SeraiError:
+        if wait:
+            # The job undoes what it had begun: a failed import has left nothing behind when this returns.
+            await client.wait_job(job.id)
+        raise
+    return ended_well(await follow(client, job)) if wait else job
 
 
-@app.command("list")
-def list_(ctx: typer.Context, limit: LimitOption = None, output: OutputOption = Output.TABLE) -> None:
-    """List images, and the hosts that hold a copy.
-
-    \b
-    Example: serai image list
-    """
-    listing(ctx, "image", output, limit=limit)
-
-
-@app.command("show")
-def show_(ctx: typer.Context, image: ImageArgument, output: OutputOption = Output.TABLE) -> None:
-    """Show one image.
-
-    \b
-    Example: serai image show debian -o yaml
-    """
-    showing(ctx, "image", image, output)
-
-
-@app.command()
-def delete(
-    ctx: typer.Context,
-    image: ImageArgument,
-    force: AwayOption = False,
-    wait: WaitOption = True,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Delete an image; VMs that were cloned from it keep their disks.
-
-    \b
-    Examples:
-      serai image delete debian12
-      serai image delete debian12 --force
-    """
-    query = {"force": True} if force else None
-    act(ctx, "image.delete", image, query=query, wait=wait, output=output, done="deleted")
+add_list(app, "image", "List images, and the hosts that hold a copy.", "serai image list")
+add_show(app, "image", ImageArgument, "Show one image.", "serai image show debian -o yaml")
+add_delete(
+    app,
+    "image",
+    ImageArgument,
+    "Delete an image; VMs that were cloned from it keep their disks.",
+    "serai image delete debian12",
+    "serai image delete debian12 --force",
+)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serai.app.cli import complete
-from serai.app.cli.action import ended_well, listing, report, showing
+from serai.app.cli.action import add_show, ended_well, listing, report
 from serai.app.cli.options import JobArgument, LimitOption, Output, OutputOption, noun
 from serai.app.cli.output import note, show
 from serai.app.cli.session import run
@@ -38,14 +38,13 @@ def list_(
     listing(ctx, "job", output, limit=limit, query={"state": state, "target": target})
 
 
-@app.command("show")
-def show_(ctx: typer.Context, job: JobArgument, output: OutputOption = Output.TABLE) -> None:
-    """Show one job: who asked, its steps, what it waits for, how it ended.
-
-    \b
-    Example: serai job show 0123456789ab -o json
-    """
-    showing(ctx, "job", job, output)
+add_show(
+    app,
+    "job",
+    JobArgument,
+    "Show one job: who asked, its steps, what it waits for, how it ended.",
+    "serai job show 0123456789ab -o json",
+)
 
 
 @app.command()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serai.app.cli import complete
+from serai.app.cli import complete, parse
 from serai.app.cli.options import Output, OutputOption, noun
-from serai.app.cli.output import draw, note, say
+from serai.app.cli.output import draw, grid, note, plain, say, say_data
 
 if TYPE_CHECKING:
     from serai.lab.state import LabFolder, LabState, ProcessRecord
@@ -56,10 +55,7 @@ def up(
     from serai.lab.up import up as bring_up
     from serai.schema.units import parse_rate
 
-    try:
-        rate = None if link_rate is None else parse_rate(link_rate)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--link-rate") from error
+    rate = None if link_rate is None else parse.value(parse_rate, link_rate, "--link-rate")
     _require_root()
     code = asyncio.run(_unless_ended(bring_up(name, hosts, link_rate=rate, bare=bare, say=note)))
     if code:
@@ -99,13 +95,7 @@ def status(name: NameOption = "lab", output: OutputOption = Output.TABLE) -> Non
     if output is Output.NAME:
         say(name)
     elif output in (Output.JSON, Output.YAML):
-        report = _report(folder, state)
-        if output is Output.JSON:
-            say(json.dumps(report, indent=2))
-        else:
-            from serai.lib import yamltext
-
-            say(yamltext.dump(report))
+        say_data(_report(folder, state), output)
     else:
         _print(folder, state)
 
@@ -175,18 +165,11 @@ def probe(
     kinds = {"icmp": (Kind.ICMP,), "udp": (Kind.UDP,), "both": (Kind.ICMP, Kind.UDP)}
     if kind not in kinds:
         raise typer.BadParameter("icmp, udp or both", param_hint="--kind")
-    try:
-        seconds, every = parse_duration(for_), parse_duration(interval)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    seconds, every = parse.value(parse_duration, for_), parse.value(parse_duration, interval)
     _require_root()
     report = asyncio.run(probe_for(name, address, seconds, interval=every, kinds=kinds[kind]))
-    if output is Output.JSON:
-        say(report.model_dump_json(indent=2))
-    elif output is Output.YAML:
-        from serai.lib import yamltext
-
-        say(yamltext.dump(report.model_dump(mode="json")))
+    if output in (Output.JSON, Output.YAML):
+        say_data(plain(report), output)
     else:
         for line in report.lines():
             say(line)
@@ -257,15 +240,11 @@ def _report(folder: LabFolder, state: LabState) -> dict[str, object]:
 
 
 def _print(folder: LabFolder, state: LabState) -> None:
-    from rich.table import Table
-
     from serai.schema.units import format_rate
 
     rate = f", links of {format_rate(state.link_rate)}" if state.link_rate else ""
     say(f"lab {state.name} in {folder.path}{' (bare)' if state.bare else ''}{rate}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("NODE", "LAN", "SAN", "PROCESS", "PID", "STATE"):
-        table.add_column(title)
+    table = grid("NODE", "LAN", "SAN", "PROCESS", "PID", "STATE")
     plan = state.plan
     for node in plan.nodes[1:]:
         own: list[ProcessRecord | None] = [

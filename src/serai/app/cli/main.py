@@ -7,10 +7,8 @@ failed (`diff`: there is a difference), 2 wrong usage, 130 left by Ctrl-C.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -23,31 +21,24 @@ COMPLETE = "_SERAI_COMPLETE"
 """Set by the completion script while it asks what a word may become."""
 
 
-@dataclass(frozen=True, slots=True)
-class Noun:
-    """Where a noun is, and its line in the help. The module has a Typer `app`."""
-
-    module: str
-    help: str
-
-
-NOUNS: dict[str, Noun] = {
-    "vm": Noun("serai.app.cli.vm", "Virtual machines: create, move, change, reach them."),
-    "host": Noun("serai.app.cli.host", "Physical machines and their uplinks."),
-    "pool": Noun("serai.app.cli.pool", "Places for volumes on hosts."),
-    "volume": Noun("serai.app.cli.volume", "Disks of VMs."),
-    "image": Noun("serai.app.cli.image", "What VMs start from: build or import."),
-    "network": Noun("serai.app.cli.network", "Networks that VMs join."),
-    "job": Noun("serai.app.cli.job", "Long actions: watch, cancel, explain."),
-    "event": Noun("serai.app.cli.event", "What happened, in order."),
-    "apply": Noun("serai.app.cli.apply", "Create or change what files describe."),
-    "diff": Noun("serai.app.cli.diff", "Show what apply would change."),
-    "context": Noun("serai.app.cli.context", "Which API to talk to."),
-    "doctor": Noun("serai.app.cli.doctor", "What this machine can do, and what it lacks."),
-    "lab": Noun("serai.app.cli.lab", "Several hosts on this one machine, to try and test."),
-    "up": Noun("serai.app.cli.up", "Run controller and agent on this machine, in one process."),
-    "completion": Noun("serai.app.cli.completion", "Print the completion script for a shell."),
+NOUNS = {
+    "vm": "Virtual machines: create, move, change, reach them.",
+    "host": "Physical machines and their uplinks.",
+    "pool": "Places for volumes on hosts.",
+    "volume": "Disks of VMs.",
+    "image": "What VMs start from: build or import.",
+    "network": "Networks that VMs join.",
+    "job": "Long actions: watch, cancel, explain.",
+    "event": "What happened, in order.",
+    "apply": "Create or change what files describe.",
+    "diff": "Show what apply would change.",
+    "context": "Which API to talk to.",
+    "doctor": "What this machine can do, and what it lacks.",
+    "lab": "Several hosts on this one machine, to try and test.",
+    "up": "Run controller and agent on this machine, in one process.",
+    "completion": "Print the completion script for a shell.",
 }
+"""Each noun's line in the help. It has a module here, with a Typer `app`."""
 
 
 class Nouns(TyperGroup):
@@ -56,19 +47,16 @@ class Nouns(TyperGroup):
     in_help = False
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All nouns that this installation has."""
-        return [name for name, noun in NOUNS.items() if importlib.util.find_spec(noun.module) is not None]
+        """All nouns."""
+        return list(NOUNS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The noun's commands; while help is printed, only its line."""
-        noun = NOUNS.get(cmd_name)
-        if noun is None:
+        if cmd_name not in NOUNS:
             return None
         if self.in_help or (ctx.resilient_parsing and ctx.info_name is None):
-            return TyperGroup(name=cmd_name, help=noun.help)
-        if importlib.util.find_spec(noun.module) is None:
-            return None
-        command = get_command(importlib.import_module(noun.module).app)
+            return TyperGroup(name=cmd_name, help=NOUNS[cmd_name])
+        command = get_command(importlib.import_module(f"serai.app.cli.{cmd_name}").app)
         command.name = cmd_name
         return command
 

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serai.app.cli import parse
-from serai.app.cli.action import listing, showing
+from serai.app.cli.action import add_list, add_show, told
 from serai.app.cli.options import (
     DescriptionOption,
     LabelOption,
-    LimitOption,
     NameArgument,
     NetworkArgument,
     Output,
     OutputOption,
     noun,
 )
-from serai.app.cli.output import note, say, show
+from serai.app.cli.output import note, say
 from serai.app.cli.session import run
 
 if TYPE_CHECKING:
@@ -72,10 +71,7 @@ def create_(
     document = {"name": name, "spec": spec, "labels": parse.labels(label), "description": description}
     body = build(NetworkCreate, document)
     made = run(ctx, lambda client: client.call("network.create", None, body))
-    if output is Output.TABLE:
-        say(f"network {name} created")
-    else:
-        show("network", made, output)
+    told("network", made, output, f"network {name} created")
     if made.status.without:
         note(_no_bridge(made))
 
@@ -97,24 +93,8 @@ def _range(text: str | None) -> tuple[str | None, str | None]:
     return first, last
 
 
-@app.command("list")
-def list_(ctx: typer.Context, limit: LimitOption = None, output: OutputOption = Output.TABLE) -> None:
-    """List networks.
-
-    \b
-    Example: serai network list
-    """
-    listing(ctx, "network", output, limit=limit)
-
-
-@app.command("show")
-def show_(ctx: typer.Context, network: NetworkArgument, output: OutputOption = Output.TABLE) -> None:
-    """Show one network.
-
-    \b
-    Example: serai network show lan
-    """
-    showing(ctx, "network", network, output)
+add_list(app, "network", "List networks.", "serai network list")
+add_show(app, "network", NetworkArgument, "Show one network.", "serai network show lan")
 
 
 @app.command()

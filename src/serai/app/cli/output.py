@@ -18,6 +18,7 @@ from serai.schema.text import json_safe, unsafe, visible
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from rich.table import Table
 
 UNLIMITED = 10_000
 FOLDED = 120
@@ -62,12 +63,15 @@ def name_of(item: Any) -> str:
     return ""
 
 
+def say_data(value: Any, output: Output) -> None:
+    """Print plain values as JSON or YAML; in YAML each item of a list is a document."""
+    say(to_json(value) if output is Output.JSON else _yaml(value if isinstance(value, list) else [value]))
+
+
 def show_list(kind: str, items: Sequence[BaseModel], output: Output) -> None:
     """Print a list of one kind."""
-    if output is Output.JSON:
-        say(to_json([plain(item) for item in items]))
-    elif output is Output.YAML:
-        say(_yaml([plain(item) for item in items]))
+    if output in (Output.JSON, Output.YAML):
+        say_data([plain(item) for item in items], output)
     elif output is Output.NAME:
         for item in items:
             say(name_of(item))
@@ -77,10 +81,8 @@ def show_list(kind: str, items: Sequence[BaseModel], output: Output) -> None:
 
 def show(kind: str, item: BaseModel, output: Output) -> None:
     """Print one resource."""
-    if output is Output.JSON:
-        say(to_json(plain(item)))
-    elif output is Output.YAML:
-        say(_yaml([plain(item)]))
+    if output in (Output.JSON, Output.YAML):
+        say_data(plain(item), output)
     elif output is Output.NAME:
         say(name_of(item))
     else:
@@ -95,16 +97,23 @@ def _yaml(documents: list[Any]) -> str:
     return yamltext.dump(*documents, allow_unicode=False) if any(map(unsafe, text.replace("\n", ""))) else text
 
 
-def _table(kind: str, items: Sequence[BaseModel], *, wide: bool) -> None:
+def grid(*titles: str) -> Table:
+    """A table without lines; long cells are folded."""
     from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def _table(kind: str, items: Sequence[BaseModel], *, wide: bool) -> None:
     from rich.text import Text
 
     from serai.app.cli.views import COLUMNS
 
     columns = [column for column in COLUMNS[kind] if not (column.narrow if wide else column.wide)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.title, overflow="fold")
+    table = grid(*(column.title for column in columns))
     for item in items:
         cells = [visible(column.text(item)) for column in columns]
         table.add_row(*(Text(cell, style=COLOURS.get(cell.split(" ")[0], "")) for cell in cells))

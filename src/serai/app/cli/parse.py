@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import typer
+
+T = TypeVar("T")
 
 KEY_WORDS = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
 DISK = "POOL:SIZE[,keep] or volume=NAME"
@@ -21,6 +24,14 @@ DOCUMENT = 16 << 20
 SIZE_UNITS = "K, M, G, T are 1024-based, as are KB and KiB"
 ORDER = "Lower ones start first: -1000000 to 1000000, 0 unless told."
 VNIC = "NETWORK[,ip=ADDRESS][,mac=MAC]"
+
+
+def value(parser: Callable[[str], T], text: str, hint: str | None = None) -> T:
+    """What `parser` makes of an option's text; its ValueError is a usage error."""
+    try:
+        return parser(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from error
 
 
 def disk(text: str) -> dict[str, object]:
@@ -40,11 +51,9 @@ def vnic(text: str) -> dict[str, object]:
     fields = dict(item.partition("=")[::2] for item in rest)
     if not network or "=" in network or not set(fields) <= {"ip", "mac"} or not all(fields.values()):
         raise typer.BadParameter(f"{text!r} is not {VNIC}", param_hint="--network")
-    return {"network": network, **({"mac": fields["mac"].lower()} if "mac" in fields else {}), **_only(fields, "ip")}
-
-
-def _only(fields: dict[str, str], key: str) -> dict[str, str]:
-    return {key: fields[key]} if key in fields else {}
+    if "mac" in fields:
+        fields["mac"] = fields["mac"].lower()
+    return {"network": network, **fields}
 
 
 def labels(pairs: list[str] | None) -> dict[str, str] | None:

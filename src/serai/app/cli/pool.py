@@ -7,12 +7,10 @@ from typing import Annotated
 import typer
 
 from serai.app.cli import complete, parse
-from serai.app.cli.action import act, create, listing, showing
+from serai.app.cli.action import add_delete, add_list, add_show, create
 from serai.app.cli.options import (
-    AwayOption,
     DescriptionOption,
     LabelOption,
-    LimitOption,
     NameArgument,
     Output,
     OutputOption,
@@ -49,43 +47,11 @@ def create_(
 
     spec = {"host": host, "driver": driver, "path": path, "export": export}
     document = {"name": name, "spec": spec, "labels": parse.labels(label), "description": description}
-    create(ctx, "pool", name, build(PoolCreate, document), wait=wait, output=output)
+    create(ctx, "pool", build(PoolCreate, document), wait=wait, output=output)
 
 
-@app.command("list")
-def list_(ctx: typer.Context, limit: LimitOption = None, output: OutputOption = Output.TABLE) -> None:
-    """List pools, with what they hold.
-
-    \b
-    Example: serai pool list
-    """
-    listing(ctx, "pool", output, limit=limit)
-
-
-@app.command("show")
-def show_(ctx: typer.Context, pool: PoolArgument, output: OutputOption = Output.TABLE) -> None:
-    """Show one pool.
-
-    \b
-    Example: serai pool show shared0
-    """
-    showing(ctx, "pool", pool, output)
-
-
-@app.command()
-def delete(
-    ctx: typer.Context,
-    pool: PoolArgument,
-    force: AwayOption = False,
-    wait: WaitOption = True,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Delete an empty pool.
-
-    \b
-    Examples:
-      serai pool delete scratch
-      serai pool delete scratch --force
-    """
-    query = {"force": True} if force else None
-    act(ctx, "pool.delete", pool, query=query, wait=wait, output=output, done="deleted")
+add_list(app, "pool", "List pools, with what they hold.", "serai pool list")
+add_show(app, "pool", PoolArgument, "Show one pool.", "serai pool show shared0")
+add_delete(
+    app, "pool", PoolArgument, "Delete an empty pool.", "serai pool delete scratch", "serai pool delete scratch --force"
+)

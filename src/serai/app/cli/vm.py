@@ -8,7 +8,7 @@ import typer
 
 from serai.app.cli import complete, parse, vm_edit, vm_reach
 from serai.app.cli import vm_options as of
-from serai.app.cli.action import act, create, listing, report, showing, started
+from serai.app.cli.action import act, add_act, add_delete, add_show, create, listing
 from serai.app.cli.options import (
     DescriptionOption,
     HostOption,
@@ -21,7 +21,6 @@ from serai.app.cli.options import (
     WaitOption,
     noun,
 )
-from serai.app.cli.session import run
 
 if TYPE_CHECKING:
     from serai.schema.job import Job
@@ -90,7 +89,7 @@ def create_(
         "autostart_order": autostart_order,
     }
     document = {"name": name, "spec": spec, "labels": parse.labels(label), "description": description}
-    create(ctx, "vm", name, build(VmCreate, document), wait=wait, output=output)
+    create(ctx, "vm", build(VmCreate, document), wait=wait, output=output)
 
 
 @app.command("list")
@@ -118,14 +117,7 @@ def list_(
     listing(ctx, "vm", output, limit=limit, query={"host": host, "state": state, "label": label})
 
 
-@app.command("show")
-def show_(ctx: typer.Context, vm: VmArgument, output: OutputOption = Output.TABLE) -> None:
-    """Show one VM: what is wanted of it, and what it is.
-
-    \b
-    Example: serai vm show web1 -o yaml
-    """
-    showing(ctx, "vm", vm, output)
+add_show(app, "vm", VmArgument, "Show one VM: what is wanted of it, and what it is.", "serai vm show web1 -o yaml")
 
 
 @app.command()
@@ -152,8 +144,7 @@ def start(
     from serai.schema.vm import VmStart
 
     body = build(VmStart, {"host": host})
-    job = run(ctx, lambda client: started(client, "vm.start", vm, body, wait=wait))
-    report(job, output, lambda ended: f"vm {vm} started{_where(ended)}", name=vm)
+    act(ctx, "vm.start", vm, body, wait=wait, output=output, done=lambda ended: f"started{_where(ended)}")
 
 
 def _where(job: Job) -> str:
@@ -181,8 +172,11 @@ def stop(
       serai vm stop web1 --force
     """
     body = _how_to_stop(force, timeout)
-    job = run(ctx, lambda client: started(client, "vm.stop", vm, body, wait=wait))
-    report(job, output, lambda ended: f"vm {vm} stopped{_by_force(ended, asked=not force)}", name=vm)
+
+    def done(job: Job) -> str:
+        return f"stopped{_by_force(job, asked=not force)}"
+
+    act(ctx, "vm.stop", vm, body, wait=wait, output=output, done=done)
 
 
 def _how_to_stop(force: bool, timeout: str) -> VmStop:
@@ -190,11 +184,7 @@ def _how_to_stop(force: bool, timeout: str) -> VmStop:
     from serai.schema.units import parse_duration
     from serai.schema.vm import VmStop
 
-    try:
-        seconds = parse_duration(timeout)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--timeout") from error
-    return build(VmStop, {"force": force, "timeout": seconds})
+    return build(VmStop, {"force": force, "timeout": parse.value(parse_duration, timeout, "--timeout")})
 
 
 @app.command()
@@ -214,8 +204,7 @@ def restart(
       serai vm restart web1 --timeout 2m
     """
     body = _how_to_stop(force, timeout)
-    job = run(ctx, lambda client: started(client, "vm.restart", vm, body, wait=wait))
-    report(job, output, lambda ended: f"vm {vm} restarted{_where(ended)}", name=vm)
+    act(ctx, "vm.restart", vm, body, wait=wait, output=output, done=lambda ended: f"restarted{_where(ended)}")
 
 
 def _by_force(job: Job, *, asked: bool) -> str:
@@ -224,51 +213,17 @@ def _by_force(job: Job, *, asked: bool) -> str:
     return " (by force: the guest did not shut down by itself)" if asked else " (by force)"
 
 
-@app.command()
-def reset(ctx: typer.Context, vm: VmArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE) -> None:
-    """Reset a VM, as its reset button would.
-
-    \b
-    Example: serai vm reset web1
-    """
-    act(ctx, "vm.reset", vm, wait=wait, output=output, done="reset")
-
-
-@app.command()
-def pause(ctx: typer.Context, vm: VmArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE) -> None:
-    """Stop a VM's processors; its memory stays.
-
-    \b
-    Example: serai vm pause web1
-    """
-    act(ctx, "vm.pause", vm, wait=wait, output=output, done="paused")
-
-
-@app.command()
-def resume(ctx: typer.Context, vm: VmArgument, wait: WaitOption = True, output: OutputOption = Output.TABLE) -> None:
-    """Let a paused VM go on.
-
-    \b
-    Example: serai vm resume web1
-    """
-    act(ctx, "vm.resume", vm, wait=wait, output=output, done="resumed")
-
-
-@app.command()
-def delete(
-    ctx: typer.Context,
-    vm: VmArgument,
-    force: Annotated[bool, typer.Option("--force", help="Even if it runs. A move is cancelled.")] = False,
-    wait: WaitOption = True,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Delete a VM and the disks that were made with it.
-
-    \b
-    Example: serai vm delete web1 --force
-    """
-    query = {"force": True} if force else None
-    act(ctx, "vm.delete", vm, query=query, wait=wait, output=output, done="deleted")
+add_act(app, "vm.reset", VmArgument, "Reset a VM, as its reset button would.", "serai vm reset web1", "reset")
+add_act(app, "vm.pause", VmArgument, "Stop a VM's processors; its memory stays.", "serai vm pause web1", "paused")
+add_act(app, "vm.resume", VmArgument, "Let a paused VM go on.", "serai vm resume web1", "resumed")
+add_delete(
+    app,
+    "vm",
+    VmArgument,
+    "Delete a VM and the disks that were made with it.",
+    "serai vm delete web1 --force",
+    force=of.DeleteForceOption,
+)
 
 
 @app.command()
@@ -293,17 +248,16 @@ def migrate(
     from serai.schema.vm import VmMigrate
 
     body = build(VmMigrate, {"to": to})
-    job = run(ctx, lambda client: started(client, "vm.migrate", vm, body, wait=wait))
-    report(job, output, lambda ended: _moved(ended, vm, to), name=vm)
+    act(ctx, "vm.migrate", vm, body, wait=wait, output=output, done=lambda ended: _moved(ended, to))
 
 
-def _moved(job: Job, vm: str, to: str | None) -> str:
+def _moved(job: Job, to: str | None) -> str:
     from serai.app.cli.details import migration
 
     result = job.result or {}
     source, destination = result.get("source"), result.get("destination") or to
     where = (f" from {source}" if source else "") + (f" to {destination}" if destination else "")
-    lines = [f"vm {vm} moved{where}"]
+    lines = [f"moved{where}"]
     lines += [f"  {title:<21} {text}" for title, text in migration(result)]
     return "\n".join(lines)
 

@@ -41,6 +41,7 @@ AutostartOption = Annotated[bool, typer.Option(AUTOSTART, help=REBOOTED)]
 # --- life ---
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Do not ask the guest: pull the plug; a move is cancelled.")]
+DeleteForceOption = Annotated[bool, typer.Option("--force", help="Even if it runs. A move is cancelled.")]
 StopTimeoutOption = Annotated[
     str, typer.Option(metavar="TIME", help="How long the guest may take to shut down, such as 90s.")
 ]

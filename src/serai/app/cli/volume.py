@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from serai.app.cli import complete, parse
-from serai.app.cli.action import act, create, listing, showing
+from serai.app.cli.action import act, add_delete, add_show, create, listing
 from serai.app.cli.options import (
-    AwayOption,
     DescriptionOption,
     LabelOption,
     LimitOption,
@@ -52,7 +51,7 @@ def create_(
 
     spec = {"pool": pool, "size": size, "image": image}
     document = {"name": name, "spec": spec, "labels": parse.labels(label), "description": description}
-    create(ctx, "volume", name, build(VolumeCreate, document), wait=wait, output=output)
+    create(ctx, "volume", build(VolumeCreate, document), wait=wait, output=output)
 
 
 @app.command("list")
@@ -71,14 +70,7 @@ def list_(
     listing(ctx, "volume", output, limit=limit, query={"pool": pool, "vm": vm})
 
 
-@app.command("show")
-def show_(ctx: typer.Context, volume: VolumeArgument, output: OutputOption = Output.TABLE) -> None:
-    """Show one volume.
-
-    \b
-    Example: serai volume show data1
-    """
-    showing(ctx, "volume", volume, output)
+add_show(app, "volume", VolumeArgument, "Show one volume.", "serai volume show data1")
 
 
 @app.command()
@@ -101,20 +93,11 @@ def resize(
     act(ctx, "volume.edit", volume, body, wait=wait, output=output, done=f"resized to {size}")
 
 
-@app.command()
-def delete(
-    ctx: typer.Context,
-    volume: VolumeArgument,
-    force: AwayOption = False,
-    wait: WaitOption = True,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Delete a volume that no VM uses.
-
-    \b
-    Examples:
-      serai volume delete data1
-      serai volume delete data1 --force
-    """
-    query = {"force": True} if force else None
-    act(ctx, "volume.delete", volume, query=query, wait=wait, output=output, done="deleted")
+add_delete(
+    app,
+    "volume",
+    VolumeArgument,
+    "Delete a volume that no VM uses.",
+    "serai volume delete data1",
+    "serai volume delete data1 --force",
+)
