@@ -274,14 +274,7 @@ class QemuMachine:
             self._keep(await hotplug.detach_vnic(self._qmp, self.subscribe, self.launch, index))
 
     def _keep(self, launch: Launch) -> None:
-        self._runtime = Runtime(
-            pid=self._runtime.pid,
-            start_time=self._runtime.start_time,
-            argv_hash=self._runtime.argv_hash,
-            launch=launch,
-            tls_dir=self._runtime.tls_dir,
-            cgroups=self._runtime.cgroups,
-        )
+        self._runtime = self._runtime.model_copy(update={"launch": launch})
         record.write(self._run_dir, self._runtime)
 
     # --- the guest ---

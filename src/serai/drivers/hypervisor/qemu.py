@@ -123,7 +123,14 @@ class QemuHypervisor:
         started = start_time(child.pid)
         if started is None:
             raise UnavailableError(f"QEMU of VM {launch.vm} ended at once")
-        runtime = Runtime(child.pid, started, record.argv_hash(argv), launch, placing.tls_dir, groups)
+        runtime = Runtime(
+            pid=child.pid,
+            start_time=started,
+            argv_hash=record.argv_hash(argv),
+            launch=launch,
+            tls_dir=placing.tls_dir,
+            cgroups=groups,
+        )
         record.write(placing.run_dir, runtime)
         machine = QemuMachine(placing.run_dir, runtime, child)
         await machine.open()

@@ -7,20 +7,19 @@ it does. The folder is on a file system that does not outlive the machine's boot
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from serai.lib import atomicfile
 from serai.lib.process import Watched, adopt, start_time
-from serai.schema.encoding import to_dict
+from serai.schema.encoding import encode
 from serai.schema.launch import Launch
+from serai.schema.resource import Frozen
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +34,7 @@ _NAME = re.compile(r"guest=([0-9a-f]{12}),.*", re.DOTALL)
 SOCKETS = ("qmp.sock", "console.sock", "qga.sock")
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
+class Runtime(Frozen):
     """`start_time` in clock ticks since boot; `argv_hash` of the command line; `launch` as it is now, with secrets."""
 
     pid: int
@@ -44,7 +42,7 @@ class Runtime:
     argv_hash: str
     launch: Launch
     tls_dir: Path | None
-    cgroups: tuple[Path, ...]
+    cgroups: tuple[Path, ...] = ()
 
 
 def argv_hash(argv: Sequence[str]) -> str:
@@ -54,31 +52,15 @@ def argv_hash(argv: Sequence[str]) -> str:
 
 def write(run_dir: Path, runtime: Runtime) -> None:
     """Readable to nobody but us: the launch holds secrets."""
-    document = {
-        "pid": runtime.pid,
-        "start_time": runtime.start_time,
-        "argv_hash": runtime.argv_hash,
-        "tls_dir": None if runtime.tls_dir is None else str(runtime.tls_dir),
-        "cgroups": [str(group) for group in runtime.cgroups],
-        "launch": to_dict(runtime.launch),
-    }
-    atomicfile.write_text(run_dir / FILE, json.dumps(document), mode=0o600)
+    atomicfile.write_bytes(run_dir / FILE, encode(runtime), mode=0o600)
 
 
 def read(run_dir: Path) -> Runtime | None:
     """None if there is no record. It is written whole or not at all."""
     try:
-        document = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+        return Runtime.model_validate_json((run_dir / FILE).read_bytes())
     except FileNotFoundError:
         return None
-    return Runtime(
-        pid=document["pid"],
-        start_time=document["start_time"],
-        argv_hash=document["argv_hash"],
-        launch=Launch.model_validate(document["launch"]),
-        tls_dir=None if document["tls_dir"] is None else Path(document["tls_dir"]),
-        cgroups=tuple(Path(group) for group in document["cgroups"]),
-    )
 
 
 def find(runtime: Runtime) -> Watched | None:

@@ -7,23 +7,19 @@ crashes, making the target match the file again never admits an initiator that w
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
-from serai.lib.atomicfile import write_text
-from serai.schema.encoding import to_dict
+from serai.lib import atomicfile
+from serai.schema.encoding import encode
 from serai.schema.errors import HostError
 from serai.schema.launch import Admission
+from serai.schema.resource import Frozen
 
-VERSION = 1
 
-
-@dataclass(frozen=True, slots=True)
-class ExportRecord:
+class ExportRecord(Frozen):
     """One exported volume. `tid` is its target's number in the daemon."""
 
     volume: str
@@ -31,22 +27,27 @@ class ExportRecord:
     path: Path
     admissions: tuple[Admission, ...] = ()
 
-    def admission(self, initiator: str) -> Admission | None:
-        """Return an initiator's admission, if it has one."""
-        return next((admission for admission in self.admissions if admission.initiator == initiator), None)
-
     def admitting(self, admission: Admission) -> ExportRecord:
         """Return the record with this admission in place of any of the same initiator."""
-        return replace(self, admissions=(*self.refusing(admission.initiator).admissions, admission))
+        others = self.refusing(admission.initiator).admissions
+        return self.model_copy(update={"admissions": (*others, admission)})
 
     def refusing(self, initiator: str) -> ExportRecord:
         """Return the record without this initiator."""
-        return replace(self, admissions=tuple(a for a in self.admissions if a.initiator != initiator))
+        return self.model_copy(update={"admissions": tuple(a for a in self.admissions if a.initiator != initiator)})
 
     @property
     def secrets(self) -> dict[str, str]:
         """User to CHAP secret, in order of admission."""
         return {admission.user: admission.password.get_secret_value() for admission in self.admissions}
+
+
+class _Document(Frozen):
+    """The file. `last_tid` is the highest target number that was ever used."""
+
+    version: Literal[1]
+    last_tid: int
+    exports: tuple[ExportRecord, ...]
 
 
 class ExportRecords:
@@ -60,17 +61,10 @@ class ExportRecords:
     def load(self) -> None:
         """Read the file; none means no exports. Raises HostError for one that cannot be understood."""
         try:
-            text = self._file.read_text()
+            document = _Document.model_validate_json(self._file.read_bytes())
         except FileNotFoundError:
-            self._records, self._last_tid = {}, 0
-            return
-        try:
-            document = json.loads(text)
-            if document["version"] != VERSION:
-                raise ValueError(f"version {document['version']}")
-            self._records = {entry["volume"]: _read(entry) for entry in document["exports"]}
-            self._last_tid = int(document["last_tid"])
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            document = _Document(version=1, last_tid=0, exports=())
+        except ValidationError as error:
             # Only the type of the error: its text could hold a secret.
             raise HostError(
                 f"the record of exports cannot be read ({type(error).__name__})",
@@ -78,6 +72,8 @@ class ExportRecords:
                 value=self._file,
                 remedy="Move the file away; the controller exports and admits again what it needs.",
             ) from None
+        self._records = {record.volume: record for record in document.exports}
+        self._last_tid = document.last_tid
 
     def all(self) -> list[ExportRecord]:
         """Return all records, by target number."""
@@ -105,33 +101,6 @@ class ExportRecords:
 
     def _save(self, records: dict[str, ExportRecord]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self._file, json.dumps(_document(records.values(), self._last_tid), indent=1) + "\n", mode=0o600)
+        document = _Document(version=1, last_tid=self._last_tid, exports=tuple(records.values()))
+        atomicfile.write_bytes(self._file, encode(document), mode=0o600)
         self._records = records
-
-
-def _document(records: Iterable[ExportRecord], last_tid: int) -> dict[str, object]:
-    return {
-        "version": VERSION,
-        "last_tid": last_tid,
-        "exports": [
-            {
-                "volume": record.volume,
-                "tid": record.tid,
-                "path": str(record.path),
-                "admissions": [to_dict(admission) for admission in record.admissions],
-            }
-            for record in records
-        ],
-    }
-
-
-def _read(entry: dict[str, object]) -> ExportRecord:
-    admissions = entry["admissions"]
-    if not isinstance(admissions, list):
-        raise TypeError("admissions are a list")
-    return ExportRecord(
-        volume=str(entry["volume"]),
-        tid=int(str(entry["tid"])),
-        path=Path(str(entry["path"])),
-        admissions=tuple(Admission.model_validate(admission) for admission in admissions),
-    )

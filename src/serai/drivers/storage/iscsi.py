@@ -108,7 +108,7 @@ class TgtExporter:
                     remedy=f"Unexport it first; it is {record.path} now.",
                 )
             if record is None:
-                record = ExportRecord(volume_id, self._records.next_tid(), path)
+                record = ExportRecord(volume=volume_id, tid=self._records.next_tid(), path=path)
                 await self._export_new(record)
             else:
                 await self._targets.converge(record, await self._targets.target(record.tid))

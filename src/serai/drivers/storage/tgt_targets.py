@@ -19,7 +19,6 @@ import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Collection
-from dataclasses import replace
 
 from serai.drivers.storage.export_records import ExportRecord, ExportRecords
 from serai.drivers.storage.tgt_daemon import TgtDaemon
@@ -120,7 +119,7 @@ class TgtTargets:
         """Replace a target that a refused initiator does not leave."""
         log.warning("volume %s: a refused initiator does not go away: rebuilding its target", record.volume)
         await self.delete(record.tid)
-        record = replace(record, tid=self._records.next_tid())
+        record = record.model_copy(update={"tid": self._records.next_tid()})
         await asyncio.to_thread(self._records.put, record)
         await self.converge(record, None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 from pathlib import Path
 
@@ -48,7 +47,9 @@ async def test_found_while_it_lives(tmp_path: Path) -> None:
     try:
         started = start_time(child.pid)
         assert started is not None
-        runtime = Runtime(child.pid, started, record.argv_hash(argv), launch(), tmp_path, ())
+        runtime = Runtime(
+            pid=child.pid, start_time=started, argv_hash=record.argv_hash(argv), launch=launch(), tls_dir=tmp_path
+        )
         record.write(tmp_path, runtime)
         assert (tmp_path / record.FILE).stat().st_mode & 0o777 == 0o600
         again = record.read(tmp_path)
@@ -56,8 +57,8 @@ async def test_found_while_it_lives(tmp_path: Path) -> None:
         found = record.find(runtime)
         assert found is not None
         assert found.pid == child.pid
-        assert record.find(dataclasses.replace(runtime, start_time=runtime.start_time + 1)) is None
-        assert record.find(dataclasses.replace(runtime, argv_hash=record.argv_hash(["other"]))) is None
+        assert record.find(runtime.model_copy(update={"start_time": runtime.start_time + 1})) is None
+        assert record.find(runtime.model_copy(update={"argv_hash": record.argv_hash(["other"])})) is None
     finally:
         await child.kill()
     assert record.find(runtime) is None
@@ -93,7 +94,7 @@ async def test_a_log_is_cut_to_its_end_while_it_is_written(tmp_path: Path) -> No
 
 
 def test_clear_leaves_the_log_and_a_successor(tmp_path: Path) -> None:
-    runtime = Runtime(10, 1, "", launch(), None, ())
+    runtime = Runtime(pid=10, start_time=1, argv_hash="", launch=launch(), tls_dir=None)
     record.write(tmp_path, runtime)
     (tmp_path / record.LOG).write_text("x" * 5000 + "the end")
     record.clear(tmp_path, 11)
