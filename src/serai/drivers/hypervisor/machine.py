@@ -29,6 +29,7 @@ DRAIN_TIMEOUT = 2.0
 FINALIZE_TIMEOUT = 5.0
 FINALIZE_LOOK = 0.005
 """Seconds that a source may take from `completed` to its end, and between two polls: no event reports it."""
+FINALIZING = frozenset({RunState.FINISH_MIGRATE, RunState.POSTMIGRATE})
 LOG_LOOK = 2.0
 """Seconds between two looks at the size of QEMU's log."""
 ENDED_BY_GUEST = {RunState.SHUTDOWN: "guest-shutdown", RunState.GUEST_PANICKED: "guest-panic"}
@@ -187,8 +188,9 @@ class QemuMachine:
                 await self._qmp.execute("cont")
                 return
             except QmpError:
-                # A source says `completed` a moment before it leaves finish-migrate, and refuses until it has.
-                if time.monotonic() > until or await self.run_state() is not RunState.FINISH_MIGRATE:
+                # A source says `completed` a moment before it leaves finish-migrate, and refuses until it has: which may
+                # be between its refusal and the look at its state.
+                if time.monotonic() > until or await self.run_state() not in FINALIZING:
                     raise
             await asyncio.sleep(FINALIZE_LOOK)
 
