@@ -188,8 +188,8 @@ class QemuMachine:
                 await self._qmp.execute("cont")
                 return
             except QmpError:
-                # A source says `completed` a moment before it leaves finish-migrate, and refuses until it has: which may
-                # be between its refusal and the look at its state.
+                # A source says `completed` a moment before it leaves finish-migrate, and refuses until it has: perhaps
+                # between its refusal and the look at its state.
                 if time.monotonic() > until or await self.run_state() not in FINALIZING:
                     raise
             await asyncio.sleep(FINALIZE_LOOK)
