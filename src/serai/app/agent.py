@@ -49,7 +49,7 @@ from serai.lib.pki import TlsFiles, qemu_folder, qemu_identity, write_qemu_folde
 from serai.lib.qemuimg import QEMU_USER
 from serai.lib.reconcile import Reconciler
 from serai.lib.stream import StreamServer
-from serai.lib.tasks import Tasks
+from serai.lib.tasks import Tasks, unless_over
 from serai.schema.commands.migration import Verdict, VerdictAsk
 from serai.schema.encoding import encode
 from serai.schema.errors import UnavailableError
@@ -307,17 +307,9 @@ async def serve(config: AgentConfig, frame: service.Service) -> None:
     ready = asyncio.Event()
     work = asyncio.create_task(HostParts(config, bus).run(ready))
     try:
-        waiting = {asyncio.create_task(ready.wait()), work}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            frame.ready(config.name)
-            stop = asyncio.create_task(frame.stopping.wait())
-            await asyncio.wait({stop, work}, return_when=asyncio.FIRST_COMPLETED)
-            stop.cancel()
-        for task in waiting - {work}:
-            task.cancel()
-        if work.done():
-            await work
+        await unless_over(work, ready.wait())
+        frame.ready(config.name)
+        await unless_over(work, frame.stopping.wait())
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)

@@ -21,6 +21,7 @@ from serai.client.http import Client
 from serai.lib import netlink, service
 from serai.lib.membus import MemBus
 from serai.lib.pki import CertificateAuthority, TlsFiles
+from serai.lib.tasks import unless_over
 from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, NotFoundError
 from serai.schema.host import HostState
@@ -107,32 +108,16 @@ async def serve(config: UpConfig, frame: service.Service) -> None:
         async with running(controller, bus, standard_extras(tls)) as parts:
             ready = asyncio.Event()
             work = asyncio.create_task(HostParts(agent, bus).run(ready), name="agent")
-            stop = asyncio.create_task(frame.stopping.wait())
             try:
-                await _first(work, ready.wait())
-                await _first(work, _furnish(config))
+                await unless_over(work, ready.wait())
+                await unless_over(work, _furnish(config))
                 frame.ready(parts.url or str(config.socket))
-                await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-                if work.done():
-                    await work
+                await unless_over(work, frame.stopping.wait())
             finally:
-                for task in (work, stop):
-                    task.cancel()
-                await asyncio.gather(work, stop, return_exceptions=True)
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
     finally:
         await bus.close()
-
-
-async def _first(work: asyncio.Task[None], other: object) -> None:
-    """Wait for `other`, unless the agent ends before; then raise what ended it."""
-    waiting = asyncio.ensure_future(other)  # type: ignore[call-overload] # an awaitable
-    try:
-        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            await work
-        await waiting
-    finally:
-        waiting.cancel()
 
 
 async def _furnish(config: UpConfig) -> None:

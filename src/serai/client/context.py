@@ -131,17 +131,11 @@ def put(name: str, context: Context, *, use: bool = True, file: Path | None = No
     if not name or not name.isprintable() or name.isspace():
         raise InvalidError("this is no name for a context", field="name", value=repr(name), remedy="Give a word.")
     old = load(file)
-    save(
-        Contexts(current=name if use else old.current, contexts={**old.contexts, name: context}),
-        file,
-    )
+    save(Contexts(current=name if use else old.current, contexts={**old.contexts, name: context}), file)
 
 
-def use(name: str, context: Context | None = None, *, file: Path | None = None) -> None:
-    """Make a context the current one, storing it first if it is given. Raises NotFoundError."""
-    if context is not None:
-        put(name, context, file=file)
-        return
+def use(name: str, *, file: Path | None = None) -> None:
+    """Make a context the current one. Raises NotFoundError."""
     old = load(file)
     if name not in old.contexts:
         raise _unknown(name, old)

@@ -51,6 +51,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
+from serai.lib.atomicfile import sync_folder
 from serai.schema.errors import HostError
 
 log = logging.getLogger(__name__)
@@ -244,7 +245,7 @@ class Journal:
         # Until its folder is synced too, a power cut may bring the old file back.
         self._synced, self._doubtful = 0, True
         try:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         except OSError as error:
             raise self._failed("rewrite", error) from error
         self._doubtful = False
@@ -280,14 +281,6 @@ def _replace(path: Path, content: bytes) -> tuple[int, int]:
         os.replace(fresh, path)
         undo.pop_all()
     return fd, second
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _body(record: Record) -> bytes:

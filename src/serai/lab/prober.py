@@ -27,7 +27,6 @@ import socket
 import struct
 import time
 from array import array
-from typing import Protocol
 
 LINGER_NS = 1_000_000_000
 """How long answers to the last requests are waited for."""
@@ -44,18 +43,6 @@ PAYLOAD = struct.Struct("!8sQ")
 _CMSG = socket.CMSG_SPACE(16)
 
 
-class Echo(Protocol):
-    """One kind of request."""
-
-    socket: socket.socket
-
-    def request(self, number: int) -> bytes:
-        """The packet of that number."""
-
-    def number(self, packet: bytes) -> int | None:
-        """The number of the request that the packet answers; None if it is no answer to one of ours."""
-
-
 class UdpEcho:
     """UDP to the echo service; connected, so that only its answers arrive."""
 
@@ -65,11 +52,11 @@ class UdpEcho:
         self.socket.connect((address, port))
 
     def request(self, number: int) -> bytes:
-        """The mark and the number."""
+        """The packet of that number: the mark and the number."""
         return PAYLOAD.pack(self._mark, number)
 
     def number(self, packet: bytes) -> int | None:
-        """The number after our mark."""
+        """The number of the request that the packet answers; None if it is no answer to one of ours."""
         return _marked(packet, self._mark)
 
 
@@ -112,7 +99,7 @@ def _checksum(packet: bytes) -> int:
 class Track:
     """One kind's requests and answers so far."""
 
-    def __init__(self, echo: Echo) -> None:
+    def __init__(self, echo: UdpEcho | IcmpEcho) -> None:
         self.echo = echo
         self.sent = array("q")
         self.answered = array("q")

@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from serai.schema.errors import HostError
+from serai.schema.resource import Frozen
 
 NS = 1_000_000_000
 MS = 1_000_000
@@ -33,11 +34,7 @@ class Kind(StrEnum):
     UDP = "udp"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Outage(_Frozen):
+class Outage(Frozen):
     """A gap in the replies. `start` in seconds since the probe began; `ended` is false if no reply came after it.
 
     `own_ms`: by how much the prober itself was late in that time. Near `ms`, the gap is the prober's (or the whole
@@ -51,7 +48,7 @@ class Outage(_Frozen):
     own_ms: float = 0.0
 
 
-class RoundTrips(_Frozen):
+class RoundTrips(Frozen):
     """Milliseconds; none without a single reply."""
 
     median: float | None = None
@@ -59,7 +56,7 @@ class RoundTrips(_Frozen):
     max: float | None = None
 
 
-class KindReport(_Frozen):
+class KindReport(Frozen):
     """One kind of request. `refused`: packets that the kernel would not send, or was told are unreachable."""
 
     sent: int
@@ -71,7 +68,7 @@ class KindReport(_Frozen):
     worst_ms: float
 
 
-class Noise(_Frozen):
+class Noise(Frozen):
     """The prober's own: by how much its beats were late. An outage no longer than `worst_ms` may be of its making."""
 
     scheduling: str
@@ -80,7 +77,7 @@ class Noise(_Frozen):
     worst_ms: float
 
 
-class ProbeReport(_Frozen):
+class ProbeReport(Frozen):
     """What a client of `address` saw: the sums over all kinds, the outages of all kinds in order, each kind apart."""
 
     address: str
@@ -117,7 +114,7 @@ def _remark(outage: Outage) -> str:
     return text + (f" (the prober's own delay: {outage.own_ms:.1f} ms)" if outage.own_ms > outage.ms / 2 else "")
 
 
-class Series(_Frozen):
+class Series(Frozen):
     """One kind's samples: when request N was sent and answered, ns of one clock; 0: never answered."""
 
     sent: Sequence[int]

@@ -9,24 +9,13 @@ measure and keep right: alone, a stream has the whole link.
 from __future__ import annotations
 
 import socket
-from typing import Protocol
+from asyncio.trsock import TransportSocket
 
 LOWER_EFFORT = 1
 """The code point, six bits. In a header it stands above two bits that belong to ECN."""
 
 
-class Socket(Protocol):
-    """A socket, or asyncio's view of one."""
-
-    @property
-    def family(self) -> int:
-        """AF_INET or AF_INET6."""
-
-    def setsockopt(self, level: int, optname: int, value: int, /) -> None:
-        """As of socket.socket."""
-
-
-def give_way(end: Socket) -> None:
+def give_way(end: socket.socket | TransportSocket) -> None:
     """Mark all that this socket sends from now on; a listening one passes it on to those that it accepts."""
     if end.family == socket.AF_INET6:
         end.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, LOWER_EFFORT << 2)

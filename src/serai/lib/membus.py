@@ -30,15 +30,10 @@ class _MemSubscription:
 
     def __init__(self, bus: "MemBus", subject: str, handler: Handler, queue: str | None) -> None:
         self._bus = bus
-        self._subject = subject
+        self.subject = subject
         self.handler = handler
         self.queue = queue
         self.pending: asyncio.Queue[Message | None] = asyncio.Queue()
-
-    @property
-    def subject(self) -> str:
-        """The subject subscribed to."""
-        return self._subject
 
     async def unsubscribe(self) -> None:
         """Deliver nothing more."""

@@ -70,15 +70,10 @@ class _NatsSubscription:
 
     def __init__(self, bus: "NatsBus", subject: str, handler: Handler, queue: str | None) -> None:
         self._bus = bus
-        self._subject = subject
+        self.subject = subject
         self.handler = handler
         self.queue = queue
         self.current: NatsLibrarySubscription | None = None
-
-    @property
-    def subject(self) -> str:
-        """The subject subscribed to."""
-        return self._subject
 
     async def unsubscribe(self) -> None:
         """Deliver nothing more."""

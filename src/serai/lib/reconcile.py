@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from serai.lib.clock import Clock, SystemClock
+from serai.lib.tasks import first_of
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +58,7 @@ class Reconciler:
                     log.info("reconciler %s works again after %d failures", self.name, self.failures)
                 self.failures = 0
                 self.last_error = None
-            await self._wait(news)
-
-    async def _wait(self, news: asyncio.Event) -> None:
-        waits = {asyncio.ensure_future(self._clock.sleep(self._pause())), asyncio.ensure_future(news.wait())}
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waits:
-                task.cancel()
+            await first_of(self._clock.sleep(self._pause()), news.wait())
 
     def _pause(self) -> float:
         if not self.failures:

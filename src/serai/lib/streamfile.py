@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from serai.lib import atomicfile
 from serai.lib.stream import FRAME, Reader, StreamCut, Writer
 from serai.schema.errors import CapacityError, HostError, InvalidError
+from serai.schema.resource import Frozen
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=Frozen)
 
 Progress = Callable[[int, int], None]
 """Called with (bytes there so far, bytes in all)."""
@@ -35,19 +36,16 @@ class Transferred:
     sent: int
 
 
-class _Have(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Have(Frozen):
     offset: int = Field(ge=0)
 
 
-class _Sending(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Sending(Frozen):
     size: int = Field(ge=0)
     offset: int = Field(ge=0)
 
 
-class _Sum(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Sum(Frozen):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 

@@ -79,3 +79,23 @@ class Tasks:
         error = task.exception()
         if error is not None:
             log.error("task %s of %s failed: %s", name, self.name, error, exc_info=error)
+
+
+async def first_of(*waits: Coroutine[Any, Any, object], timeout: float | None = None) -> None:
+    """Return once one of these is over, or after `timeout` seconds; the others are cancelled."""
+    tasks = [asyncio.create_task(one) for one in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def unless_over(work: asyncio.Task[None], wait: Coroutine[Any, Any, object]) -> None:
+    """Wait for `wait`, unless `work` ends before; then raise what ended it. Raises what `wait` raises."""
+    waiting = asyncio.create_task(wait)
+    try:
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await (waiting if waiting.done() else work)
+    finally:
+        waiting.cancel()

@@ -15,7 +15,6 @@ from serai.schema.host import Host, HostEdit, HostFence
 from serai.schema.image import Image, ImageCreate
 from serai.schema.job import Event, Job
 from serai.schema.network import Network, NetworkCreate, UplinkTake
-from serai.schema.resource import Page
 from serai.schema.vm import Vm, VmClone, VmCreate, VmEdit, VmMigrate, VmStart, VmStop
 from serai.schema.volume import Pool, PoolCreate, Volume, VolumeCreate, VolumeEdit
 
@@ -119,5 +118,3 @@ ENDPOINTS: dict[str, Endpoint] = {
 }
 """Beside these, written by hand because they stream: `GET /v1/events` with `Accept: text/event-stream` (SSE),
 `GET /v1/vms/{name}/console` (WebSocket), `PUT /v1/images/{name}/content` (upload), `GET /v1/health`."""
-
-__all__ = ["ENDPOINTS", "Endpoint", "Page"]

@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from serai.schema.ids import HostName, HostRef, ImageId, NewName
-from serai.schema.resource import Description, Frozen, Labels, Resource
+from serai.schema.ids import HostName, HostRef, ImageId
+from serai.schema.resource import Create, Frozen, Resource
 
 
 class ImageKind(StrEnum):
@@ -82,10 +82,6 @@ class Image(Resource[ImageSpec, ImageStatus]):
         return manifest.virtual_size if manifest is not None and manifest.kind is ImageKind.DISK else None
 
 
-class ImageCreate(Frozen):
-    name: NewName
-    spec: ImageSpec
+class ImageCreate(Create[ImageSpec]):
     host: HostRef | None = None
     """Where it is built or received; none: any online host."""
-    labels: Labels = Field(default_factory=dict)
-    description: Description = ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from serai.schema.ids import HostName, NetworkId, NewName
-from serai.schema.resource import Description, Frozen, Labels, Resource
+from serai.schema.ids import HostName, NetworkId
+from serai.schema.resource import Create, Frozen, Resource
 
 READY, MISSING = "ready", "missing"
 NAMESERVERS_MAX = 8
@@ -120,11 +120,8 @@ class Network(Resource[NetworkSpec, NetworkStatus]):
     id: NetworkId
 
 
-class NetworkCreate(Frozen):
-    name: NewName
-    spec: NetworkWish
-    labels: Labels = Field(default_factory=dict)
-    description: Description = ""
+class NetworkCreate(Create[NetworkWish]):
+    pass
 
 
 class UplinkTake(Frozen):
@@ -133,8 +130,3 @@ class UplinkTake(Frozen):
     uplink: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,15}$"), AfterValidator(_usable_link)]
     bridge: BridgeName = "br-lan"
     confirm_within: float = Field(default=60.0, ge=1.0, le=3600.0)
-
-
-__all__ = [
-    "Address", "IPv4Interface", "Network", "NetworkCreate", "NetworkSpec", "NetworkStatus", "NetworkWish", "UplinkTake",
-]  # fmt: skip

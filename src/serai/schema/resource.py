@@ -7,7 +7,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from serai.schema.ids import Id, Name
+from serai.schema.ids import Id, Name, NewName
 from serai.schema.text import one_line
 
 
@@ -43,6 +43,15 @@ class Resource(Frozen, Generic[SpecT, StatusT]):
     created: datetime
     spec: SpecT
     status: StatusT
+
+
+class Create(Frozen, Generic[SpecT]):
+    """The request for a new resource."""
+
+    name: NewName
+    spec: SpecT
+    labels: Labels = Field(default_factory=dict)
+    description: Description = ""
 
 
 ItemT = TypeVar("ItemT", bound=BaseModel)

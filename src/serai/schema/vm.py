@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 
 from serai.schema.ids import HostName, HostRef, ImageRef, NetworkRef, NewName, PoolRef, VmId, VolumeId, VolumeRef
 from serai.schema.network import Address
-from serai.schema.resource import Condition, Description, Frozen, Labels, Resource
+from serai.schema.resource import Condition, Create, Description, Frozen, Labels, Resource
 from serai.schema.units import SIZE_MAX, Size
 
 MEMORY_MIN = 32 << 20
@@ -153,11 +153,8 @@ class Vm(Resource[VmSpec, VmStatus]):
     id: VmId
 
 
-class VmCreate(Frozen):
-    name: NewName
-    spec: VmSpec
-    labels: Labels = Field(default_factory=dict)
-    description: Description = ""
+class VmCreate(Create[VmSpec]):
+    pass
 
 
 class VmEdit(Frozen):

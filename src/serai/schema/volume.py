@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from serai.schema.ids import HostRef, ImageRef, NewName, PoolId, PoolRef, VmRef, VolumeId
-from serai.schema.resource import Description, Frozen, Labels, Resource
+from serai.schema.ids import HostRef, ImageRef, PoolId, PoolRef, VmRef, VolumeId
+from serai.schema.resource import Create, Description, Frozen, Labels, Resource
 from serai.schema.units import SIZE_MAX, Size
 
 
@@ -46,11 +46,8 @@ class Pool(Resource[PoolSpec, PoolStatus]):
     id: PoolId
 
 
-class PoolCreate(Frozen):
-    name: NewName
-    spec: PoolSpec
-    labels: Labels = Field(default_factory=dict)
-    description: Description = ""
+class PoolCreate(Create[PoolSpec]):
+    pass
 
 
 class VolumeSpec(Frozen):
@@ -81,11 +78,8 @@ class Volume(Resource[VolumeSpec, VolumeStatus]):
     id: VolumeId
 
 
-class VolumeCreate(Frozen):
-    name: NewName
-    spec: VolumeSpec
-    labels: Labels = Field(default_factory=dict)
-    description: Description = ""
+class VolumeCreate(Create[VolumeSpec]):
+    pass
 
 
 class VolumeEdit(Frozen):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import typer
 
 from serai.app.cli.output import COLOURS, note
+from serai.lib.tasks import first_of
 from serai.schema.text import visible
 
 if TYPE_CHECKING:
@@ -149,7 +150,10 @@ async def follow(client: Client, job: Job) -> Job:
     loop.add_signal_handler(signal.SIGINT, interrupted.set)
     waiting = asyncio.create_task(client.wait_job(job.id, view.update), name=f"follow {job.id}")
     try:
-        while not await _first(waiting, interrupted):
+        while True:
+            await first_of(asyncio.wait({waiting}), interrupted.wait())
+            if waiting.done():
+                return waiting.result()
             interrupted.clear()
             view.pause()
             answer = await _ask(waiting, interrupted)
@@ -159,7 +163,6 @@ async def follow(client: Client, job: Job) -> Job:
             if answer is Answer.CANCEL:
                 await _cancel(client, job)
             view.resume()
-        return waiting.result()
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         waiting.cancel()
@@ -178,14 +181,6 @@ async def _cancel(client: Client, job: Job) -> None:
         note("The job was asked to stop and undo; following it to its end.")
 
 
-async def _first(waiting: asyncio.Task[Job], interrupted: asyncio.Event) -> bool:
-    """True once the job is over, false when Ctrl-C came first."""
-    stop = asyncio.create_task(interrupted.wait())
-    await asyncio.wait({waiting, stop}, return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    return waiting.done()
-
-
 async def _ask(waiting: asyncio.Task[Job], interrupted: asyncio.Event) -> Answer:
     """Ask; a second Ctrl-C, an empty answer and a missing terminal all mean: leave it running."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -195,14 +190,10 @@ async def _ask(waiting: asyncio.Task[Job], interrupted: asyncio.Event) -> Answer
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), readable.set)
-    answered = asyncio.create_task(readable.wait())
-    again = asyncio.create_task(interrupted.wait())
     try:
-        await asyncio.wait({answered, again, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await first_of(readable.wait(), interrupted.wait(), asyncio.wait({waiting}))
     finally:
         loop.remove_reader(sys.stdin.fileno())
-        answered.cancel()
-        again.cancel()
     if readable.is_set():
         # The terminal hands over whole lines: this does not block.
         return Answer.CANCEL if sys.stdin.readline().strip().lower() in ("c", "cancel") else Answer.LEAVE

@@ -24,14 +24,13 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from serai.drivers.network.uplink_plan import Uplink, parse_uplink, plan_take
 from serai.lib import atomicfile
 from serai.lib.ids import new_secret
 from serai.lib.process import detach, run_sync, spawn
 from serai.schema.commands.uplink import UplinkTaken
 from serai.schema.errors import ConflictError, HostError, NotFoundError, SeraiError
+from serai.schema.resource import Frozen
 
 FOLDER = "uplinks"
 WATCH_PERIOD = 0.2
@@ -47,13 +46,11 @@ class Phase(StrEnum):
     UNDONE = "undone"
 
 
-class Take(BaseModel):
+class Take(Frozen):
     """One take, as its file has it. `deadline` is wall time in seconds since the epoch; `do`, `undo`: `ip -batch`.
 
     `enter` is the argv prefix into the namespace of the link. `problem` says what an undo could not give back.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     token: str
     uplink: str
@@ -63,7 +60,7 @@ class Take(BaseModel):
     before: Uplink
     do: list[str]
     undo: list[str]
-    enter: list[str] = []
+    enter: list[str]
     problem: str = ""
 
 

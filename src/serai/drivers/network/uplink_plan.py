@@ -15,9 +15,8 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from serai.schema.errors import ConflictError, InvalidError
+from serai.schema.resource import Frozen
 
 FOREVER = 0xFFFFFFFF
 OPTIONS = {
@@ -37,10 +36,8 @@ SHOWN = frozenset(
 )
 
 
-class LinkAddress(BaseModel):
+class LinkAddress(Frozen):
     """An address on a link. `address` names it (`10.0.0.2/24`); `options` are further arguments of `ip address add`."""
-
-    model_config = ConfigDict(frozen=True)
 
     address: str
     options: str = ""
@@ -50,19 +47,15 @@ class LinkAddress(BaseModel):
     """The kernel adds the route to its subnet."""
 
 
-class Route(BaseModel):
+class Route(Frozen):
     """A route of a link: the arguments of `ip route replace`, without the device. `direct`: not through a gateway."""
-
-    model_config = ConfigDict(frozen=True)
 
     words: str
     direct: bool = False
 
 
-class Uplink(BaseModel):
+class Uplink(Frozen):
     """What a link is and has."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     mac: str

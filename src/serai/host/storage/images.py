@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from serai.drivers.image.base import MANIFEST, Build, ImageImporter, ImageRepository, read_manifest
@@ -131,17 +131,12 @@ class HostImages:
 
     async def serve_write(self, ticket: Ticket, reader: Reader, writer: Writer) -> None:
         """Receive an uploaded disk image, and answer with its manifest."""
-
-        async def chunks() -> AsyncIterator[bytes]:
-            async for chunk in reader:
-                yield chunk
-
         total = int(ticket.params.get("size", "0"))
 
         async def work() -> None:
             async with self.store.adding(ticket.resource) as folder:
                 await self._importer.from_stream(
-                    chunks(),
+                    aiter(reader),
                     total,
                     ticket.params.get("sha256"),
                     ticket.params["name"],

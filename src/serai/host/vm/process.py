@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from serai.core.lifecycle import End, classify_end
 from serai.drivers.hypervisor.base import Machine, MachineEvent
-from serai.lib.tasks import Tasks
+from serai.lib.tasks import Tasks, first_of
 from serai.lib.timeouts import time_limit
 from serai.schema.errors import SeraiError
 
@@ -64,7 +64,6 @@ class QemuProcess:
 
         `resume`: a paused guest has to run to shut down.
         """
-        ends = (self.gone, forced)
         try:
             async with time_limit(timeout):
                 if resume and self.machine is not None:
@@ -72,7 +71,7 @@ class QemuProcess:
                 while self.machine is not None and not forced.is_set():
                     # A guest that is still booting misses the button, so it is pressed again and again.
                     await self.machine.powerdown()
-                    await _first(ends, PRESS_AGAIN)
+                    await first_of(self.gone.wait(), forced.wait(), timeout=PRESS_AGAIN)
         except TimeoutError:
             log.info("vm %s did not shut down within %g s: ending it by force", name, timeout)
         except SeraiError as error:
@@ -91,12 +90,3 @@ class QemuProcess:
             self.asked_to_end = True
             await self.machine.kill()
             await self.gone.wait()
-
-
-async def _first(events: Sequence[asyncio.Event], timeout: float) -> None:
-    waiting = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()
