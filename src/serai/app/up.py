@@ -58,7 +58,6 @@ class UpConfig(Frozen):
 
     @property
     def token(self) -> Path:
-        """The API's token."""
         return self.run / "api.token"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from serai.schema.errors import TREE, ErrorInfo, SeraiError, UnauthorizedError, from_info
+from serai.schema.errors import TREE, ErrorInfo, SeraiError, from_info
 
 
 def parse(model: type[BaseModel], content: bytes) -> Any:
@@ -25,9 +25,8 @@ def parse(model: type[BaseModel], content: bytes) -> Any:
 
 def raise_for(status: int, content: bytes) -> None:
     """Raise the error that an answer holds; nothing for a good answer."""
-    if status < 400:
-        return
-    raise from_info(_info(status, content))
+    if status >= 400:
+        raise from_info(_info(status, content))
 
 
 def _info(status: int, content: bytes) -> ErrorInfo:
@@ -37,9 +36,5 @@ def _info(status: int, content: bytes) -> ErrorInfo:
     except (ValueError, ValidationError):
         # Not one of ours: a proxy, or a server of something else.
         text = content.decode(errors="replace").strip()[:200]
-        code = UnauthorizedError.code if status == UnauthorizedError.status else _code_for(status)
+        code = next((kind.code for kind in TREE.values() if kind.status == status), SeraiError.code)
         return ErrorInfo(code=code, message=f"the server answered {status}" + (f": {text}" if text else ""))
-
-
-def _code_for(status: int) -> str:
-    return next((kind.code for kind in TREE.values() if kind.status == status), SeraiError.code)

@@ -100,7 +100,6 @@ class Client:
                 return
 
     async def job(self, job_id: str) -> Job:
-        """One job as it is now."""
         job: Job = await self.call("job.show", job_id)
         return job
 

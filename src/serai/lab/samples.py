@@ -95,7 +95,6 @@ class ProbeReport(Frozen):
     own: Noise
 
     def lines(self) -> list[str]:
-        """The report for people."""
         text = [f"{self.address}: a request of each kind every {self.interval_ms:g} ms for {self.seconds:.1f} s"]
         for kind, report in self.kinds.items():
             trip = report.rtt_ms
@@ -175,7 +174,6 @@ def round_trips(series: Series) -> list[int]:
 
 
 def trips(times: Sequence[int]) -> RoundTrips:
-    """Their summary."""
     if not times:
         return RoundTrips()
     order = sorted(times)

@@ -74,7 +74,6 @@ class LabState(Frozen):
 
     @property
     def plan(self) -> topology.Plan:
-        """The lab's plan."""
         return topology.plan(self.name, self.hosts, self.link_rate)
 
 
@@ -97,7 +96,6 @@ class LabFolder:
 
     @property
     def name(self) -> str:
-        """The lab's name."""
         return self.path.name
 
     @property
@@ -107,22 +105,18 @@ class LabFolder:
 
     @property
     def controller(self) -> Path:
-        """Folder of the controller."""
         return self.path / "ctl"
 
     @property
     def api_socket(self) -> Path:
-        """The controller's API."""
         return self.controller / "api.sock"
 
     @property
     def token(self) -> Path:
-        """The file with the API's token."""
         return self.controller / "token"
 
     @property
     def logs(self) -> Path:
-        """Folder of the processes' logs."""
         return self.path / "log"
 
     @property

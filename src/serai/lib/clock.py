@@ -29,15 +29,12 @@ class SystemClock:
     """The machine's own clock."""
 
     def now(self) -> datetime:
-        """Return the wall time, aware, in UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Return seconds from some fixed start; never goes back."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Return after that many seconds."""
         await asyncio.sleep(seconds)
 
 
@@ -56,15 +53,12 @@ class ManualClock:
         return sum(1 for _, _, future in self._sleepers if not future.done())
 
     def now(self) -> datetime:
-        """Return the current time of this clock."""
         return self._now
 
     def monotonic(self) -> float:
-        """Return the seconds advanced so far."""
         return self._monotonic
 
     async def sleep(self, seconds: float) -> None:
-        """Return once the clock was advanced by that many seconds."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return

@@ -36,7 +36,6 @@ class _MemSubscription:
         self.pending: asyncio.Queue[Message | None] = asyncio.Queue()
 
     async def unsubscribe(self) -> None:
-        """Deliver nothing more."""
         self._bus.forget(self)
 
     async def work(self) -> None:
@@ -56,18 +55,15 @@ class MemBus:
 
     @property
     def connected(self) -> bool:
-        """True until closed."""
         return not self._closed
 
     async def publish(self, subject: str, payload: bytes) -> None:
-        """Send to all subscribers."""
         self._check_open()
         check_message(subject, payload)
         for subscription in self._receivers(subject):
             subscription.pending.put_nowait(Message(subject, payload))
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
-        """Send and return the first reply; raises as `bus.Bus.request` says."""
         self._check_open()
         check_message(subject, payload)
         receivers = self._receivers(subject)
@@ -85,7 +81,6 @@ class MemBus:
             raise BusTimeout(f"no reply from {subject} within {timeout:g} s") from None
 
     async def subscribe(self, subject: str, handler: Handler, queue: str | None = None) -> Subscription:
-        """Call the handler for every message from now on."""
         self._check_open()
         check_pattern(subject)
         subscription = _MemSubscription(self, subject, handler, queue)

@@ -76,7 +76,6 @@ class _NatsSubscription:
         self.current: NatsLibrarySubscription | None = None
 
     async def unsubscribe(self) -> None:
-        """Deliver nothing more."""
         await self._bus.forget(self)
 
 
@@ -126,7 +125,6 @@ class _Inbox:
 
     @property
     def pattern(self) -> str:
-        """What to subscribe to."""
         return f"{self._prefix}.*"
 
     @contextlib.contextmanager
@@ -195,7 +193,6 @@ class NatsBus:
 
     @property
     def connected(self) -> bool:
-        """True while messages can pass."""
         return self._up.is_set()
 
     async def publish(self, subject: str, payload: bytes) -> None:
@@ -216,7 +213,6 @@ class NatsBus:
         self._kept_bytes += len(payload)
 
     async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:
-        """Send and return the first reply; raises as `bus.Bus.request` says."""
         check_message(subject, payload)
         self._check_open()
         try:
@@ -270,7 +266,6 @@ class NatsBus:
             await client.close()
 
     async def forget(self, subscription: _NatsSubscription) -> None:
-        """Drop a subscription."""
         if subscription not in self._subscriptions:
             return
         self._subscriptions.remove(subscription)

@@ -161,7 +161,7 @@ class NatsServer:
                 self.config = replace(self.config, port=await self._listening(child))
         except TimeoutError:
             await child.kill()
-            raise HostError(f"nats-server did not listen within {timeout:g} s: {self._last_words()}") from None
+            raise HostError(f"nats-server did not listen within {timeout:g} s: {_last_words(self.folder)}") from None
         except BaseException:
             await child.kill()
             raise
@@ -191,7 +191,6 @@ class NatsServer:
             await self._process.terminate(timeout)
 
     async def kill(self) -> None:
-        """End it at once."""
         if self._process is not None:
             await self._process.kill()
 
@@ -218,7 +217,7 @@ class NatsServer:
         while (port := self._reported_port()) is None:
             if not child.alive:
                 code = await child.wait()
-                raise HostError(f"nats-server ended with code {code}: {self._last_words()}")
+                raise HostError(f"nats-server ended with code {code}: {_last_words(self.folder)}")
             await asyncio.sleep(POLL)
         return port
 
@@ -233,9 +232,6 @@ class NatsServer:
             # It listens on any address and knows of none: no interface is up.
             return None if self.config.port == ANY_PORT else self.config.port
         return None
-
-    def _last_words(self) -> str:
-        return _last_words(self.folder)
 
 
 class RefusedError(HostError):

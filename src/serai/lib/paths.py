@@ -27,7 +27,6 @@ class HostPaths:
 
     @property
     def images(self) -> Path:
-        """The folder of images."""
         return self.state / "images"
 
     @property

@@ -229,7 +229,6 @@ class StreamServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
         if self._server is None:
             return self._listen[1]
         port: int = self._server.sockets[0].getsockname()[1]

@@ -59,7 +59,6 @@ class Subjects:
 
     @staticmethod
     def host_of(subject: str) -> str:
-        """The host that a subject belongs to."""
         return subject.split(".")[1]
 
     @staticmethod

@@ -51,7 +51,6 @@ jobs = _names_of("job.list")
 
 
 def contexts_known(incomplete: str) -> list[str]:
-    """Names of contexts."""
     from serai.client import context as contexts
     from serai.schema.errors import SeraiError
 

@@ -47,7 +47,6 @@ class Nouns(TyperGroup):
     in_help = False
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All nouns."""
         return list(NOUNS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

@@ -205,7 +205,8 @@ class Machine(Protocol):
     async def migrate_continue(self) -> None:
         """Source, in `pre-switchover`: send the last state."""
 
-    async def migrate_cancel(self) -> None: ...
+    async def migrate_cancel(self) -> None:
+        """Source: ask for the end; MIGRATION `cancelled` follows unless all was sent already."""
 
     async def migration_stats(self) -> MigrationStats: ...
 

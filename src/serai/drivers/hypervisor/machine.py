@@ -230,10 +230,10 @@ class QemuMachine:
         await self._qmp.execute("migrate-continue", {"state": "pre-switchover"})
 
     async def migrate_cancel(self) -> None:
-        await migration.cancel(self._qmp)
+        await self._qmp.execute("migrate_cancel")
 
     async def migration_stats(self) -> MigrationStats:
-        return await migration.stats(self._qmp)
+        return migration.parse_stats(await self._qmp.execute("query-migrate"))
 
     async def announce(self) -> None:
         await self._qmp.execute("announce-self", ANNOUNCE)

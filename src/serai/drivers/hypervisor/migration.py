@@ -89,16 +89,6 @@ async def _tls(qmp: Qmp, peer: str | None, tls_dir: Path | None, endpoint: str) 
     return {"tls-creds": TLS_CREDS, "tls-hostname": "", "tls-authz": TLS_AUTHZ}
 
 
-async def cancel(qmp: Qmp) -> None:
-    """Ask for the end; MIGRATION `cancelled` follows unless all was sent already."""
-    await qmp.execute("migrate_cancel")
-
-
-async def stats(qmp: Qmp) -> MigrationStats:
-    """Figures of the current or last migration."""
-    return parse_stats(await qmp.execute("query-migrate"))
-
-
 def parse_stats(info: Mapping[str, Any]) -> MigrationStats:
     """`query-migrate`'s answer, where each member may be missing."""
     ram: Mapping[str, Any] = info.get("ram", {})

@@ -80,7 +80,6 @@ class ProbeResult:
         return Features(BINARY, self.answers.suppress_vmdesc, not self.answers.refused, options)
 
     def facts(self, *, allow_unsandboxed: bool = False) -> HypervisorFacts:
-        """The facts for others."""
         answers = self.answers
         model, flags = _cpu()
         return HypervisorFacts(
@@ -94,7 +93,7 @@ class ProbeResult:
             abilities=[
                 Ability(name="qemu", found=True, detail=f"QEMU {answers.version}", required=True),
                 _sandbox(answers, allow_unsandboxed),
-                *_migration(answers),
+                _migration(answers),
                 self.kvm,
                 _postcopy(answers),
                 cgroup.ability(),
@@ -293,13 +292,13 @@ def _sandbox(answers: QemuAnswers, allowed: bool) -> Ability:
     )
 
 
-def _migration(answers: QemuAnswers) -> list[Ability]:
+def _migration(answers: QemuAnswers) -> Ability:
     lacking = [name for name in NEEDED_CAPABILITIES if name not in answers.capabilities]
     if not answers.suppress_vmdesc:
         lacking.append("suppress-vmdesc")
     detail = f"QEMU has no {', '.join(lacking)}" if lacking else "QEMU has what a move needs"
     remedy = "Install QEMU 7.2 or newer." if lacking else ""
-    return [Ability(name="live-migration", found=not lacking, detail=detail, remedy=remedy, required=True)]
+    return Ability(name="live-migration", found=not lacking, detail=detail, remedy=remedy, required=True)
 
 
 def _postcopy(answers: QemuAnswers) -> Ability:

@@ -50,12 +50,7 @@ class ImageStore:
             raise InvalidError("an image id is 12 hexadecimal characters", field="image", value=image)
         return self._root / image
 
-    def has(self, image: str) -> bool:
-        """Whether there is a copy, good or not."""
-        return (self.folder(image) / MANIFEST).exists()
-
     def manifest(self, image: str) -> ImageManifest:
-        """Raises NotFoundError."""
         return read_manifest(self.folder(image))
 
     async def check(self, image: str) -> ImageManifest:
@@ -101,11 +96,9 @@ class ImageStore:
         )
 
     def distrust(self, image: str, wrong: str) -> None:
-        """Drop a copy whose content, as somebody read it, is not what its manifest says."""
         self._drop_damaged(image, wrong)
 
     def file(self, image: str, name: str) -> Path:
-        """One of the image's files. Raises NotFoundError, InvalidError for a name that the manifest does not have."""
         return self._file(image, self.manifest(image), name)
 
     def _file(self, image: str, manifest: ImageManifest, name: str) -> Path:

@@ -11,7 +11,6 @@ ETH_RARP = 0x8035
 
 
 def mac_bytes(mac: str) -> bytes:
-    """Six bytes of `52:54:00:00:00:01`."""
     return bytes.fromhex(mac.replace(":", ""))
 
 

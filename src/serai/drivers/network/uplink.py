@@ -100,7 +100,6 @@ class UplinkTaker:
         return sorted(found, key=lambda take: take.deadline)
 
     def current(self) -> Take | None:
-        """The newest take, if there was one."""
         return next(reversed(self.takes()), None)
 
     async def start(self) -> None:
@@ -183,7 +182,6 @@ class UplinkTaker:
             raise HostError("the uplink is not taken: the process that would undo it did not start")
 
     async def confirm(self, token: str) -> None:
-        """Keep it. An empty token means the newest. Raises NotFoundError, ConflictError when it is too late."""
         async with self._lock:
             take = next((take for take in reversed(self.takes()) if not token or take.token == token), None)
             if take is None:

@@ -218,7 +218,6 @@ def check_initiator(initiator: str) -> str:
 
 
 def no_volume(volume_id: str) -> NotFoundError:
-    """The error for a volume that is not there."""
     return NotFoundError(
         "there is no such volume in this pool",
         field="volume",
@@ -235,7 +234,6 @@ def not_exported(volume_id: str) -> NotFoundError:
 
 
 def volume_exists(volume_id: str) -> ConflictError:
-    """The error for an id that is taken."""
     return ConflictError(
         "a volume with this id is there already",
         field="volume",

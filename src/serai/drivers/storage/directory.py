@@ -127,7 +127,6 @@ class DirectoryPool:
             await asyncio.to_thread(os.truncate, file, size)
 
     async def delete_volume(self, volume_id: str) -> None:
-        """Delete a volume; not there is as good as deleted."""
         path = self.volume_path(volume_id)
 
         def delete() -> None:
@@ -141,7 +140,6 @@ class DirectoryPool:
             raise self._folder.lost(error) from error
 
     async def grow_volume(self, volume_id: str, size: int) -> None:
-        """Make a volume larger by zeros that take no room."""
         check_size(size)
         current = self._size(volume_id)
         if size < current:
@@ -181,7 +179,6 @@ class DirectoryPool:
         return sorted(found, key=lambda volume: volume.id)
 
     def volume_path(self, volume_id: str) -> Path:
-        """Return the volume's file."""
         return self._root / f"{check_volume_id(volume_id)}{SUFFIX}"
 
     def _size(self, volume_id: str) -> int:

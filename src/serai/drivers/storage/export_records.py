@@ -80,7 +80,6 @@ class ExportRecords:
         return sorted(self._records.values(), key=lambda record: record.tid)
 
     def get(self, volume: str) -> ExportRecord | None:
-        """Return one volume's record."""
         return self._records.get(volume)
 
     def next_tid(self) -> int:
@@ -96,7 +95,6 @@ class ExportRecords:
         self._save({**self._records, record.volume: record})
 
     def drop(self, volume: str) -> None:
-        """Forget a volume."""
         self._save({key: record for key, record in self._records.items() if key != volume})
 
     def _save(self, records: dict[str, ExportRecord]) -> None:

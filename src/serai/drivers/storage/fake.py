@@ -49,26 +49,22 @@ class FakePool:
         """Nothing to make ready."""
 
     async def places(self) -> frozenset[str]:
-        """Its own memory."""
         return frozenset({str(id(self))})
 
     async def remove(self, *, keep: bool) -> None:
         """Nothing to take away."""
 
     async def status(self) -> PoolStatus:
-        """Return the room in memory."""
         used = sum(len(volume.content) for volume in self._volumes.values())
         return PoolStatus(self._total, self._total - used)
 
     async def create_volume(self, volume_id: str, size: int) -> None:
-        """Create an empty volume."""
         check_size(size)
         await self._add(volume_id, _Volume(size))
 
     async def create_from_image(
         self, volume_id: str, image_file: Path, image_format: str, size: int, progress: Progress | None = None
     ) -> None:
-        """Create a volume with an image's content (raw) or at least its size (qcow2)."""
         check_size(size)
         content, virtual = _image(image_file, image_format)
         if virtual > size:
@@ -78,18 +74,15 @@ class FakePool:
             progress(virtual, virtual)
 
     async def clone_volume(self, src_id: str, dst_id: str, progress: Progress | None = None) -> None:
-        """Copy a volume."""
         source = self._get(src_id)
         await self._add(dst_id, _Volume(source.size, source.content))
         if progress is not None:
             progress(source.size, source.size)
 
     async def delete_volume(self, volume_id: str) -> None:
-        """Delete a volume, if it is there."""
         self._volumes.pop(check_volume_id(volume_id), None)
 
     async def grow_volume(self, volume_id: str, size: int) -> None:
-        """Make a volume larger."""
         check_size(size)
         volume = self._get(volume_id)
         if size < volume.size:
@@ -100,11 +93,9 @@ class FakePool:
         volume.size = size
 
     async def list_volumes(self) -> list[VolumeInfo]:
-        """Return the volumes, ordered by id."""
         return [VolumeInfo(name, volume.size, len(volume.content)) for name, volume in sorted(self._volumes.items())]
 
     def volume_path(self, volume_id: str) -> Path:
-        """Return a path at which nothing is."""
         return self._root / f"{check_volume_id(volume_id)}.raw"
 
     def read(self, volume_id: str, offset: int, length: int) -> bytes:
@@ -182,23 +173,19 @@ class FakeExporter:
         self.live: list[FakeSession] = []
 
     async def start(self) -> None:
-        """Start the target."""
         self._started, self._dead = True, False
 
     async def check(self) -> bool:
-        """Bring a dead target back."""
         if not self._started:
             raise UnavailableError("the exporter was not started", field="portal", value=self.portal)
         was_dead, self._dead = self._dead, False
         return was_dead
 
     async def stop(self) -> None:
-        """End the target and its sessions."""
         self._started = False
         self.live.clear()
 
     async def export(self, volume_id: str, path: Path) -> Export:
-        """Offer a volume."""
         await self.check()
         offer = self._offers.setdefault(check_volume_id(volume_id), _Offer(path))
         if offer.path != path:
@@ -208,13 +195,11 @@ class FakeExporter:
         return Export(f"iqn.2026-01.io.serai:vol.{volume_id}", 1)
 
     async def unexport(self, volume_id: str) -> None:
-        """End an offer."""
         await self.check()
         self._offers.pop(check_volume_id(volume_id), None)
         self.live = [session for session in self.live if session.volume_id != volume_id]
 
     async def admit(self, volume_id: str, admission: Admission) -> None:
-        """Let an initiator in."""
         check_admission(admission)
         await self.check()
         offer = self._offer(volume_id)
@@ -229,7 +214,6 @@ class FakeExporter:
         offer.admissions[admission.initiator] = admission
 
     async def refuse(self, volume_id: str, initiator_iqn: str) -> None:
-        """Fence an initiator."""
         check_initiator(initiator_iqn)
         await self.check()
         self._offer(volume_id).admissions.pop(initiator_iqn, None)
@@ -237,12 +221,10 @@ class FakeExporter:
         self.live = [session for session in self.live if (session.volume_id, session.info.initiator) != ended]
 
     async def sessions(self, volume_id: str) -> list[Session]:
-        """Return who is connected."""
         self._offer(volume_id)
         return [session.info for session in self.live if session.volume_id == volume_id]
 
     async def grow(self, volume_id: str) -> None:
-        """Nothing to notice."""
         await self.check()
         self._offer(volume_id)
 

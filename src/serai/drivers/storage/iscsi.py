@@ -85,7 +85,6 @@ class TgtExporter:
         return False
 
     async def stop(self) -> None:
-        """End `tgtd` and all sessions. The record stays."""
         async with self._lock:
             self._started = False
             if await self._daemon.running():
@@ -125,7 +124,6 @@ class TgtExporter:
             raise
 
     async def unexport(self, volume_id: str) -> None:
-        """End the offer by force."""
         check_volume_id(volume_id)
         async with self._lock:
             await self._revive()
@@ -158,7 +156,6 @@ class TgtExporter:
             await self._targets.converge(record, await self._targets.target(record.tid))
 
     async def sessions(self, volume_id: str) -> list[Session]:
-        """Return who is connected to a volume now."""
         return await self._socket.sessions(self._record(check_volume_id(volume_id)).tid)
 
     async def grow(self, volume_id: str) -> None:

@@ -194,7 +194,6 @@ class TgtSocket:
             await self.request(f"resize {path}", Mode.DEVICE, Op.UPDATE, f"targetOps {settings},", tid=tid, lun=lun)
 
     async def new_account(self, user: str, password: str) -> None:
-        """Create a CHAP account."""
         await self.request(f"create account {user}", Mode.ACCOUNT, Op.NEW, f"user={user},password={password}")
 
     async def delete_account(self, user: str) -> None:
@@ -210,7 +209,6 @@ class TgtSocket:
         await self.request(f"unbind account {user}", Mode.ACCOUNT, Op.UNBIND, f"user={user}", tid=tid)
 
     async def accounts(self) -> list[str]:
-        """Return the users of all accounts."""
         text = await self.request("show accounts", Mode.ACCOUNT, Op.SHOW, tid=-1)
         return [line.strip() for line in text.splitlines()[1:] if line.strip()]
 
@@ -239,7 +237,6 @@ class TgtSocket:
         return len(re.findall(r"(?m)^ {12}Connection: ", await self._show_targets()))
 
     async def targets(self) -> list[Target]:
-        """Return all targets."""
         return parse_targets(await self._show_targets())
 
     async def _show_targets(self) -> str:

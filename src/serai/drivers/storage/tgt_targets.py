@@ -57,7 +57,6 @@ class TgtTargets:
         self._accounts = {}
 
     async def clear(self) -> None:
-        """Delete all targets."""
         for target in await self._socket.targets():
             await self.delete(target.tid)
 

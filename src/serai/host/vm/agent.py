@@ -53,7 +53,6 @@ class VmAgent:
         return self._qemu.machine is not None
 
     def current_report(self) -> VmReport:
-        """What the VM is now."""
         return self._state.current_report()
 
     # --- commands ---

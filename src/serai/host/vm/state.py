@@ -73,11 +73,9 @@ class RecordedState:
         self.report()
 
     def report(self) -> None:
-        """Publish a report on the VM's own subject."""
         self._publish(self.current_report())
 
     def current_report(self) -> VmReport:
-        """What the VM is now."""
         return VmReport.model_validate(
             {
                 "vm": self.vm,

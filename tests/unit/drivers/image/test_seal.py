@@ -190,7 +190,7 @@ async def test_a_deletion_that_was_cut_short_is_none_or_whole(store: ImageStore,
     image = await add(store)
     store.folder(image).rename(tmp_path / "images" / f".part-{image}-gone")
     fresh = ImageStore(tmp_path / "images")
-    assert not fresh.has(image)
+    assert not fresh.folder(image).exists()
     fresh.open()
     assert list((tmp_path / "images").iterdir()) == []
 

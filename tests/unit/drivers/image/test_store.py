@@ -40,7 +40,7 @@ async def add(store: ImageStore, kind: ImageKind = ImageKind.DISK) -> str:
 
 async def test_an_image_with_its_manifest(store: ImageStore) -> None:
     image = await add(store)
-    assert store.has(image)
+    assert store.folder(image).exists()
     manifest = store.manifest(image)
     assert (manifest.name, manifest.kind, manifest.virtual_size) == ("test", ImageKind.DISK, 1024)
     assert manifest.packages == {"linux": "6.1"}
@@ -58,7 +58,7 @@ async def test_a_failed_addition_leaves_nothing(store: ImageStore, tmp_path: Pat
         async with store.adding(image) as folder:
             (folder / "disk.raw").write_bytes(b"half")
             raise RuntimeError("the download broke")
-    assert not store.has(image)
+    assert not store.folder(image).exists()
     assert list((tmp_path / "images").iterdir()) == []
 
 
@@ -85,12 +85,12 @@ async def test_opening_sweeps_what_a_crash_left_and_nothing_else(store: ImageSto
     (part / "incoming").write_bytes(b"half")
     ImageStore(tmp_path / "images").open()
     assert not part.exists()
-    assert store.has(image)
+    assert store.folder(image).exists()
 
 
 @pytest.mark.parametrize("image", ["", "..", "../etc", "/etc", "abc", "ABCDEF012345", "0123456789a/", "0123456789abc"])
 def test_an_id_cannot_lead_out_of_the_store(store: ImageStore, image: str) -> None:
-    for reach in (store.has, store.manifest, store.delete, store.folder):
+    for reach in (store.folder, store.manifest, store.delete, store.folder):
         with pytest.raises(InvalidError):
             reach(image)
 
@@ -122,7 +122,7 @@ async def test_deleting_twice_is_deleting(store: ImageStore) -> None:
     image = await add(store)
     store.delete(image)
     store.delete(image)
-    assert not store.has(image)
+    assert not store.folder(image).exists()
     with pytest.raises(NotFoundError):
         store.manifest(image)
 

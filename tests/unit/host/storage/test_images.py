@@ -166,9 +166,9 @@ async def test_damage_that_no_stat_shows_is_found_when_it_is_served(
     with pytest.raises(InvalidError) as caught:
         await hosts.fetch(image, manifest)
     assert caught.value.info.field == "sha256"
-    assert not hosts.stores["h2"].has(image)
+    assert not hosts.stores["h2"].folder(image).exists()
     async with asyncio.timeout(20):
-        while store.has(image):  # the serving end sees it a moment later
+        while store.folder(image).exists():  # the serving end sees it a moment later
             await asyncio.sleep(0.01)
 
 
@@ -241,5 +241,5 @@ async def test_an_import_that_is_given_up_ends_and_leaves_nothing(hosts: Hosts) 
                 with pytest.raises(ConflictError, match="deleted while it was being created"):
                     await each
             await gone.wait()
-    assert not store.has(image)
+    assert not store.folder(image).exists()
     assert not part.exists()
