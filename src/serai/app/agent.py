@@ -207,7 +207,7 @@ class HostParts:
 
     def _images(self, tls: TlsFiles, image_store: ImageStore) -> HostImages:
         builders = registry.image_builders(self._config.image_cache)
-        return HostImages(store=image_store, builders=builders, importer=registry.image_importer(), tls=tls)
+        return HostImages(store=image_store, builders=builders, importer=registry.IMAGE_IMPORTER, tls=tls)
 
     def _moves(self, services: VmServices, vms: Supervisor) -> MigrationManager:
         return MigrationManager(

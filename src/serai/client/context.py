@@ -84,38 +84,26 @@ def config_file() -> Path:
 def load(file: Path | None = None) -> Contexts:
     """Read the contexts; an absent file has none. Raises InvalidError with the place of what is wrong."""
     file = file or config_file()
+    another = f"another file in ${ENV_FILE}"
+    correct = "Correct the file, or delete it and start again with: serai context set."
     try:
-        text = file.read_text()
+        return Contexts.model_validate(YAML(typ="safe", pure=True).load(file.read_text()) or {})
     except FileNotFoundError:
         return Contexts()
     except OSError as error:
-        raise InvalidError(
-            f"the context file cannot be read: {error.strerror}",
-            field="file",
-            value=file,
-            remedy=f"Make it yours, or name another file in ${ENV_FILE}.",
-        ) from error
+        raise _bad(file, f"cannot be read: {error.strerror}", f"Make it yours, or name {another}.") from error
     except UnicodeDecodeError as error:
-        raise InvalidError(
-            "the context file is no UTF-8 text", field="file", value=file, remedy=f"Name another one in ${ENV_FILE}."
-        ) from error
-    try:
-        return Contexts.model_validate(YAML(typ="safe", pure=True).load(text) or {})
+        raise _bad(file, "is no UTF-8 text", f"Name {another}.") from error
     except (YAMLError, RecursionError) as error:
-        raise InvalidError(
-            f"the context file is no YAML: {' '.join(str(error).split())}",
-            field="file",
-            value=file,
-            remedy="Correct the file, or delete it and start again with: serai context set.",
-        ) from error
+        raise _bad(file, f"is no YAML: {' '.join(str(error).split())}", correct) from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise InvalidError(
-            f"the context file has a mistake: {first['msg']}",
-            field=".".join(str(part) for part in first["loc"]) or "file",
-            value=file,
-            remedy="Correct the file, or delete it and start again with: serai context set.",
-        ) from error
+        place = ".".join(str(part) for part in first["loc"])
+        raise _bad(file, f"has a mistake: {first['msg']}", correct, place or "file") from error
+
+
+def _bad(file: Path, what: str, remedy: str, field: str = "file") -> InvalidError:
+    return InvalidError(f"the context file {what}", field=field, value=file, remedy=remedy)
 
 
 def save(contexts: Contexts, file: Path | None = None) -> None:

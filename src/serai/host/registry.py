@@ -42,9 +42,7 @@ def image_builders(cache: Path) -> Mapping[str, Build]:
     return {name: functools.partial(ensure_image, make(), cache) for name, make in IMAGE_BUILDERS.items()}
 
 
-def image_importer() -> ImageImporter:
-    """Downloads and uploads of disk images."""
-    return importer
+IMAGE_IMPORTER: ImageImporter = importer
 
 
 def hypervisor(paths: HostPaths, *, allow_unsandboxed: bool) -> Hypervisor:

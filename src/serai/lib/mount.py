@@ -13,6 +13,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,6 @@ while [ $# -gt 0 ]; do mount --no-canonicalize --bind -- "$1" "$2"; shift 2; don
 class Mount:
     """A line of /proc/self/mountinfo."""
 
-    id: int
     target: Path
     kind: str
     source: str
@@ -56,14 +56,12 @@ def mounts(below: Path | None = None) -> list[Mount]:
         fields, rest = before.split(" "), after.split(" ")
         target = Path(_unescaped(fields[4]))
         if below is None or target == below or below in target.parents:
-            found.append(Mount(int(fields[0]), target, rest[0], _unescaped(rest[1])))
+            found.append(Mount(target, rest[0], _unescaped(rest[1])))
     return found
 
 
 def _unescaped(text: str) -> str:
-    for code, mark in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, mark)
-    return text
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), text)
 
 
 def bind(source: Path, target: Path) -> None:

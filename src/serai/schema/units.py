@@ -7,6 +7,7 @@ qemu-img reads them); rates are decimal bits per second (as tc does).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -16,49 +17,42 @@ LONGEST = 24
 SIZE_MAX = 1 << 60
 """Bytes of a volume at most: more than any file system keeps in one file."""
 _NUMBER = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$")
-_SIZE = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
+_SIZE = {"": 1, "b": 1} | {unit + end: 1 << 10 * (n + 1) for n, unit in enumerate("kmgtp") for end in ("", "b", "ib")}
 _RATE = {"": 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 10**12}
 _TIME = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _split(text: Any, what: str, example: str) -> tuple[float, str]:
+def _parse(text: Any, what: str, example: str, units: Mapping[str, float], known: str) -> float:
     found = _NUMBER.match(text) if isinstance(text, str) else None
     if found is None:
         raise ValueError(f"{text!r} is not a {what}; write it like {example}")
     if len(found[1]) > LONGEST:
         raise ValueError(f"a {what} has at most {LONGEST} digits; write it like {example}")
-    return float(found[1]), found[2].lower()
+    unit = found[2].lower()
+    if unit not in units:
+        raise ValueError(f"{text!r} has no unit that Serai knows; use {known}")
+    return float(found[1]) * units[unit]
 
 
 def parse_size(value: Any) -> int:
     """Bytes from `5G`, `512MiB`, `4096` or an int. Raises ValueError."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    number, unit = _split(value, "size", "512M, 4G or 1.5T")
-    unit = unit.removesuffix("ib") if unit.endswith("ib") else (unit.removesuffix("b") or unit)
-    if unit not in _SIZE:
-        raise ValueError(f"{value!r} has no unit that Serai knows; use K, M, G or T (1024-based)")
-    return int(number * _SIZE[unit])
+    return int(_parse(value, "size", "512M, 4G or 1.5T", _SIZE, "K, M, G or T (1024-based)"))
 
 
 def parse_rate(value: Any) -> int:
     """Bits per second from `100mbit`, `1gbit` or an int. Raises ValueError."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    number, unit = _split(value, "rate", "100mbit or 1gbit")
-    if unit not in _RATE:
-        raise ValueError(f"{value!r} has no unit that Serai knows; use kbit, mbit or gbit")
-    return int(number * _RATE[unit])
+    return int(_parse(value, "rate", "100mbit or 1gbit", _RATE, "kbit, mbit or gbit"))
 
 
 def parse_duration(value: Any) -> float:
     """Seconds from `30s`, `2ms`, `5m` or a number. Raises ValueError."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    number, unit = _split(value, "duration", "2ms, 30s or 5m")
-    if unit not in _TIME:
-        raise ValueError(f"{value!r} has no unit that Serai knows; use ms, s, m, h or d")
-    return number * _TIME[unit]
+    return _parse(value, "duration", "2ms, 30s or 5m", _TIME, "ms, s, m, h or d")
 
 
 def format_size(value: int) -> str:

@@ -65,7 +65,6 @@ def documents_in(files: list[str]) -> list[Document]:
 
 async def planned(client: Client, documents: list[Document]) -> list[Change]:
     """What each document would change; changes nothing. Raises ConflictError, InvalidError, NotFoundError."""
-    from serai.app.cli import references
     from serai.app.cli.changes import plan
     from serai.schema.errors import NotFoundError
 
@@ -76,8 +75,32 @@ async def planned(client: Client, documents: list[Document]) -> list[Change]:
         except NotFoundError:
             current = None
         changes.append(plan(document, current))
-    await references.check(client, changes)
+    await _check_references(client, changes)
     return changes
+
+
+async def _check_references(client: Client, changes: list[Change]) -> None:
+    """What the changes refer to is there, or made by one of them. Raises NotFoundError with file, line and field.
+
+    Asked before the first change, since half a site is worse than none.
+    """
+    from serai.app.cli.documents import CREATES
+    from serai.lib.invalid import path_of
+    from serai.schema.errors import NotFoundError, from_info
+    from serai.schema.ids import references
+
+    there = {(change.document.kind, change.document.name) for change in changes}
+    for change in changes:
+        document = change.document
+        for one in references(CREATES[document.kind], [document.wanted()]) if change.calls else ():
+            if (one.kind, one.text) in there:
+                continue
+            try:
+                await client.call(f"{one.kind}.show", one.text)
+            except NotFoundError as error:
+                told = {"message": f"{document.where(one.loc)}: {error.info.message}", "field": path_of(one.loc)}
+                raise from_info(error.info.model_copy(update=told)) from None
+            there.add((one.kind, one.text))
 
 
 async def _carry_out(client: Client, change: Change, *, quiet: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from serai.app.cli.options import Output, OutputOption
-from serai.app.cli.output import note, plain, say, show_list, to_json
+from serai.app.cli.output import note, say, show_list
 
 if TYPE_CHECKING:
     from serai.schema.host import Ability
@@ -42,9 +42,7 @@ def doctor(output: OutputOption = Output.TABLE) -> None:
     """
     found = asyncio.run(examine())
     abilities = [ability for _, group in found for ability in group]
-    if output is Output.JSON:
-        say(to_json([plain(ability) for ability in abilities]))
-    elif output in (Output.TABLE, Output.WIDE):
+    if output in (Output.TABLE, Output.WIDE):
         for room, group in found:
             say(f"{room}:")
             show_list("ability", group, output)

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -32,16 +32,8 @@ INTERRUPTED = 130
 SYMBOLS = {"done": "✓", "failed": "✗", "undone": "↶", "skipped": "–", "pending": "·", "running": "▸"}
 
 
-class View(Protocol):
-    """Shows a job as it goes on; `pause` and `resume` make room for a question."""
-
-    def update(self, job: Job) -> None: ...
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-
-
 class Lines:
-    """One line for each change."""
+    """One line for each change. `pause` and `resume` make room for a question, as in `Live`."""
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
@@ -64,11 +56,8 @@ class Lines:
         text = f"[{time.monotonic() - self._begin:6.2f}s] {what}: {state}" + (f" ({detail})" if detail else "")
         note(visible(text))
 
-    def pause(self) -> None:
-        """Nothing is drawn in between."""
-
-    def resume(self) -> None:
-        """Nothing to take up."""
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
 
 
 class Live:
@@ -144,7 +133,7 @@ class Answer(Enum):
 
 async def follow(client: Client, job: Job) -> Job:
     """Show a job until it ends and return it. Raises typer.Exit if the user leaves it running."""
-    view: View = Live() if sys.stderr.isatty() else Lines()
+    view = Live() if sys.stderr.isatty() else Lines()
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, interrupted.set)

@@ -100,6 +100,8 @@ AGE = Column("AGE", lambda item: ago(item.created), wide=True)
 LABELS = Column("LABELS", labels, wide=True)
 STATE = Column("STATE", lambda item: str(item.status.state))
 REASON = Column("REASON", lambda item: item.status.reason or "-", wide=True)
+WIDE = (REASON, LABELS, AGE, ID)
+"""The last ones of most kinds."""
 
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "vm": (
@@ -115,10 +117,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("MACHINE", lambda item: item.spec.machine_type or str(item.spec.machine), wide=True),
         Column("ACCEL", lambda item: item.status.accel or "-", wide=True),
         Column("AUTOSTART", lambda item: "yes" if item.spec.autostart else "no", wide=True),
-        REASON,
-        LABELS,
-        AGE,
-        ID,
+        *WIDE,
     ),
     "host": (
         NAME,
@@ -143,10 +142,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("USED", _used),
         Column("VOLUMES", lambda item: str(item.status.volumes)),
         Column("PATH", lambda item: item.status.path or item.spec.path or "-", wide=True),
-        REASON,
-        LABELS,
-        AGE,
-        ID,
+        *WIDE,
     ),
     "volume": (
         NAME,
@@ -156,10 +152,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("VM", lambda item: item.status.vm or "-"),
         Column("GOES WITH", lambda item: item.status.owner or "-", wide=True),
         Column("IMAGE", lambda item: item.spec.image or "-", wide=True),
-        REASON,
-        LABELS,
-        AGE,
-        ID,
+        *WIDE,
     ),
     "image": (
         NAME,
@@ -168,10 +161,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("SIZE", _image_size),
         Column("SOURCE", lambda item: str(item.spec.source)),
         Column("HOSTS", lambda item: ",".join(item.status.hosts) or "-"),
-        REASON,
-        LABELS,
-        AGE,
-        ID,
+        *WIDE,
     ),
     "network": (
         NAME,

@@ -8,6 +8,7 @@ after `PATIENCE` by the clock, it is given up.
 
 from __future__ import annotations
 
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -15,11 +16,12 @@ from pathlib import Path
 import psutil
 
 from serai.drivers.hypervisor.argv import BINARY
-from serai.drivers.hypervisor.identity import KVM, accel_groups
 from serai.lib.process import Child, owner, spawn
 from serai.lib.timeouts import time_limit
 from serai.schema.host import KVM_ABILITY, Ability
 
+KVM = Path("/dev/kvm")
+READ_WRITE = stat.S_IRGRP | stat.S_IWGRP
 CPU_LIMIT = 2.0
 """Seconds of processor time."""
 PATIENCE = 10.0
@@ -29,6 +31,14 @@ LOOK = 0.05
 KNOWN_END = 33
 """isa-debug-exit turns the 0x10 that the guest writes into this exit code."""
 EMULATED = "Guests run emulated (TCG): slow, but correct."
+
+
+def accel_groups(accel: str) -> list[int]:
+    """The group that may open /dev/kvm, for a guest that runs on it; never root's own."""
+    if accel != "kvm" or not KVM.exists():
+        return []
+    status = KVM.stat()
+    return [status.st_gid] if status.st_gid != 0 and status.st_mode & READ_WRITE == READ_WRITE else []
 
 
 def firmware() -> bytes:

@@ -29,7 +29,6 @@ from typing import Any
 from serai.drivers.hypervisor import cgroup, kvm
 from serai.drivers.hypervisor.argv import BINARY, SANDBOX, Features
 from serai.drivers.hypervisor.base import HypervisorFacts, QmpError
-from serai.drivers.hypervisor.identity import KVM
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.lib import atomicfile
 from serai.lib.process import Child, ProgramMissingError, owner, spawn
@@ -143,7 +142,7 @@ async def retry_kvm(state_dir: Path, user: str | None, known: ProbeResult) -> Pr
 def _key(user: str | None) -> str:
     binary = shutil.which(BINARY)
     parts: list[object] = [FORMAT, platform.release(), _cpu()[0], user]
-    for path in (binary, str(KVM)):
+    for path in (binary, str(kvm.KVM)):
         if path is None or not Path(path).exists():
             parts.append("none")
             continue

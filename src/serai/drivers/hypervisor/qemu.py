@@ -18,7 +18,7 @@ from pathlib import Path
 from serai.drivers.hypervisor import cgroup, record
 from serai.drivers.hypervisor.argv import MICROVM, Features, Handles, qemu_argv
 from serai.drivers.hypervisor.base import HypervisorFacts, Placing, QemuProcess
-from serai.drivers.hypervisor.identity import accel_groups
+from serai.drivers.hypervisor.kvm import accel_groups
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import ALLOW, ProbeResult, probe_cached, retry_kvm
 from serai.drivers.hypervisor.record import Runtime

@@ -90,7 +90,7 @@ async def test_opening_sweeps_what_a_crash_left_and_nothing_else(store: ImageSto
 
 @pytest.mark.parametrize("image", ["", "..", "../etc", "/etc", "abc", "ABCDEF012345", "0123456789a/", "0123456789abc"])
 def test_an_id_cannot_lead_out_of_the_store(store: ImageStore, image: str) -> None:
-    for reach in (store.folder, store.manifest, store.delete, store.folder):
+    for reach in (store.folder, store.manifest, store.delete):
         with pytest.raises(InvalidError):
             reach(image)
 
