@@ -19,10 +19,12 @@ from pathlib import Path
 
 import psutil
 
-from serai.drivers.hypervisor.base import Hypervisor, HypervisorFacts
+from serai.drivers.hypervisor.base import Hypervisor
 from serai.drivers.image.seed import write_seed
 from serai.drivers.image.store import ImageStore
 from serai.drivers.network.base import NetworkDriver
+from serai.drivers.network.links import BridgeNetwork
+from serai.drivers.network.uplink import UplinkTaker
 from serai.host import certificates, registry
 from serai.host.agent import HostAgent, VmReports
 from serai.host.certificates import HostCertificates
@@ -53,7 +55,7 @@ from serai.lib.tasks import Tasks, unless_over
 from serai.schema.commands.migration import Verdict, VerdictAsk
 from serai.schema.encoding import encode
 from serai.schema.errors import UnavailableError
-from serai.schema.host import Ability, HostFacts
+from serai.schema.host import Ability, HostFacts, HypervisorFacts
 from serai.schema.ids import HostName
 from serai.schema.resource import Frozen
 from serai.schema.subjects import Subjects
@@ -110,7 +112,7 @@ class HostParts:
             self._tasks.start(journal.run(), "journal")
             store = HostStore(journal)
             hypervisor = registry.hypervisor(paths, allow_unsandboxed=config.allow_unsandboxed)
-            network = registry.network()
+            network = BridgeNetwork()
             await network.start()
             stack.push_async_callback(network.close)
             image_store = ImageStore(paths.images)
@@ -121,7 +123,7 @@ class HostParts:
             facts = await self._find_out(hypervisor)
             identity = HostIdentity(config.name, store, self._facts(facts))
             services = self._services(identity, store, hypervisor, network, pools, image_store)
-            taker = registry.uplink_taker(paths)
+            taker = UplinkTaker(paths.state)
             await taker.start()
             vms = Supervisor(services)
             moves = self._moves(services, vms)
@@ -263,17 +265,10 @@ class HostParts:
         return HostFacts(
             cpus=os.cpu_count() or 1,
             memory=psutil.virtual_memory().total,
-            accel=facts.accel,
-            qemu_version=facts.version,
-            machine_types=facts.machine_types,
-            migration_capabilities=facts.migration_capabilities,
-            suppress_vmdesc=facts.suppress_vmdesc,
-            cpu_model=facts.cpu_model,
-            cpu_flags=facts.cpu_flags,
             addresses=self._config.addresses,
-            abilities=facts.abilities,
             agent_version=importlib.metadata.version("serai"),
             certificates=self._certificates.expiries,
+            **dict(facts),
         )
 
     async def _ask_verdict(self, host: str, ask: VerdictAsk) -> Verdict:

@@ -166,13 +166,13 @@ async def wait_job(client: Connection, job_id: str, on_update: Callable[[Job], N
     try:
         async with aclosing(EventStream(client).signals()) as signals:
             async for signal in signals:
-                if (signal is None or watch.needs(signal)) and await watch.look():
-                    return watch.job
+                if (signal is None or watch.needs(signal)) and (job := await watch.look()).state.ended:
+                    return job
     except StreamRefusedError:
         pass
-    while not await watch.look():
+    while not (job := await watch.look()).state.ended:
         await asyncio.sleep(POLL)
-    return watch.job
+    return job
 
 
 class _Watch:
@@ -184,26 +184,20 @@ class _Watch:
         self._on_update = on_update
         self._job: Job | None = None
 
-    @property
-    def job(self) -> Job:
-        if self._job is None:
-            raise RuntimeError("the job was not read yet")
-        return self._job
-
     def needs(self, event: Event) -> bool:
         """Whether to read the job again. Each read costs the controller time that it could spend on the job."""
         if not _concerns(event, self._id):
             return False
         return self._on_update is not None or event.data.get("state") not in GOING_ON
 
-    async def look(self) -> bool:
-        """Read the job; true once it has ended."""
+    async def look(self) -> Job:
+        """Read the job."""
         job = await self._read()
         if job != self._job:
             self._job = job
             if self._on_update is not None:
                 self._on_update(job)
-        return job.state.ended
+        return job
 
     async def _read(self) -> Job:
         retry = Retry(PATIENCE)

@@ -14,9 +14,6 @@ from serai.drivers.image.base import Build, ImageBuilder, ImageImporter
 from serai.drivers.image.cache import ensure_image
 from serai.drivers.image.mmdebstrap import DebianBuilder
 from serai.drivers.image.tiny import TinyBuilder
-from serai.drivers.network.base import NetworkDriver
-from serai.drivers.network.links import BridgeNetwork
-from serai.drivers.network.uplink import UplinkTaker
 from serai.drivers.storage.base import Exporter, PoolDriver
 from serai.drivers.storage.directory import DirectoryPool
 from serai.drivers.storage.iscsi import TgtExporter
@@ -48,16 +45,6 @@ IMAGE_IMPORTER: ImageImporter = importer
 def hypervisor(paths: HostPaths, *, allow_unsandboxed: bool) -> Hypervisor:
     """QEMU, run by its own user."""
     return QemuHypervisor(paths.state, user=QEMU_USER, allow_unsandboxed=allow_unsandboxed)
-
-
-def network() -> NetworkDriver:
-    """Linux bridges in the process's own namespace."""
-    return BridgeNetwork()
-
-
-def uplink_taker(paths: HostPaths) -> UplinkTaker:
-    """Puts bridges on this machine's uplinks."""
-    return UplinkTaker(paths.state)
 
 
 def exporter(paths: HostPaths, address: str) -> Exporter | None:

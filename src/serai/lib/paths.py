@@ -12,13 +12,8 @@ from pathlib import Path
 class HostPaths:
     """The places of one host agent; plain names, nothing is created by asking for one."""
 
-    state: Path
-    run: Path
-
-    @classmethod
-    def default(cls) -> "HostPaths":
-        """Return the places of a machine that has one agent."""
-        return cls(state=Path("/var/lib/serai"), run=Path("/run/serai"))
+    state: Path = Path("/var/lib/serai")
+    run: Path = Path("/run/serai")
 
     @property
     def journal(self) -> Path:

@@ -16,7 +16,7 @@ NEW_CA = "Plan a new installation of certificates: with the authority's own, eve
 
 async def probe() -> list[Ability]:
     """One ability for each certificate of an installation in the usual place."""
-    return look(HostPaths.default().state, SystemClock())
+    return look(HostPaths().state, SystemClock())
 
 
 def look(state: Path, clock: Clock) -> list[Ability]:

@@ -16,7 +16,6 @@ import contextlib
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from types import TracebackType
 from typing import Self
 
 from serai.lib.bus import decode_error, encode_error
@@ -128,11 +127,6 @@ class Writer:
         self._lock = asyncio.Lock()
         self._ended = False
 
-    @property
-    def ended(self) -> bool:
-        """True once the direction was ended, well or not."""
-        return self._ended
-
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of it; returns when the other end keeps up. Raises StreamCut."""
         view = memoryview(data).cast("B")
@@ -222,9 +216,7 @@ class StreamServer:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     @property

@@ -25,14 +25,12 @@ class Ability(Frozen):
     required: bool = False
 
 
-class HostFacts(Frozen):
-    """What an agent measured of its machine. `memory` in bytes; `accel` is what a guest was really seen to run on.
+class HypervisorFacts(Frozen):
+    """What the hypervisor on a machine was seen to do. `accel` is what a guest really ran on: `kvm` or `tcg`.
 
     `suppress_vmdesc`: QEMU's migration stream ends with its end mark; without that nothing moves to or from this host.
     """
 
-    cpus: int
-    memory: int
     accel: str
     qemu_version: str
     machine_types: list[str] = Field(default_factory=list)
@@ -41,9 +39,16 @@ class HostFacts(Frozen):
     cpu_model: str = ""
     cpu_flags: list[str] = Field(default_factory=list)
     """As the kernel names them; those of the first processor."""
+    abilities: list[Ability] = Field(default_factory=list)
+
+
+class HostFacts(HypervisorFacts):
+    """What an agent measured of its machine. `memory` in bytes."""
+
+    cpus: int
+    memory: int
     addresses: dict[str, str] = Field(default_factory=dict)
     """Role to address: `management`, `migration`, `storage`."""
-    abilities: list[Ability] = Field(default_factory=list)
     agent_version: str = ""
     certificates: dict[str, datetime] = Field(default_factory=dict)
     """Identity to the end of its certificate."""

@@ -12,9 +12,9 @@ def test_all_is_below_the_two_roots() -> None:
     assert paths.vm_state("abc") == Path("/s/vms/abc")
     assert paths.console_socket("abc") == Path("/r/vms/abc/console.sock")
     assert paths.tgtd == Path("/r/tgtd")
-    assert HostPaths.default() == HostPaths(Path("/var/lib/serai"), Path("/run/serai"))
+    assert HostPaths() == HostPaths(Path("/var/lib/serai"), Path("/run/serai"))
 
 
 def test_socket_names_fit() -> None:
     # A Unix socket's name has 107 bytes at most.
-    assert len(str(HostPaths.default().console_socket("0" * 12))) < 108
+    assert len(str(HostPaths().console_socket("0" * 12))) < 108

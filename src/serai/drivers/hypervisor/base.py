@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serai.schema.errors import HostError
-from serai.schema.host import Ability
+from serai.schema.host import HypervisorFacts
 from serai.schema.launch import Disk, Launch, VnicAttachment
 
 
@@ -134,23 +134,6 @@ class ExitInfo:
     signal: int | None
     shutdown: str | None
     log_tail: str
-
-
-@dataclass(frozen=True, slots=True)
-class HypervisorFacts:
-    """What the hypervisor on this machine was seen to do. `accel` is what a guest really ran on: `kvm` or `tcg`.
-
-    `suppress_vmdesc`: a migration stream ends with its end mark; the commit point of a move rests on that.
-    """
-
-    version: str
-    machine_types: list[str]
-    migration_capabilities: list[str]
-    suppress_vmdesc: bool
-    accel: str
-    cpu_model: str
-    cpu_flags: list[str]
-    abilities: list[Ability]
 
 
 class Machine(Protocol):

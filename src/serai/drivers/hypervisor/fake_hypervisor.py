@@ -7,10 +7,10 @@ import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from serai.drivers.hypervisor.base import HypervisorFacts, Placing, QemuProcess, QmpError, RunState
+from serai.drivers.hypervisor.base import Placing, QemuProcess, QmpError, RunState
 from serai.drivers.hypervisor.fake import CAPABILITIES, MACHINES, FakeMachine, FakeProcess, FakeWorld
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError
-from serai.schema.host import Ability
+from serai.schema.host import Ability, HypervisorFacts
 from serai.schema.launch import Launch
 
 
@@ -24,7 +24,7 @@ class FakeHypervisor:
 
     async def facts(self) -> HypervisorFacts:
         return HypervisorFacts(
-            version="10.0.0",
+            qemu_version="10.0.0",
             machine_types=list(MACHINES),
             migration_capabilities=list(CAPABILITIES),
             suppress_vmdesc=True,

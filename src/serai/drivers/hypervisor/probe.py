@@ -28,13 +28,13 @@ from typing import Any
 
 from serai.drivers.hypervisor import cgroup, kvm
 from serai.drivers.hypervisor.argv import BINARY, SANDBOX, Features
-from serai.drivers.hypervisor.base import HypervisorFacts, QmpError
+from serai.drivers.hypervisor.base import QmpError
 from serai.drivers.hypervisor.qmp import Qmp
 from serai.lib import atomicfile
 from serai.lib.process import Child, ProgramMissingError, owner, spawn
 from serai.lib.timeouts import time_limit
 from serai.schema.errors import HostError, SeraiError, UnavailableError
-from serai.schema.host import SANDBOX_ABILITY, Ability
+from serai.schema.host import SANDBOX_ABILITY, Ability, HypervisorFacts
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class ProbeResult:
         answers = self.answers
         model, flags = _cpu()
         return HypervisorFacts(
-            version=answers.version,
+            qemu_version=answers.version,
             machine_types=answers.machines,
             migration_capabilities=answers.capabilities,
             suppress_vmdesc=answers.suppress_vmdesc,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from serai.drivers.hypervisor import cgroup, record
 from serai.drivers.hypervisor.argv import MICROVM, Features, Handles, qemu_argv
-from serai.drivers.hypervisor.base import HypervisorFacts, Placing, QemuProcess
+from serai.drivers.hypervisor.base import Placing, QemuProcess
 from serai.drivers.hypervisor.kvm import accel_groups
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import ALLOW, ProbeResult, probe_cached, retry_kvm
@@ -27,6 +27,7 @@ from serai.lib.process import Child, owner, spawn, start_time
 from serai.lib.rollback import Rollback
 from serai.lib.timeouts import time_limit
 from serai.schema.errors import ConflictError, HostError, SeraiError, UnavailableError, UnsupportedError
+from serai.schema.host import HypervisorFacts
 from serai.schema.launch import IscsiDisk, Launch
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ PROBE_TIMEOUT = 10.0
 
 async def probe(folder: Path | None = None) -> list[Ability]:
     """Return storage's abilities; `folder` is where pools would be (its nearest parent that exists is tried)."""
-    place = HostPaths.default().pools if folder is None else folder
+    place = HostPaths().pools if folder is None else folder
     return [await target(), await initiator(), await image_tool(), await reflink(place)]
 
 

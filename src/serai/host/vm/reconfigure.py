@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 from serai.drivers.hypervisor.base import Machine
 from serai.host.store import VmRecord
@@ -15,6 +16,7 @@ from serai.schema.launch import Disk, KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.units import exact_size
 
 Change = Callable[[], Awaitable[None]]
+DeviceT = TypeVar("DeviceT", Disk, VnicAttachment)
 
 
 async def reconfigure(machine: Machine, resources: VmResources, before: Launch, after: Launch) -> ConfigureResult:
@@ -61,36 +63,44 @@ def _changes(machine: Machine, resources: VmResources, before: Launch, after: La
         changes["cpus"] = functools.partial(machine.set_cpus, after.cpus)
     if after.memory != before.memory:
         changes["memory"] = functools.partial(machine.set_memory, after.memory)
-    return changes | _disk_changes(machine, resources, before, after) | _vnic_changes(machine, resources, before, after)
+    changes |= _devices(
+        "disk",
+        {disk.index: disk for disk in before.disks},
+        {disk.index: disk for disk in after.disks},
+        lambda disk: disk.source.volume,
+        machine.detach_disk,
+        functools.partial(_plug_disk, machine, resources),
+    )
+    if "disks" not in changes:
+        old = {disk.index: disk.size for disk in before.disks}
+        for disk in sorted(after.disks, key=lambda disk: disk.index):
+            if disk.size > old.get(disk.index, disk.size):
+                changes[f"disk {disk.index} grown"] = functools.partial(machine.block_grow, disk.index, disk.size)
+    return changes | _devices(
+        "vnic",
+        {vnic.index: vnic for vnic in before.vnics},
+        {vnic.index: vnic for vnic in after.vnics},
+        lambda vnic: (vnic.mac, vnic.bridge, vnic.mtu),
+        machine.detach_vnic,
+        functools.partial(_plug_vnic, machine, resources),
+    )
 
 
-def _disk_changes(machine: Machine, resources: VmResources, before: Launch, after: Launch) -> dict[str, Change]:
-    old, new = {disk.index: disk for disk in before.disks}, {disk.index: disk for disk in after.disks}
-    moved = [i for i in sorted(old.keys() & new.keys()) if old[i].source.volume != new[i].source.volume]
+def _devices(
+    what: str,
+    old: Mapping[int, DeviceT],
+    new: Mapping[int, DeviceT],
+    identity: Callable[[DeviceT], object],
+    remove: Callable[[int], Awaitable[None]],
+    add: Callable[[DeviceT], Awaitable[None]],
+) -> dict[str, Change]:
+    """Devices of a kind by index: those that go, and those that come."""
+    moved = [index for index in sorted(old.keys() & new.keys()) if identity(old[index]) != identity(new[index])]
     if moved:
-        return {"disks": functools.partial(_needs_restart, "disk", moved[0])}
-    changes: dict[str, Change] = {}
-    for index in sorted(old.keys() - new.keys()):
-        changes[f"disk {index} removed"] = functools.partial(machine.detach_disk, index)
-    for index in sorted(new.keys() - old.keys()):
-        changes[f"disk {index} added"] = functools.partial(_plug_disk, machine, resources, new[index])
-    for index in sorted(new.keys() & old.keys()):
-        if new[index].size > old[index].size:
-            changes[f"disk {index} grown"] = functools.partial(machine.block_grow, index, new[index].size)
-    return changes
-
-
-def _vnic_changes(machine: Machine, resources: VmResources, before: Launch, after: Launch) -> dict[str, Change]:
-    old, new = {vnic.index: vnic for vnic in before.vnics}, {vnic.index: vnic for vnic in after.vnics}
-    moved = [i for i in sorted(old.keys() & new.keys()) if _port(old[i]) != _port(new[i])]
-    if moved:
-        return {"vnics": functools.partial(_needs_restart, "vnic", moved[0])}
-    changes: dict[str, Change] = {}
-    for index in sorted(old.keys() - new.keys()):
-        changes[f"vnic {index} removed"] = functools.partial(machine.detach_vnic, index)
-    for index in sorted(new.keys() - old.keys()):
-        changes[f"vnic {index} added"] = functools.partial(_plug_vnic, machine, resources, new[index])
-    return changes
+        return {f"{what}s": functools.partial(_needs_restart, what, moved[0])}
+    gone = {f"{what} {index} removed": functools.partial(remove, index) for index in sorted(old.keys() - new.keys())}
+    come = {f"{what} {index} added": functools.partial(add, new[index]) for index in sorted(new.keys() - old.keys())}
+    return {**gone, **come}
 
 
 async def _plug_disk(machine: Machine, resources: VmResources, disk: Disk) -> None:
@@ -103,10 +113,6 @@ async def _plug_vnic(machine: Machine, resources: VmResources, vnic: VnicAttachm
         await machine.attach_vnic(vnic, tap.fd)
     finally:
         tap.close()
-
-
-def _port(vnic: VnicAttachment) -> tuple[str, str, int]:
-    return vnic.mac, vnic.bridge, vnic.mtu
 
 
 async def _needs_restart(what: str, index: int) -> None:
