@@ -145,7 +145,7 @@ async def test_what_qemu_can_read_opens_no_door(world: World, tmp_path: Path) ->
             await open_stream("127.0.0.1", streams.port, qemu, "0" * 32, server="host.h1")
     async with StreamServer(qemu, ("127.0.0.1", 0), never, {}) as forged:
         for server in ("host.h1", None):
-            with pytest.raises(UnauthorizedError, match="not the right server"):
+            with pytest.raises(UnauthorizedError, match="another identity"):
                 await open_stream("127.0.0.1", forged.port, agent, "0" * 32, server=server)
 
 
