@@ -17,7 +17,7 @@ from typing import Protocol
 from tests.support.bootsectors import GUESTS, boot_sector, says_ready
 
 from serai.drivers.hypervisor import record
-from serai.drivers.hypervisor.base import Hypervisor, Machine, MachineEvent, MigrationSetup, Placing
+from serai.drivers.hypervisor.base import HostResources, Hypervisor, Machine, MachineEvent, MigrationSetup
 from serai.drivers.hypervisor.fake import FakeMachine, FakeWorld
 from serai.drivers.hypervisor.fake_hypervisor import FakeHypervisor
 from serai.drivers.hypervisor.machine import QemuMachine
@@ -43,7 +43,7 @@ class Bench(Protocol):
 
     async def launch(self, guest: str = "button") -> Launch: ...
 
-    def placing(self, launch: Launch, host: str = "one") -> Placing: ...
+    def resources(self, launch: Launch, host: str = "one") -> HostResources: ...
 
     async def running(self, machine: Machine) -> None:
         """`cont`, and the guest is up."""
@@ -85,8 +85,8 @@ class FakeBench:
         del guest
         return make_launch("pc-q35-10.0")
 
-    def placing(self, launch: Launch, host: str = "one") -> Placing:
-        return Placing(run_dir=Path("/nowhere") / host / launch.vm, disks={0: Path("/nowhere/disk")})
+    def resources(self, launch: Launch, host: str = "one") -> HostResources:
+        return HostResources(run_dir=Path("/nowhere") / host / launch.vm, disks={0: Path("/nowhere/disk")})
 
     async def running(self, machine: Machine) -> None:
         await machine.cont()
@@ -130,8 +130,8 @@ class Kept(QemuHypervisor):
         super().__init__(state)
         self.machines: list[QemuMachine] = []
 
-    async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> QemuMachine:
-        machine = await super().start(launch, placing, incoming=incoming, paused=paused)
+    async def start(self, launch: Launch, resources: HostResources, *, incoming: bool, paused: bool) -> QemuMachine:
+        machine = await super().start(launch, resources, incoming=incoming, paused=paused)
         self.machines.append(machine)
         return machine
 
@@ -168,8 +168,8 @@ class QemuBench:
         small = self.folder / f"small-{launch.vm}"
         return (small if small.exists() else self.folder) / f"{launch.vm}.raw"
 
-    def placing(self, launch: Launch, host: str = "one") -> Placing:
-        return Placing(run_dir=self.folder / host / launch.vm, disks={0: self._disk(launch)}, cgroup=None)
+    def resources(self, launch: Launch, host: str = "one") -> HostResources:
+        return HostResources(run_dir=self.folder / host / launch.vm, disks={0: self._disk(launch)}, cgroup=None)
 
     async def running(self, machine: Machine) -> None:
         assert isinstance(machine, QemuMachine)
@@ -268,11 +268,11 @@ class Events:
 
 async def started(bench: Bench, guest: str = "button") -> Machine:
     launch = await bench.launch(guest)
-    return await bench.one.start(launch, bench.placing(launch), incoming=False, paused=True)
+    return await bench.one.start(launch, bench.resources(launch), incoming=False, paused=True)
 
 
 async def destination(bench: Bench, source: Machine) -> Machine:
-    return await bench.two.start(source.launch, bench.placing(source.launch, "two"), incoming=True, paused=True)
+    return await bench.two.start(source.launch, bench.resources(source.launch, "two"), incoming=True, paused=True)
 
 
 async def listening(machine: Machine, setup: MigrationSetup = FAST) -> int:

@@ -47,7 +47,7 @@ async def test_disk_plugged_in_is_part_of_the_launch(bench: Bench, tmp_path: Pat
     with pytest.raises(ConflictError):
         await machine.block_grow(3, 2 * MIB)
     await machine.close()
-    again = await bench.one.adopt(machine.vm, bench.placing(machine.launch).run_dir)
+    again = await bench.one.adopt(machine.vm, bench.resources(machine.launch).run_dir)
     assert again is not None
     assert again.launch == machine.launch
     await again.kill()

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.hypervisor.benches import DEADLINE, Bench, Events, started
 
 from serai.drivers.hypervisor import qmp, record
-from serai.drivers.hypervisor.base import Machine, Placing, RunState
+from serai.drivers.hypervisor.base import HostResources, Machine, RunState
 from serai.lib.ids import new_id
 from serai.schema.errors import ConflictError, InvalidError, SeraiError, UnavailableError
 
@@ -43,7 +43,7 @@ async def test_starts_paused_runs_pauses_and_ends(bench: Bench) -> None:
 
 async def test_starts_running(bench: Bench) -> None:
     launch = await bench.launch()
-    machine = await bench.one.start(launch, bench.placing(launch), incoming=False, paused=False)
+    machine = await bench.one.start(launch, bench.resources(launch), incoming=False, paused=False)
     assert await machine.run_state() is RunState.RUNNING
     await machine.kill()
     await machine.close()
@@ -121,22 +121,22 @@ async def test_silence_is_not_death(bench: Bench, monkeypatch: pytest.MonkeyPatc
 async def test_second_start_of_the_same_vm_is_refused(bench: Bench) -> None:
     machine = await started(bench)
     with pytest.raises(ConflictError):
-        await bench.one.start(machine.launch, bench.placing(machine.launch), incoming=False, paused=True)
+        await bench.one.start(machine.launch, bench.resources(machine.launch), incoming=False, paused=True)
     assert await machine.run_state() is RunState.PRELAUNCH
     await machine.kill()
     await machine.close()
     # Over is over: the folder is free again.
-    again = await bench.one.start(machine.launch, bench.placing(machine.launch), incoming=False, paused=True)
+    again = await bench.one.start(machine.launch, bench.resources(machine.launch), incoming=False, paused=True)
     await again.kill()
     await again.close()
 
 
 async def test_start_without_its_disk_is_refused(bench: Bench) -> None:
     launch = await bench.launch()
-    placing = Placing(run_dir=bench.placing(launch).run_dir, cgroup=None)
+    resources = HostResources(run_dir=bench.resources(launch).run_dir, cgroup=None)
     with pytest.raises(InvalidError):
-        await bench.one.start(launch, placing, incoming=False, paused=True)
-    assert await bench.one.adopt(launch.vm, placing.run_dir) is None
+        await bench.one.start(launch, resources, incoming=False, paused=True)
+    assert await bench.one.adopt(launch.vm, resources.run_dir) is None
 
 
 # --- adoption ---------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ async def test_adopted_after_close(bench: Bench) -> None:
     machine = await started(bench)
     await machine.cont()
     await machine.close()
-    run_dir = bench.placing(machine.launch).run_dir
+    run_dir = bench.resources(machine.launch).run_dir
     assert await bench.one.adopt(new_id(), run_dir) is None
     again = await bench.one.adopt(machine.vm, run_dir)
     assert again is not None
@@ -166,14 +166,14 @@ async def test_guest_that_ended_while_nobody_watched(bench: Bench) -> None:
     await machine.close()
     events.forget()
     # Run by someone who does not watch it to its end.
-    other = await bench.one.adopt(machine.vm, bench.placing(machine.launch).run_dir)
+    other = await bench.one.adopt(machine.vm, bench.resources(machine.launch).run_dir)
     assert other is not None
     await other.cont()
     await other.close()
     bench.guest_ends(machine, "guest-shutdown")
     async with asyncio.timeout(DEADLINE):
         while True:
-            again = await bench.one.adopt(machine.vm, bench.placing(machine.launch).run_dir)
+            again = await bench.one.adopt(machine.vm, bench.resources(machine.launch).run_dir)
             assert again is not None
             if await _is_over(again):
                 break
@@ -193,7 +193,7 @@ async def _is_over(machine: Machine) -> bool:
 
 async def test_its_process_is_found_without_a_record_and_while_it_is_silent(bench: Bench) -> None:
     machine = await started(bench)
-    (bench.placing(machine.launch).run_dir / record.FILE).unlink(missing_ok=True)
+    (bench.resources(machine.launch).run_dir / record.FILE).unlink(missing_ok=True)
     bench.silence(machine)
     (found,) = [one for one in await bench.one.processes() if one.vm == machine.vm]
     assert found.pid == machine.pid

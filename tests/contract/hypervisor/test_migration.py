@@ -93,7 +93,7 @@ async def test_cancelled_while_memory_is_sent(bench: Bench) -> None:
     # And it can be tried again.
     if isinstance(bench, FakeBench):
         bench.world.release("pre-switchover")
-    second = await bench.two.start(source.launch, bench.placing(source.launch, "three"), incoming=True, paused=True)
+    second = await bench.two.start(source.launch, bench.resources(source.launch, "three"), incoming=True, paused=True)
     arriving = Events(second)
     await source.migrate("127.0.0.1", await listening(second), FAST)
     await leaving.status("pre-switchover")

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
-from serai.drivers.hypervisor.base import Placing, RunState
+from serai.drivers.hypervisor.base import HostResources, RunState
 from serai.drivers.hypervisor.fake import FakeMachine, FakeProcess, FakeWorld
 from serai.drivers.hypervisor.fake_hypervisor import FakeHypervisor
 from serai.drivers.image import importer
@@ -250,7 +250,7 @@ class Host:
         self.journal.close()
         for process in self.processes():
             if process.machine is not None:
-                process.machine.process = FakeProcess(self.world, process.launch, process.placing, incoming=False)
+                process.machine.process = FakeProcess(self.world, process.launch, process.resources, incoming=False)
                 process.machine = None
         for subscription in self.agent._subscriptions:
             self.bus.forget(subscription)  # type: ignore[arg-type] # MemBus gave them out
@@ -280,8 +280,8 @@ class Host:
         """From now on a QEMU that was started is handed to its agent only once the event is set."""
         answers, start = asyncio.Event(), self.hypervisor.start
 
-        async def later(launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> FakeMachine:
-            machine = await start(launch, placing, incoming=incoming, paused=paused)
+        async def later(launch: Launch, resources: HostResources, *, incoming: bool, paused: bool) -> FakeMachine:
+            machine = await start(launch, resources, incoming=incoming, paused=paused)
             await answers.wait()
             return machine
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serai.drivers.hypervisor.base import Placing
+from serai.drivers.hypervisor.base import HostResources
 from serai.schema.errors import InvalidError
 from serai.schema.launch import Disk, FileDisk, IscsiDisk, Launch, VnicAttachment
 
@@ -77,10 +77,10 @@ class Handles:
 
 
 def qemu_argv(
-    launch: Launch, placing: Placing, features: Features, handles: Handles, *, incoming: bool = False
+    launch: Launch, resources: HostResources, features: Features, handles: Handles, *, incoming: bool = False
 ) -> list[str]:
     """The whole command line. Raises InvalidError for a launch that no QEMU could be started from."""
-    _check(launch, placing, handles)
+    _check(launch, resources, handles)
     argv = [features.binary, "-name", f"guest={launch.vm},debug-threads=on", "-uuid", launch.uuid]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=on"]
     if features.sandbox:
@@ -90,18 +90,18 @@ def qemu_argv(
     if incoming:
         argv += ["-incoming", "defer"]
     argv += ["-chardev", f"socket,id=qmp,fd={handles.qmp},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
-    argv += _boot(launch, placing, features)
+    argv += _boot(launch, resources, features)
     argv += _ports(launch) + _channels(launch, handles)
     for disk in sorted(launch.disks, key=lambda disk: disk.index):
         argv += _disk(launch, disk, handles)
     argv += _seed(launch, handles)
     for vnic in sorted(launch.vnics, key=lambda vnic: vnic.index):
-        netdev = f"tap,id=net{vnic.index},fd={placing.taps[vnic.index]},vhost=off"
+        netdev = f"tap,id=net{vnic.index},fd={resources.taps[vnic.index]},vhost=off"
         argv += ["-netdev", netdev, "-device", _text(vnic_device(launch.machine, vnic))]
     return argv
 
 
-def _check(launch: Launch, placing: Placing, handles: Handles) -> None:
+def _check(launch: Launch, resources: HostResources, handles: Handles) -> None:
     if launch.max_cpus < launch.cpus:
         raise InvalidError("fewer CPUs at most than at the start", field="max_cpus", value=launch.max_cpus)
     if launch.machine == MICROVM and launch.boot is None:
@@ -111,14 +111,14 @@ def _check(launch: Launch, placing: Placing, handles: Handles) -> None:
             value=launch.machine,
             remedy="Use q35, or an image with a kernel of its own.",
         )
-    if launch.boot is not None and placing.kernel is None:
+    if launch.boot is not None and resources.kernel is None:
         raise InvalidError("the image's kernel is not on this host", field="boot.image", value=launch.boot.image)
     for disk in launch.disks:
         given = handles.disks if isinstance(disk.source, FileDisk) else handles.secrets
         if disk.index not in given:
             raise InvalidError("nothing is given for this disk on this host", field="disks", value=disk.index)
     for vnic in launch.vnics:
-        if vnic.index not in placing.taps:
+        if vnic.index not in resources.taps:
             raise InvalidError("no tap is given for this VNIC on this host", field="vnics", value=vnic.index)
 
 
@@ -134,12 +134,12 @@ def _board(launch: Launch, features: Features) -> list[str]:
     return [*board, "-smp", smp, "-m", f"size={launch.memory}B", "-rtc", "base=utc"]
 
 
-def _boot(launch: Launch, placing: Placing, features: Features) -> list[str]:
+def _boot(launch: Launch, resources: HostResources, features: Features) -> list[str]:
     if launch.boot is None:
         return ["-boot", "strict=on"]
-    boot = ["-kernel", str(placing.kernel)]
-    if placing.initrd is not None:
-        boot += ["-initrd", str(placing.initrd)]
+    boot = ["-kernel", str(resources.kernel)]
+    if resources.initrd is not None:
+        boot += ["-initrd", str(resources.initrd)]
     cmdline = launch.boot.cmdline
     if features.tsc_khz is not None and "tsc_early_khz=" not in cmdline:
         cmdline = f"{cmdline} tsc_early_khz={features.tsc_khz}".lstrip()

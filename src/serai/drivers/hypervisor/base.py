@@ -97,8 +97,8 @@ class MigrationSetup:
 
 
 @dataclass(frozen=True, slots=True)
-class Placing:
-    """Where on this host a VM's parts are.
+class HostResources:
+    """What of this host a VM gets: files, sockets, taps, its user and its control group.
 
     The hypervisor opens `disks` and `seed` itself and hands them over open, so QEMU's user needs no right to them.
     `kernel`, `initrd` and the files in `tls_dir` must be readable to `user`. The tap descriptors in `taps` stay the
@@ -243,7 +243,7 @@ class Hypervisor(Protocol):
     async def retry_kvm(self) -> HypervisorFacts:
         """Try once more what an earlier process found missing and may have met at a bad moment; the facts since."""
 
-    async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> Machine:
+    async def start(self, launch: Launch, resources: HostResources, *, incoming: bool, paused: bool) -> Machine:
         """Start a VM, or with `incoming` (then always paused) an empty one to migrate into.
 
         Returns when QEMU answers. On any error nothing is left running. HostError has QEMU's own words.

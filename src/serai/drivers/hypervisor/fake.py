@@ -20,10 +20,10 @@ from typing import Any
 from serai.drivers.hypervisor.argv import PLUGGABLE
 from serai.drivers.hypervisor.base import (
     ExitInfo,
+    HostResources,
     MachineEvent,
     MigrationSetup,
     MigrationStats,
-    Placing,
     QmpError,
     RunState,
 )
@@ -75,11 +75,11 @@ class FakeWorld:
 class FakeProcess:
     """One QEMU's stand-in. Its attributes are for tests to read and to set."""
 
-    def __init__(self, world: FakeWorld, launch: Launch, placing: Placing, *, incoming: bool) -> None:
+    def __init__(self, world: FakeWorld, launch: Launch, resources: HostResources, *, incoming: bool) -> None:
         self.world = world
         self.pid = next(_pids)
         self.launch = launch
-        self.placing = placing
+        self.resources = resources
         self.state = RunState.INMIGRATE if incoming else RunState.PRELAUNCH
         self.silent = False
         self.ignores_powerdown = False
@@ -336,7 +336,7 @@ class FakeMachine:
         unknown = set(setup.capabilities) - set(CAPABILITIES)
         if unknown:
             raise UnsupportedError(f"QEMU cannot migrate in the way that was asked for: {', '.join(sorted(unknown))}")
-        if setup.tls_hostname is not None and self.process.placing.tls_dir is None:
+        if setup.tls_hostname is not None and self.process.resources.tls_dir is None:
             raise UnsupportedError("this VM was started without certificates for a migration with TLS")
 
     async def migrate_continue(self) -> None:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from serai.drivers.hypervisor.base import Placing, QemuProcess, QmpError, RunState
+from serai.drivers.hypervisor.base import HostResources, QemuProcess, QmpError, RunState
 from serai.drivers.hypervisor.fake import CAPABILITIES, MACHINES, FakeMachine, FakeProcess, FakeWorld
 from serai.schema.errors import ConflictError, InvalidError, UnavailableError
 from serai.schema.host import Ability, HypervisorFacts
@@ -37,20 +37,20 @@ class FakeHypervisor:
     async def retry_kvm(self) -> HypervisorFacts:
         return await self.facts()
 
-    async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> FakeMachine:
-        present = self.world.processes.get(placing.run_dir)
+    async def start(self, launch: Launch, resources: HostResources, *, incoming: bool, paused: bool) -> FakeMachine:
+        present = self.world.processes.get(resources.run_dir)
         if present is not None and present.alive:
             raise ConflictError("QEMU of this VM runs on this host already", field="vm", value=launch.vm)
         for disk in launch.disks:
-            if disk.source.kind == "file" and disk.index not in placing.disks:
+            if disk.source.kind == "file" and disk.index not in resources.disks:
                 raise InvalidError("nothing is given for this disk on this host", field="disks", value=disk.index)
         for vnic in launch.vnics:
-            if vnic.index not in placing.taps:
+            if vnic.index not in resources.taps:
                 raise InvalidError("no tap is given for this VNIC on this host", field="vnics", value=vnic.index)
         if self.fail_start is not None:
             raise QmpError("start", "GenericError", self.fail_start)
-        process = FakeProcess(self.world, launch, placing, incoming=incoming)
-        self.world.processes[placing.run_dir] = process
+        process = FakeProcess(self.world, launch, resources, incoming=incoming)
+        self.world.processes[resources.run_dir] = process
         self._started.append(process)
         machine = FakeMachine(process, adopted=False)
         if not incoming and not paused:

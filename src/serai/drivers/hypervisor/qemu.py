@@ -17,7 +17,7 @@ from pathlib import Path
 
 from serai.drivers.hypervisor import cgroup, record
 from serai.drivers.hypervisor.argv import MICROVM, Features, Handles, qemu_argv
-from serai.drivers.hypervisor.base import Placing, QemuProcess
+from serai.drivers.hypervisor.base import HostResources, QemuProcess
 from serai.drivers.hypervisor.kvm import accel_groups
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import ALLOW, ProbeResult, probe_cached, retry_kvm
@@ -65,28 +65,28 @@ class QemuHypervisor:
             self._probed = await probe_cached(self._state_dir, self._user)
         return self._probed
 
-    async def start(self, launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> QemuMachine:
+    async def start(self, launch: Launch, resources: HostResources, *, incoming: bool, paused: bool) -> QemuMachine:
         features = await self._features(incoming=incoming)
-        present = record.read(placing.run_dir)
+        present = record.read(resources.run_dir)
         if present is not None and record.find(present) is not None:
             raise ConflictError("QEMU of this VM runs on this host already", field="vm", value=launch.vm)
         if launch.machine == MICROVM and launch.accel == "tcg":
             features = replace(features, tsc_khz=await self._counter_rate(launch.vm))
         async with Rollback() as undo:
             with contextlib.ExitStack() as ours:
-                handles = _open(launch, placing, ours)
-                argv = qemu_argv(launch, placing, features, handles, incoming=incoming)
-                child = await _spawn(argv, launch, placing, handles)
+                handles = _open(launch, resources, ours)
+                argv = qemu_argv(launch, resources, features, handles, incoming=incoming)
+                child = await _spawn(argv, launch, resources, handles)
             undo.push("QEMU", child.kill)
-            groups = () if placing.cgroup is None else tuple(cgroup.join(child.pid, placing.cgroup, launch.vm))
+            groups = () if resources.cgroup is None else tuple(cgroup.join(child.pid, resources.cgroup, launch.vm))
             undo.push("control group", lambda: cgroup.remove(groups))
             try:
-                machine = await self._answering(argv, child, groups, launch, placing)
+                machine = await self._answering(argv, child, groups, launch, resources)
                 undo.push("connection", machine.close)
                 if not incoming and not paused:
                     await machine.cont()
             except UnavailableError as error:
-                raise await _failure(child, launch, placing, error) from error
+                raise await _failure(child, launch, resources, error) from error
             finally:
                 for secret in handles.secrets.values():
                     secret.unlink(missing_ok=True)
@@ -119,7 +119,7 @@ class QemuHypervisor:
         return self._tsc_khz
 
     async def _answering(
-        self, argv: list[str], child: Child, groups: tuple[Path, ...], launch: Launch, placing: Placing
+        self, argv: list[str], child: Child, groups: tuple[Path, ...], launch: Launch, resources: HostResources
     ) -> QemuMachine:
         started = start_time(child.pid)
         if started is None:
@@ -129,11 +129,11 @@ class QemuHypervisor:
             start_time=started,
             argv_hash=record.argv_hash(argv),
             launch=launch,
-            tls_dir=placing.tls_dir,
+            tls_dir=resources.tls_dir,
             cgroups=groups,
         )
-        record.write(placing.run_dir, runtime)
-        machine = QemuMachine(placing.run_dir, runtime, child)
+        record.write(resources.run_dir, runtime)
+        machine = QemuMachine(resources.run_dir, runtime, child)
         await machine.open()
         return machine
 
@@ -162,7 +162,7 @@ class QemuHypervisor:
         return [QemuProcess(vm, process.pid, process.kill) for vm, process in found]
 
 
-async def _failure(child: Child, launch: Launch, placing: Placing, error: SeraiError) -> HostError:
+async def _failure(child: Child, launch: Launch, resources: HostResources, error: SeraiError) -> HostError:
     """Why QEMU did not come up: its own last words, if it is gone."""
     # A QEMU that gives up closes its socket a moment before it is gone: its last words are worth that moment.
     try:
@@ -171,8 +171,8 @@ async def _failure(child: Child, launch: Launch, placing: Placing, error: SeraiE
     except TimeoutError:
         return HostError(f"QEMU of VM {launch.vm} started and did not answer: {error.info.message}")
     code = await child.wait()
-    record.clear(placing.run_dir, child.pid)
-    words = " ".join(_words(record.log_tail(placing.run_dir))) or "it said nothing"
+    record.clear(resources.run_dir, child.pid)
+    words = " ".join(_words(record.log_tail(resources.run_dir))) or "it said nothing"
     return HostError(f"QEMU could not start VM {launch.vm} (code {code}): {words}")
 
 
@@ -182,20 +182,20 @@ def _words(log_text: str) -> list[str]:
     return [(rest or head).strip() for head, _, rest in lines]
 
 
-async def _spawn(argv: list[str], launch: Launch, placing: Placing, handles: Handles) -> Child:
+async def _spawn(argv: list[str], launch: Launch, resources: HostResources, handles: Handles) -> Child:
     passed = [handles.qmp, handles.console, handles.qga, *handles.disks.values()]
-    passed += [placing.taps[vnic.index] for vnic in launch.vnics]
+    passed += [resources.taps[vnic.index] for vnic in launch.vnics]
     if handles.seed is not None:
         passed.append(handles.seed)
-    uid, gid = owner(placing.user)
+    uid, gid = owner(resources.user)
     return await spawn(
         argv,
         user=uid,
         group=gid,
         extra_groups=accel_groups(launch.accel),
         pass_fds=passed,
-        stdout=placing.run_dir / record.LOG,
-        stderr=placing.run_dir / record.LOG,
+        stdout=resources.run_dir / record.LOG,
+        stderr=resources.run_dir / record.LOG,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"},
         cwd="/",
         umask=0o077,
@@ -203,10 +203,10 @@ async def _spawn(argv: list[str], launch: Launch, placing: Placing, handles: Han
     )
 
 
-def _open(launch: Launch, placing: Placing, ours: contextlib.ExitStack) -> Handles:
+def _open(launch: Launch, resources: HostResources, ours: contextlib.ExitStack) -> Handles:
     """Open all that QEMU is handed; what is open here closes with `ours`."""
-    run_dir = placing.run_dir
-    uid, gid = owner(placing.user)
+    run_dir = resources.run_dir
+    uid, gid = owner(resources.user)
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chown(run_dir, -1, gid)
     # QEMU passes through to its secrets; it can neither list the folder nor write to it.
@@ -219,9 +219,9 @@ def _open(launch: Launch, placing: Placing, ours: contextlib.ExitStack) -> Handl
         if isinstance(disk.source, IscsiDisk):
             secrets[disk.index] = run_dir / f"disk{disk.index}.chap"
             _write_secret(secrets[disk.index], disk.source.password.get_secret_value(), uid, gid)
-        elif disk.index in placing.disks:
-            disks[disk.index] = _open_file(placing.disks[disk.index], os.O_RDWR, ours)
-    seed = None if placing.seed is None else _open_file(placing.seed, os.O_RDONLY, ours)
+        elif disk.index in resources.disks:
+            disks[disk.index] = _open_file(resources.disks[disk.index], os.O_RDWR, ours)
+    seed = None if resources.seed is None else _open_file(resources.seed, os.O_RDONLY, ours)
     return Handles(sockets[0], sockets[1], sockets[2], disks, seed, secrets)
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from serai.drivers.hypervisor.base import Placing
+from serai.drivers.hypervisor.base import HostResources
 from serai.drivers.network.base import Tap
 from serai.host.network.ports import VnicPorts
 from serai.lib.paths import HostPaths
@@ -40,7 +40,7 @@ class VmResources:
         self._qemu_user = qemu_user
 
     @contextlib.asynccontextmanager
-    async def place(self, launch: Launch, *, open_ports: bool) -> AsyncIterator[Placing]:
+    async def place(self, launch: Launch, *, open_ports: bool) -> AsyncIterator[HostResources]:
         """Make what QEMU needs. After the block our tap descriptors are closed, and taps that no QEMU took gone."""
         taps: dict[int, Tap] = {}
         try:
@@ -55,7 +55,7 @@ class VmResources:
             os.chmod(run_dir.parent, 0o711)  # noqa: S103 - QEMU's user passes to its own folder, and lists nothing
             files = {disk.index: self.disk_file(disk) for disk in launch.disks}
             boot = launch.boot
-            yield Placing(
+            yield HostResources(
                 run_dir=run_dir,
                 tls_dir=self._paths.qemu_pki if self._paths.qemu_pki.exists() else None,
                 taps={index: tap.fd for index, tap in taps.items()},

@@ -182,8 +182,8 @@ class VmRunner:
     async def start_qemu(self, *, incoming: bool) -> Machine:
         """A QEMU that stands still: before its first instruction, or with `incoming` until it has another's state."""
         launch, services = self._state.record.launch, self._services
-        async with services.resources.place(launch, open_ports=not incoming) as placing:
-            machine = await services.hypervisor.start(launch, placing, incoming=incoming, paused=True)
+        async with services.resources.place(launch, open_ports=not incoming) as placed:
+            machine = await services.hypervisor.start(launch, placed, incoming=incoming, paused=True)
         self.attach(machine)
         return machine
 

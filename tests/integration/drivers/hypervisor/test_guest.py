@@ -14,7 +14,7 @@ import pytest
 from tests.support import guest_agent
 
 from serai.drivers.hypervisor import record
-from serai.drivers.hypervisor.base import MachineEvent, MigrationSetup, Placing
+from serai.drivers.hypervisor.base import HostResources, MachineEvent, MigrationSetup
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.drivers.image.tiny import CMDLINE, ensure_tiny
@@ -59,9 +59,9 @@ class Host:
             boot=KernelBoot(image=new_id(ImageId), cmdline=CMDLINE),
         )
 
-    def placing(self, launch: Launch, end: str = "one") -> Placing:
+    def resources(self, launch: Launch, end: str = "one") -> HostResources:
         kernel, initrd = self.image / "vmlinuz", self.image / "initrd.img"
-        return Placing(run_dir=self.folder / end / launch.vm, kernel=kernel, initrd=initrd, cgroup=None)
+        return HostResources(run_dir=self.folder / end / launch.vm, kernel=kernel, initrd=initrd, cgroup=None)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ async def console(machine: QemuMachine) -> AsyncIterator[tuple[asyncio.StreamRea
 
 
 async def booted(host: Host, launch: Launch) -> QemuMachine:
-    machine = await host.hypervisor.start(launch, host.placing(launch), incoming=False, paused=True)
+    machine = await host.hypervisor.start(launch, host.resources(launch), incoming=False, paused=True)
     async with console(machine) as (reader, _):
         await machine.cont()
         await reader.readuntil(UP)
@@ -166,7 +166,9 @@ async def test_a_panic_is_told(host: Host) -> None:
 
 async def move(host: Host, source: QemuMachine) -> QemuMachine:
     """The VM on its other end, running; the source has ended."""
-    target = await host.hypervisor.start(source.launch, host.placing(source.launch, "two"), incoming=True, paused=True)
+    target = await host.hypervisor.start(
+        source.launch, host.resources(source.launch, "two"), incoming=True, paused=True
+    )
     arrived: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def on_event(event: MachineEvent) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from serai.drivers.hypervisor import record
-from serai.drivers.hypervisor.base import MachineEvent, MigrationSetup, Placing
+from serai.drivers.hypervisor.base import HostResources, MachineEvent, MigrationSetup
 from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.drivers.storage.iscsi import TgtExporter
 from serai.lib.ids import new_id
@@ -106,7 +106,7 @@ async def launch(hypervisor: QemuHypervisor, disk: Disk) -> Launch:
 async def test_boots_and_moves_from_epoch_to_epoch(folder: Path, storage: Storage) -> None:
     hypervisor = QemuHypervisor(folder / "state")
     first = await launch(hypervisor, await storage.admit(1))
-    places = [Placing(run_dir=folder / "vms" / end / first.vm, cgroup=None) for end in ("one", "two")]
+    places = [HostResources(run_dir=folder / "vms" / end / first.vm, cgroup=None) for end in ("one", "two")]
     source = await hypervisor.start(first, places[0], incoming=False, paused=True)
     reader, writer = await asyncio.open_unix_connection(str(source.run_dir / "console.sock"))
     await source.cont()
@@ -148,6 +148,6 @@ async def test_the_wrong_secret(folder: Path, storage: Storage) -> None:
     wanted = await launch(hypervisor, disk.model_copy(update={"source": wrong}))
     with pytest.raises(HostError) as caught:
         await hypervisor.start(
-            wanted, Placing(run_dir=folder / "vms" / "one" / wanted.vm, cgroup=None), incoming=False, paused=True
+            wanted, HostResources(run_dir=folder / "vms" / "one" / wanted.vm, cgroup=None), incoming=False, paused=True
         )
     assert "not-the-secret" not in str(caught.value)

@@ -22,7 +22,7 @@ from tests.support.bootsectors import boot_sector, filler, says_ready
 from tests.support.way import Way
 
 from serai.drivers.hypervisor import hotplug, record
-from serai.drivers.hypervisor.base import MachineEvent, MigrationSetup, Placing, RunState
+from serai.drivers.hypervisor.base import HostResources, MachineEvent, MigrationSetup, RunState
 from serai.drivers.hypervisor.kvm import KNOWN_END, probe_kvm, run_guest
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.probe import probe
@@ -65,13 +65,13 @@ class Host:
         }
         return Launch.model_validate(values | changes)
 
-    def placing(self, launch: Launch, end: str = "one", **more: Any) -> Placing:
-        return Placing(run_dir=self.folder / end / launch.vm, cgroup=None, **more)
+    def resources(self, launch: Launch, end: str = "one", **more: Any) -> HostResources:
+        return HostResources(run_dir=self.folder / end / launch.vm, cgroup=None, **more)
 
     async def start(self, launch: Launch, end: str = "one", **more: Any) -> QemuMachine:
         """Paused; at the end `two` as the destination of a move."""
-        placing = self.placing(launch, end, **more)
-        machine = await self.hypervisor.start(launch, placing, incoming=end == "two", paused=True)
+        resources = self.resources(launch, end, **more)
+        machine = await self.hypervisor.start(launch, resources, incoming=end == "two", paused=True)
         self._machines.append(machine)
         return machine
 
@@ -150,7 +150,7 @@ async def test_why_it_could_not_start(host: Host) -> None:
     with pytest.raises(HostError) as caught:
         await host.start(launch)
     assert "pc-q35-99.0" in caught.value.info.message
-    assert await host.hypervisor.adopt(launch.vm, host.placing(launch).run_dir) is None
+    assert await host.hypervisor.adopt(launch.vm, host.resources(launch).run_dir) is None
 
 
 async def test_a_file_that_is_not_there(host: Host) -> None:
@@ -176,14 +176,14 @@ async def test_target_that_does_not_answer_and_its_secret(host: Host) -> None:
         await host.start(launch)
     assert "iSCSI" in caught.value.info.message
     assert "a-secret" not in str(caught.value)
-    assert [path.name for path in host.placing(launch).run_dir.iterdir() if path.name.endswith(".chap")] == []
+    assert [path.name for path in host.resources(launch).run_dir.iterdir() if path.name.endswith(".chap")] == []
 
 
 async def test_cancelled_start_leaves_nothing(host: Host) -> None:
     await host.hypervisor.facts()
     launch = await host.launch()
     task = asyncio.create_task(host.start(launch))
-    run_dir = host.placing(launch).run_dir
+    run_dir = host.resources(launch).run_dir
     async with asyncio.timeout(DEADLINE):
         while (runtime := record.read(run_dir)) is None:
             await asyncio.sleep(0)

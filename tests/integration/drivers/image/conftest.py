@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from serai.drivers.hypervisor import record
-from serai.drivers.hypervisor.base import Placing
+from serai.drivers.hypervisor.base import HostResources
 from serai.drivers.hypervisor.machine import QemuMachine
 from serai.drivers.hypervisor.qemu import QemuHypervisor
 from serai.lib import namespace
@@ -58,8 +58,8 @@ class Ground:
     async def start(self, launch: Launch, **places: Any) -> QemuMachine:
         """Start a VM on this ground, with its card on the tap; its console is kept from the first word on."""
         run_dir = self.folder / "vms" / launch.vm
-        placing = Placing(run_dir=run_dir, taps={0: self.tap}, cgroup=None, **places)
-        machine = await self.hypervisor.start(launch, placing, incoming=False, paused=True)
+        resources = HostResources(run_dir=run_dir, taps={0: self.tap}, cgroup=None, **places)
+        machine = await self.hypervisor.start(launch, resources, incoming=False, paused=True)
         reader, writer = await asyncio.open_unix_connection(run_dir / "console.sock")
         self._console = (asyncio.create_task(self._listen(reader)), writer)
         await machine.cont()

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from serai.drivers.hypervisor.argv import Features, Handles, qemu_argv
-from serai.drivers.hypervisor.base import Placing
+from serai.drivers.hypervisor.base import HostResources
 from serai.schema.errors import InvalidError
 from serai.schema.ids import ImageId, PoolId, VolumeId
 from serai.schema.launch import Disk, FileDisk, IscsiDisk, KernelBoot, Launch, VnicAttachment
@@ -54,7 +54,7 @@ def launch(**changes: Any) -> Launch:
     return Launch.model_validate(values)
 
 
-PLACING = Placing(run_dir=Path("/run/serai/vms") / VM, taps={0: 20, 1: 21, 5: 25})
+PLACING = HostResources(run_dir=Path("/run/serai/vms") / VM, taps={0: 20, 1: 21, 5: 25})
 HANDLES = Handles(qmp=10, console=11, qga=12, disks={0: 13, 2: 14, 7: 15}, secrets={1: Path("/run/serai/disk1.chap")})
 
 PORTS = [
@@ -112,9 +112,11 @@ def test_golden_q35() -> None:
 
 def test_golden_microvm() -> None:
     boot = KernelBoot(image=ImageId("00000000000d"), cmdline="console=ttyS0 quiet")
-    placing = Placing(run_dir=Path("/run"), kernel=Path("/i/vmlinuz"), initrd=Path("/i/initrd.img"), taps={0: 20})
+    resources = HostResources(
+        run_dir=Path("/run"), kernel=Path("/i/vmlinuz"), initrd=Path("/i/initrd.img"), taps={0: 20}
+    )
     argv = qemu_argv(
-        launch(machine="microvm", boot=boot, vnics=[vnic(0)], max_cpus=2), placing, Features(), Handles(10, 11, 12)
+        launch(machine="microvm", boot=boot, vnics=[vnic(0)], max_cpus=2), resources, Features(), Handles(10, 11, 12)
     )
     assert argv[argv.index("-machine") + 1] == "microvm,acpi=on,rtc=on,isa-serial=on,pcie=off,suppress-vmdesc=on"
     assert argv[argv.index("-kernel") :][:6] == [
@@ -125,12 +127,12 @@ def test_golden_microvm() -> None:
 
 
 def test_an_emulated_microvm_is_told_its_counter_rate() -> None:
-    placing = Placing(run_dir=Path("/run"), kernel=Path("/i/vmlinuz"))
+    resources = HostResources(run_dir=Path("/run"), kernel=Path("/i/vmlinuz"))
     told = Features(tsc_khz=2596142)
 
     def cmdline(own: str) -> str:
         boot = KernelBoot(image=ImageId("00000000000d"), cmdline=own)
-        argv = qemu_argv(launch(machine="microvm", boot=boot), placing, told, Handles(10, 11, 12))
+        argv = qemu_argv(launch(machine="microvm", boot=boot), resources, told, Handles(10, 11, 12))
         return argv[argv.index("-append") + 1]
 
     assert cmdline("quiet") == "quiet tsc_early_khz=2596142"
@@ -161,10 +163,10 @@ def test_a_place_depends_on_the_index_alone() -> None:
 
 def test_no_two_devices_share_a_place() -> None:
     every = range(16)
-    placing = Placing(run_dir=Path("/run"), taps={index: 50 + index for index in every})
+    resources = HostResources(run_dir=Path("/run"), taps={index: 50 + index for index in every})
     handles = Handles(10, 11, 12, {index: 20 + index for index in every}, 40)
     wanted = launch(disks=[disk(index, FILE) for index in every], vnics=[vnic(index) for index in every])
-    found = places(qemu_argv(wanted, placing, Features(), handles))
+    found = places(qemu_argv(wanted, resources, Features(), handles))
     assert len(found) == 8 + 2 + 16 + 16 + 1
     assert len(set(found.values())) == len(found)
     slots = {int(place.removeprefix("pcie.0:").partition(".")[0], 16) for place in found.values() if "pcie.0" in place}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serai.drivers.hypervisor import kvm, probe, qmp
-from serai.drivers.hypervisor.base import Placing
+from serai.drivers.hypervisor.base import HostResources
 from serai.drivers.hypervisor.kvm import KNOWN_END
 from serai.drivers.hypervisor.probe import MEMORY_FILE, probe_cached
 from serai.drivers.hypervisor.qemu import QemuHypervisor
@@ -64,7 +64,9 @@ def run_dir() -> Iterator[Path]:
 
 
 async def start(hypervisor: QemuHypervisor, folder: Path, *, incoming: bool = False) -> None:
-    await hypervisor.start(launch(), Placing(folder / "run", user=None, cgroup=None), incoming=incoming, paused=True)
+    await hypervisor.start(
+        launch(), HostResources(folder / "run", user=None, cgroup=None), incoming=incoming, paused=True
+    )
 
 
 # --- what is remembered -----------------------------------------------------------------------------------------------
@@ -132,8 +134,8 @@ async def test_only_the_configuration_lets_vms_run_without(stand_in: StandIn, tm
     lack = named(facts.abilities, "qemu-sandbox")
     assert (lack.found, lack.required) == (False, False)
     assert "allow_unsandboxed" in lack.detail
-    placing = Placing(run_dir, user=None, cgroup=None)
-    machine = await hypervisor.start(launch(facts.machine_types[0]), placing, incoming=False, paused=True)
+    resources = HostResources(run_dir, user=None, cgroup=None)
+    machine = await hypervisor.start(launch(facts.machine_types[0]), resources, incoming=False, paused=True)
     assert b"-sandbox" not in Path(f"/proc/{machine.pid}/cmdline").read_bytes()
     await machine.kill()
     await machine.ended()

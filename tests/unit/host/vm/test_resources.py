@@ -52,12 +52,12 @@ def place(tmp_path: Path) -> Place:
 
 
 async def test_all_that_qemu_needs_is_placed(place: Place, tmp_path: Path) -> None:
-    async with place.resources.place(LAUNCH, open_ports=False) as placing:
+    async with place.resources.place(LAUNCH, open_ports=False) as resources:
         assert place.network.ports == {LAUNCH.vnics[0].tap: False}
-        assert placing.disks == {1: tmp_path / FILE.source.pool / FILE.source.volume}  # type: ignore[union-attr] # a file
-        assert placing.kernel == Path("/images") / ("3" * 12) / "vmlinuz"
-        assert placing.seed == place.paths.vm_state(VM) / "seed.iso"
-        assert (placing.run_dir, placing.tls_dir) == (place.paths.vm_run(VM), None)
+        assert resources.disks == {1: tmp_path / FILE.source.pool / FILE.source.volume}  # type: ignore[union-attr] # a file
+        assert resources.kernel == Path("/images") / ("3" * 12) / "vmlinuz"
+        assert resources.seed == place.paths.vm_state(VM) / "seed.iso"
+        assert (resources.run_dir, resources.tls_dir) == (place.paths.vm_run(VM), None)
     # This one's taps go with their descriptors: no QEMU took them.
     assert place.network.ports == {}
 

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 from tests.unit.host.ground import OTHER, VM, Ground, Host, make_launch, vm_start
 
-from serai.drivers.hypervisor.base import Placing, RunState
+from serai.drivers.hypervisor.base import HostResources, RunState
 from serai.drivers.hypervisor.fake import FakeMachine
 from serai.schema.commands.vm import VM_PAUSE, VM_RELEASE, VM_START, VM_STOP, ReleaseVm, SignalVm, StopVm
 from serai.schema.errors import StaleError, UnavailableError
@@ -167,9 +167,9 @@ async def test_a_reboot_starts_vms_in_their_order(ground: Ground, h1: Host) -> N
     started: list[str] = []
     begin = h1.hypervisor.start
 
-    async def note(launch: Launch, placing: Placing, *, incoming: bool, paused: bool) -> FakeMachine:
+    async def note(launch: Launch, resources: HostResources, *, incoming: bool, paused: bool) -> FakeMachine:
         started.append(launch.name)
-        return await begin(launch, placing, incoming=incoming, paused=paused)
+        return await begin(launch, resources, incoming=incoming, paused=paused)
 
     h1.hypervisor.start = note  # type: ignore[method-assign] # to see the order
     await h1.power_cycle()
