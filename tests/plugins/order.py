@@ -13,7 +13,7 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 LONGEST = (
-    "integration/drivers/image/test_debian.py",
+    "integration/main/test_debian_guest.py",
     "integration/docs/test_printed.py",
     "integration/bench/test_demo.py",
     "integration/main",

@@ -240,7 +240,7 @@ def standing() -> Iterator[str]:
             asyncio.run(down(name))
             left = world.left()
             world.forget()
-        assert left == NOTHING
+        assert left == NOTHING, left
 
 
 async def _up(name: str) -> None:

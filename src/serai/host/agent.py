@@ -41,9 +41,9 @@ from serai.schema.vm import VmReport
 log = logging.getLogger(__name__)
 
 HELLO_PERIOD = 0.5
+"""Seconds between two hellos to a controller that does not answer yet: host and controller may boot together."""
 HELLOS = 3
 """Introductions in a row: after what is over was given up another one shows it."""
-"""Seconds between two hellos to a controller that does not answer yet: host and controller may boot together."""
 CONTROLLER_PATIENCE = 5.0
 """Seconds that the controller may take to answer a hello or a report."""
 REPORT_PERIOD = 5.0

@@ -14,6 +14,7 @@ from serai.schema.image import ImageManifest
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_two_builds_are_the_same_image(tmp_path: Path) -> None:
     async def build(name: str) -> ImageManifest:

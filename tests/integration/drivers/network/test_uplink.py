@@ -147,7 +147,7 @@ async def test_confirmed_it_stays_and_nobody_is_cut_off(ground: Ground) -> None:
 async def test_unconfirmed_it_is_undone_exactly(ground: Ground) -> None:
     before = await ground.seen()
     async with Connection(ground) as connection:
-        await ground.taker.take("eth0", "br-lan", within=1.0)
+        await ground.taker.take("eth0", "br-lan", within=4.0)
         await connection.works()
         await until_undone(ground)
         assert await ground.seen() == before
