@@ -39,7 +39,7 @@ class Introduction(Frozen):
     """All that an agent has to say of itself: its hello, answered `Welcome`, and its reply to `host.introduce`.
 
     `seen`: the highest position of the database that its journal holds. `leases`: every claim that binds the host, and
-    the newest of each VM.
+    the newest of each VM. `strays`: VMs that run here without a record in the journal.
     """
 
     host: HostName
@@ -47,13 +47,17 @@ class Introduction(Frozen):
     facts: HostFacts
     seen: StorePosition | None = None
     leases: list[LeaseRecord] = Field(default_factory=list)
+    strays: list[VmId] = Field(default_factory=list)
 
 
 class LeaseEnd(Frozen):
-    """`epoch` of a VM, and all lower ones, are over on this host."""
+    """`epoch` of a VM, and all lower ones, are over on this host. With `offer_id` it is an offer that is to be turned
+    down, unless it has been committed meanwhile.
+    """
 
     vm: VmId
     epoch: int
+    offer_id: str | None = None
 
 
 class Welcome(Frozen):
@@ -76,9 +80,10 @@ class ConfirmedClaim(Frozen):
 
 
 class ReportReceipt(Frozen):
-    """The answer to a host's full report."""
+    """The answer to a host's full report. `introduce`: it was not believed; the host is to say hello first."""
 
     confirmed: list[ConfirmedClaim] = Field(default_factory=list)
+    introduce: bool = False
 
 
 class HostReport(Frozen):
