@@ -238,6 +238,8 @@ def standing() -> Iterator[str]:
         finally:
             world.remember()
             asyncio.run(down(name))
+            # Whom `serai vm ssh` has met is kept beside the contexts: it is the user's.
+            (Path(place) / "known_hosts").unlink(missing_ok=True)
             left = world.left()
             world.forget()
         assert left == NOTHING, left
