@@ -34,7 +34,7 @@ from serai.schema.errors import ErrorInfo, SeraiError, StaleError, UnavailableEr
 from serai.schema.host import HostFacts
 from serai.schema.ids import HostName, PoolId, VmId
 from serai.schema.lease import Claim
-from serai.schema.reports import HostReport, ReportReceipt, Welcome
+from serai.schema.reports import HostReport, Introduction, ReportReceipt, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport
 
@@ -171,8 +171,7 @@ class HostAgent:
         """Introduce this agent; what is over here is given up first, and then it introduces itself again."""
         for _ in range(HELLOS):
             said = self._identity.introduce()
-            answer = await self._bus.request(Subjects.hello(self._name), encode(said), timeout=CONTROLLER_PATIENCE)
-            welcome = parse(Welcome, answer, "the answer to a hello")
+            welcome = await self._ask_welcome(said)
             if not welcome.give_up and not welcome.end_strays:
                 self._welcomed = said.facts is self._identity.facts
                 self._vms.may_autostart()
@@ -182,6 +181,18 @@ class HostAgent:
             except SeraiError as error:
                 log.error("what is over on this host is not given up yet: %s", error)
                 return
+
+    async def _ask_welcome(self, said: Introduction) -> Welcome:
+        try:
+            answer = await self._bus.request(Subjects.hello(self._name), encode(said), timeout=CONTROLLER_PATIENCE)
+            welcome = parse(Welcome, answer, "the answer to a hello")
+        except UnavailableError:
+            raise
+        except SeraiError:
+            self._vms.controller_answered()
+            raise
+        self._vms.controller_answered()
+        return welcome
 
     async def _give_up(self, welcome: Welcome) -> None:
         over = {end.vm: end.epoch for end in sorted(welcome.give_up, key=lambda end: end.epoch)}

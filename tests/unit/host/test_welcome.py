@@ -7,9 +7,10 @@ from tests.unit.host.ground import OTHER, VM, Ground, make_launch
 from tests.unit.host.welcome import over, restarted
 
 from serai.host import agent
+from serai.host.vm.agent import VmAgent
 from serai.host.vm.supervisor import AUTOSTART_PATIENCE
 from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
-from serai.schema.errors import ConflictError
+from serai.schema.errors import ConflictError, HostError
 from serai.schema.lease import Claim
 from serai.schema.reports import HostReport, Introduction, Welcome
 
@@ -47,6 +48,40 @@ async def test_after_a_reboot_without_a_controller_what_its_disk_guards_starts(g
     assert [process.launch.name for process in host.running] == ["web1"]
     ground.welcome = lambda _: ground.welcomed()
     await ground.until(lambda: len(host.running) == 2)
+
+
+async def test_a_refused_agent_starts_nothing_after_a_reboot(ground: Ground) -> None:
+    """Nor does a controller that refused it, and is away since, let it start anything."""
+
+    def refuse(_: Introduction) -> Welcome:
+        raise ConflictError("its state is a copy")
+
+    host = await ground.host("h1")
+    await ground.run_vm("h1", autostart=True)
+    ground.welcome = refuse
+    await host.power_cycle()
+    await ground.until(lambda: host.agent._refusal)
+    ground.welcome = lambda _: None
+    await ground.until(lambda: ground.clock.monotonic() > AUTOSTART_PATIENCE + 5)
+    assert host.processes() == []
+    ground.welcome = lambda _: ground.welcomed()
+    await ground.until(lambda: host.running)
+
+
+async def test_what_is_not_given_up_yet_delays_every_autostart(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: object) -> None:
+        raise HostError("the journal takes nothing")
+
+    host = await ground.host("h1")
+    await ground.run_vm("h1", epoch=2)
+    await ground.run_vm("h1", autostart=True, launch=make_launch(vm=OTHER, name="web2"))
+    ground.welcome = over(ground, 2)
+    monkeypatch.setattr(VmAgent, "release", fails)
+    await host.power_cycle()
+    await ground.until(lambda: ground.clock.monotonic() > AUTOSTART_PATIENCE + 5)
+    assert host.processes() == []
+    monkeypatch.undo()
+    await ground.until(lambda: [process.launch.name for process in host.running] == ["web2"])
 
 
 async def test_an_autostart_of_what_is_over_never_happens(ground: Ground) -> None:

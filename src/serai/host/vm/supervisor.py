@@ -49,6 +49,7 @@ class Supervisor:
         self._taking_over: asyncio.Task[None] | None = None
         self._told = asyncio.Event()
         """Set once the controller has said what is over here."""
+        self._answered = False
         self._take_up: TakeUp
 
     # --- which VMs there are ---
@@ -181,19 +182,25 @@ class Supervisor:
         """The controller knows that this host is back, and has nothing left for it to give up."""
         self._told.set()
 
+    def controller_answered(self) -> None:
+        """There is a controller: from now on its word alone lets VMs start, also after a refusal."""
+        self._answered = True
+
     async def _autostart(self) -> None:
         """Start what should run, once the controller has said what is over: this host may have been fenced meanwhile.
 
         Without a controller, VMs with a disk start after a while: the target refuses an epoch that is over, and a VM
-        whose disk is in a pool of this host ran nowhere else. One without disks has nothing that guards it.
+        whose disk is in a pool of this host ran nowhere else. One without disks has nothing that guards it. A
+        controller that refuses this agent, or has told it to give something up, is waited for.
         """
         patience = self._services.tasks.start(self._services.clock.sleep(AUTOSTART_PATIENCE))
         told = self._services.tasks.start(self._told.wait())
         await asyncio.wait({patience, told}, return_when=asyncio.FIRST_COMPLETED)
         patience.cancel()
         if not told.done():
-            log.warning("the controller does not answer: VMs with disks are started without it")
-            await self._autostart_those(lambda agent: bool(agent.record.launch.disks))
+            if not self._answered:
+                log.warning("the controller does not answer: VMs with disks are started without it")
+            await self._autostart_those(lambda agent: bool(agent.record.launch.disks) and not self._answered)
             await told
         await self._autostart_those(lambda agent: True)
 
