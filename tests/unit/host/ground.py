@@ -171,6 +171,7 @@ class Host:
         self.cut = False
         """Its questions to other hosts are not answered."""
         self.up = False
+        self.boots = 1
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self, *, rebooted: bool = False, wait: bool = True) -> None:
@@ -227,7 +228,8 @@ class Host:
             executor=self.executor,
         )
         self.up = True
-        self.vms.take_over(self.moves.take_up, rebooted=rebooted)
+        self.boots += rebooted
+        self.vms.take_over(self.moves.take_up, boot=f"boot {self.boots}")
         await self.agent.join()
         if wait:
             await self.vms.taken_over()

@@ -13,6 +13,7 @@ from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import ConflictError, HostError
 from serai.schema.lease import Claim
 from serai.schema.reports import HostReport, Introduction, Welcome
+from serai.schema.vm import RestartPolicy
 
 
 async def test_a_vm_that_is_over_is_ended_and_the_next_hello_says_so(ground: Ground) -> None:
@@ -48,6 +49,28 @@ async def test_after_a_reboot_without_a_controller_what_its_disk_guards_starts(g
     assert [process.launch.name for process in host.running] == ["web1"]
     ground.welcome = lambda _: ground.welcomed()
     await ground.until(lambda: len(host.running) == 2)
+
+
+async def test_an_agent_that_starts_again_before_the_autostart_asks_too(ground: Ground) -> None:
+    host = await ground.host("h1")
+    await ground.run_vm("h1", autostart=True, launch=make_launch(vm=OTHER, name="web2", disks=[]))
+    await ground.run_vm("h1", restart=RestartPolicy.ALWAYS, autostart=False)
+    ground.welcome = lambda _: None
+    await host.power_cycle()
+    await ground.turn()
+    await host.restart()
+    for _ in range(100):
+        ground.clock.advance(0.1)
+        await ground.turn(10)
+    assert host.processes() == []
+    ground.welcome = lambda _: ground.welcomed()
+    await ground.until(lambda: host.running)
+    await ground.until(lambda: host.store.boot() == "boot 2")
+    await host.restart()
+    for _ in range(100):
+        ground.clock.advance(0.1)
+        await ground.turn(10)
+    assert [process.launch.name for process in host.running] == ["web2"], "only that one is to start by itself"
 
 
 async def test_a_refused_agent_starts_nothing_after_a_reboot(ground: Ground) -> None:

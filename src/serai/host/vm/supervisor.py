@@ -105,24 +105,29 @@ class Supervisor:
 
     # --- start of the host agent ---
 
-    def take_over(self, take_up: TakeUp, *, rebooted: bool) -> None:
+    def take_over(self, take_up: TakeUp, *, boot: str) -> None:
         """Begin to adopt what runs, to settle what ended meanwhile, and to autostart after a reboot.
 
+        `boot`: the machine's present one. A reboot is one until its autostart is over, also for an agent that starts
+        meanwhile: it asks the controller first, too.
         `take_up` continues the move of an adopted VM. Each VM is adopted by itself: a silent one delays only commands
         for it.
         """
         self._take_up = take_up
+        rebooted = self._store.boot() not in (None, boot)
         for vm in self._store.vms():
             self._silent.add(vm)
             self._adopting[vm] = self._services.tasks.start(self._adopt_first(vm, rebooted=rebooted))
         tries = list(self._adopting.values())
-        self._taking_over = self._services.tasks.start(self._take_over(tries, rebooted=rebooted))
+        self._taking_over = self._services.tasks.start(self._take_over(tries, boot, rebooted=rebooted))
 
-    async def _take_over(self, tries: list[asyncio.Task[None]], *, rebooted: bool) -> None:
+    async def _take_over(self, tries: list[asyncio.Task[None]], boot: str, *, rebooted: bool) -> None:
         await asyncio.gather(*tries)
         await self._log_strays()
         if rebooted:
-            self._services.tasks.start(self._autostart())
+            self._services.tasks.start(self._autostart(boot))
+        else:
+            self._store.put_boot(boot)
 
     async def taken_over(self) -> None:
         """Return once all that `take_over` began was tried; raises what went wrong with it as a whole."""
@@ -186,7 +191,7 @@ class Supervisor:
         """There is a controller: from now on its word alone lets VMs start, also after a refusal."""
         self._answered = True
 
-    async def _autostart(self) -> None:
+    async def _autostart(self, boot: str) -> None:
         """Start what should run, once the controller has said what is over: this host may have been fenced meanwhile.
 
         Without a controller, VMs with a disk start after a while: the target refuses an epoch that is over, and a VM
@@ -203,6 +208,7 @@ class Supervisor:
             await self._autostart_those(lambda agent: bool(agent.record.launch.disks) and not self._answered)
             await told
         await self._autostart_those(lambda agent: True)
+        self._store.put_boot(boot)
 
     async def _autostart_those(self, which: Callable[[VmAgent], bool]) -> None:
         waiting = [a for a in self._agents.values() if a.record.autostart and a.record.wanted and not a.has_qemu]
