@@ -108,6 +108,8 @@ class HostAgent:
         self._welcomed = False
         self._refusal = ""
         """Why the controller refuses this agent, as long as it does."""
+        self._refused = False
+        """The controller's last answer to a hello was a refusal: the agent that counts is another one."""
         self._joined = clock.monotonic()
 
     async def join(self) -> None:
@@ -190,8 +192,10 @@ class HostAgent:
             raise
         except SeraiError:
             self._vms.controller_answered()
+            self._refused = True
             raise
         self._vms.controller_answered()
+        self._refused = False
         return welcome
 
     async def _give_up(self, welcome: Welcome) -> None:
@@ -310,6 +314,9 @@ class HostAgent:
             log.debug("progress of %s is lost: %s", progress.request, error)
 
     async def _on_verdict(self, message: Message) -> bytes | None:
+        if self._refused:
+            log.info("a question for a verdict is left to the agent that the controller knows")
+            return None
         ask = VerdictAsk.model_validate_json(message.payload)
         if not await self._vms.adopted(ask.vm, timeout=VERDICT_HOLD):
             # The journal alone would do to turn it down; but its state may be here.
