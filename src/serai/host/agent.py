@@ -27,14 +27,14 @@ from serai.lib.bus import Bus, Message, Subscription
 from serai.lib.clock import Clock
 from serai.lib.tasks import Tasks
 from serai.schema.commands.envelope import HOLD, CommandProgress, Reply, Request
-from serai.schema.commands.migration import Verdict, VerdictAsk
+from serai.schema.commands.migration import AbandonMigration, Verdict, VerdictAsk
 from serai.schema.commands.vm import ReleaseVm
 from serai.schema.encoding import encode, invalid, parse
 from serai.schema.errors import ErrorInfo, SeraiError, StaleError, UnavailableError
 from serai.schema.host import HostFacts
 from serai.schema.ids import HostName, PoolId, VmId
 from serai.schema.lease import Claim
-from serai.schema.reports import HostReport, Introduction, ReportReceipt, Welcome
+from serai.schema.reports import HostReport, Introduction, LeaseEnd, ReportReceipt, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport
 
@@ -199,13 +199,24 @@ class HostAgent:
         return welcome
 
     async def _give_up(self, welcome: Welcome) -> None:
-        over = {end.vm: end.epoch for end in sorted(welcome.give_up, key=lambda end: end.epoch)}
+        ends = sorted(welcome.give_up, key=lambda end: end.epoch)
+        for end in ends:
+            if end.offer_id is not None:
+                await self._turn_down(end, end.offer_id)
+        over = {end.vm: end.epoch for end in ends if end.offer_id is None}
         for vm, epoch in over.items():
             log.warning("vm %s: epoch %d is over on this host: giving it up", vm, epoch)
             await self._vms.adopted(vm)
             await self._vms.release(ReleaseVm(vm=vm, epoch=epoch, reason="it was over when this host came back"))
         if welcome.end_strays:
             await self._vms.end_strays()
+
+    async def _turn_down(self, end: LeaseEnd, offer: str) -> None:
+        """An offer that was committed meanwhile stays: the next hello says so."""
+        body = AbandonMigration(vm=end.vm, epoch=end.epoch, offer_id=offer, reason="it was over, said the controller")
+        await self._vms.adopted(end.vm)
+        verdict = await self._moves.abandon(body)
+        log.warning("vm %s: the offer of epoch %d is over: it is %s here", end.vm, end.epoch, verdict.claim)
 
     async def report_all(self) -> None:
         """Everything that this host has, at once."""

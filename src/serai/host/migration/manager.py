@@ -181,7 +181,8 @@ class MigrationManager:
             return undecided
         verdict = self._decide(VerdictAsk(vm=body.vm, epoch=body.epoch, offer_id=body.offer_id), body.reason)
         agent = self._supervisor.find(body.vm)
-        if verdict.claim is Claim.ABANDONED and agent is not None and agent.record.incoming is not None:
+        move = None if agent is None else agent.record.incoming
+        if verdict.claim is Claim.ABANDONED and agent is not None and move and move.offer_id == body.offer_id:
             await self._clear(agent, body.reason)
         return verdict
 

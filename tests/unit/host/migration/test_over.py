@@ -13,7 +13,7 @@ from serai.lib.bus import BusTimeout
 from serai.schema.commands.migration import MIGRATION_ABANDON, AbandonMigration, VerdictAsk
 from serai.schema.errors import ConflictError
 from serai.schema.lease import Claim
-from serai.schema.reports import Introduction, Welcome
+from serai.schema.reports import Introduction, LeaseEnd, Welcome
 
 
 async def test_an_offer_that_is_over_leaves_no_qemu_at_its_destination(trip: Trip) -> None:
@@ -23,6 +23,45 @@ async def test_an_offer_that_is_over_leaves_no_qemu_at_its_destination(trip: Tri
     await trip.ground.until(lambda: not trip.destination.processes())
     assert (trip.destination.state(), trip.destination.store.claim(VM, 2)) == (None, Claim.ABANDONED)
     assert len(trip.source.running) == 1
+
+
+@pytest.mark.parametrize("commits", [False, True])
+async def test_an_offer_that_the_controller_calls_over_is_turned_down_unless_committed(
+    trip: Trip, commits: bool
+) -> None:
+    """The controller answers what the hello said, and the move may go on meanwhile."""
+    ground, h2 = trip.ground, trip.destination
+    await held(trip, "completed")
+    end = LeaseEnd(vm=VM, epoch=trip.epoch, offer_id=trip.offer)
+    if commits:
+        ground.world.release("completed")
+        await ground.until(lambda: h2.running)
+    claims: list[list[Claim]] = []
+
+    def answer(said: Introduction) -> Welcome:
+        claims.append([row.claim for row in said.leases])
+        return ground.welcomed(give_up=[end] if len(claims) == 1 else [])
+
+    ground.welcome = answer
+    await restarted(ground, h2, h2.restart)
+    if not commits:
+        ground.world.release("completed")
+    await trip.over()
+    trip.check()
+    assert trip.committed == commits
+    assert claims[1:] == [[Claim.COMMITTED if commits else Claim.ABANDONED]]
+
+
+async def test_an_older_offer_that_is_turned_down_leaves_a_later_one(trip: Trip) -> None:
+    abandon = AbandonMigration(vm=VM, epoch=2, offer_id="an older one", reason="given up")
+    assert (await trip.ground.ask("h2", MIGRATION_ABANDON, abandon)).claim is Claim.ABANDONED
+    later = Trip(trip.ground, trip.source, trip.destination, epoch=3)
+    await later.prepare()
+    assert (await trip.ground.ask("h2", MIGRATION_ABANDON, abandon)).claim is Claim.ABANDONED
+    assert len(trip.destination.processes()) == 1
+    later.begin()
+    await later.over()
+    assert later.committed
 
 
 async def test_a_source_that_waits_for_a_verdict_is_ended_when_its_epoch_is_over(trip: Trip) -> None:
