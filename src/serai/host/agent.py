@@ -199,17 +199,24 @@ class HostAgent:
         return welcome
 
     async def _give_up(self, welcome: Welcome) -> None:
+        """All at once: one that cannot be given up yet delays no other."""
         ends = sorted(welcome.give_up, key=lambda end: end.epoch)
-        for end in ends:
-            if end.offer_id is not None:
-                await self._turn_down(end, end.offer_id)
         over = {end.vm: end.epoch for end in ends if end.offer_id is None}
-        for vm, epoch in over.items():
-            log.warning("vm %s: epoch %d is over on this host: giving it up", vm, epoch)
-            await self._vms.adopted(vm)
-            await self._vms.release(ReleaseVm(vm=vm, epoch=epoch, reason="it was over when this host came back"))
+        results = await asyncio.gather(
+            *(self._release(vm, epoch) for vm, epoch in over.items()),
+            *(self._turn_down(end, end.offer_id) for end in ends if end.offer_id is not None),
+            return_exceptions=True,
+        )
         if welcome.end_strays:
             await self._vms.end_strays()
+        for result in results:
+            if result is not None:
+                raise result
+
+    async def _release(self, vm: VmId, epoch: int) -> None:
+        log.warning("vm %s: epoch %d is over on this host: giving it up", vm, epoch)
+        await self._vms.adopted(vm)
+        await self._vms.release(ReleaseVm(vm=vm, epoch=epoch, reason="it was over when this host came back"))
 
     async def _turn_down(self, end: LeaseEnd, offer: str) -> None:
         """An offer that was committed meanwhile stays: the next hello says so."""

@@ -12,8 +12,8 @@ from serai.host.vm.supervisor import AUTOSTART_PATIENCE
 from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import ConflictError, HostError
 from serai.schema.lease import Claim
-from serai.schema.reports import HostReport, Introduction, Welcome
-from serai.schema.vm import RestartPolicy
+from serai.schema.reports import HostReport, Introduction, LeaseEnd, Welcome
+from serai.schema.vm import RestartPolicy, VmState
 
 
 async def test_a_vm_that_is_over_is_ended_and_the_next_hello_says_so(ground: Ground) -> None:
@@ -24,6 +24,33 @@ async def test_a_vm_that_is_over_is_ended_and_the_next_hello_says_so(ground: Gro
     assert (host.processes(), host.state()) == ([], None)
     assert host.store.claim(VM, 1) is Claim.RELEASED
     assert [row.claim for hello in ground.hellos for row in hello.leases] == [Claim.HELD, Claim.RELEASED]
+
+
+async def test_one_that_cannot_be_given_up_delays_no_other(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again with the next hello."""
+    host = await ground.host("h1")
+    await ground.run_two()
+    release = VmAgent.release
+    fails = True
+
+    async def sometimes(self: VmAgent, epoch: int, reason: str) -> bool:
+        if fails and self.vm == VM:
+            raise HostError("the journal takes nothing")
+        return await release(self, epoch, reason)
+
+    def answer(said: Introduction) -> Welcome:
+        live = [row for row in said.leases if row.claim is Claim.HELD]
+        return ground.welcomed(give_up=[LeaseEnd(vm=row.vm, epoch=row.epoch) for row in live])
+
+    monkeypatch.setattr(VmAgent, "release", sometimes)
+    ground.welcome = answer
+    await host.restart()
+    await ground.until(lambda: len(host.processes()) == 1)
+    assert (host.state(VM), host.state(OTHER)) == (VmState.RUNNING, None)
+    assert not host.agent._welcomed
+    fails = False
+    await ground.until(lambda: host.agent._welcomed)
+    assert host.processes() == []
 
 
 async def test_after_a_reboot_vms_start_once_the_controller_has_answered(ground: Ground) -> None:
