@@ -157,8 +157,9 @@ class HostAgent:
         try:
             if not self._welcomed:
                 await self._hello()
-            if self._is_whole():
-                await self.report_all()
+            if self._is_whole() and not await self.report_all():
+                self._welcomed = False
+                await self._hello()
             self._refusal = ""
         except UnavailableError as error:
             self._welcomed = False
@@ -225,8 +226,8 @@ class HostAgent:
         verdict = await self._moves.abandon(body)
         log.warning("vm %s: the offer of epoch %d is over: it is %s here", end.vm, end.epoch, verdict.claim)
 
-    async def report_all(self) -> None:
-        """Everything that this host has, at once."""
+    async def report_all(self) -> bool:
+        """Everything that this host has, at once; whether the controller believes it."""
         report = HostReport(
             host=HostName(self._name),
             incarnation=self._identity.incarnation,
@@ -239,7 +240,9 @@ class HostAgent:
             bridges=await self._bridges(),
         )
         answer = await self._bus.request(Subjects.host_report(self._name), encode(report), timeout=CONTROLLER_PATIENCE)
-        self._store.confirm(parse(ReportReceipt, answer, "the answer to a report").confirmed)
+        receipt = parse(ReportReceipt, answer, "the answer to a report")
+        self._store.confirm(receipt.confirmed)
+        return not receipt.introduce
 
     async def _bridges(self) -> list[str] | None:
         try:

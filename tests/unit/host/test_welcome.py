@@ -167,6 +167,20 @@ async def test_a_refused_agent_says_why_once(ground: Ground, monkeypatch: pytest
     assert said == ["the controller refuses this agent: its state is a copy."]
 
 
+async def test_an_agent_that_is_not_believed_says_hello_at_once(ground: Ground) -> None:
+    host = await ground.host("h1")
+    await ground.until(lambda: ground.host_reports)
+
+    def answer(_: Introduction) -> Welcome:
+        ground.disbelieves = False
+        return ground.welcomed()
+
+    ground.hellos.clear()
+    ground.welcome, ground.disbelieves = answer, True
+    await host.agent._hello_and_report()
+    assert (len(ground.hellos), host.agent._welcomed) == (1, True)
+
+
 async def test_what_the_controller_confirmed_is_not_reported_again(ground: Ground) -> None:
     host = await ground.host("h1")
     await ground.run_vm("h1")
