@@ -173,7 +173,7 @@ class HostAgent:
     async def _hello(self) -> None:
         """Introduce this agent; what is over here is given up first, and then it introduces itself again."""
         for _ in range(HELLOS):
-            said = self._identity.introduce()
+            said = self._identity.introduce(await self._vms.strays())
             welcome = await self._ask_welcome(said)
             if not welcome.give_up and not welcome.end_strays:
                 self._welcomed = said.facts is self._identity.facts

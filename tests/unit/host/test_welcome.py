@@ -9,6 +9,7 @@ from tests.unit.host.welcome import over, restarted
 from serai.host import agent
 from serai.host.vm.agent import VmAgent
 from serai.host.vm.supervisor import AUTOSTART_PATIENCE
+from serai.schema.commands.host import HOST_INTRODUCE, Introduce
 from serai.schema.commands.vm import VM_RELEASE, ReleaseVm
 from serai.schema.errors import ConflictError, HostError
 from serai.schema.lease import Claim
@@ -150,7 +151,18 @@ async def test_a_new_journal_ends_the_qemus_of_the_old_one(ground: Ground) -> No
     host.paths.journal.unlink()
     ground.welcome = over(ground, strays=True)
     await restarted(ground, host, host.start)
-    assert (host.processes(), len(ground.hellos)) == ([], 2)
+    assert host.processes() == []
+    assert [hello.strays for hello in ground.hellos] == [[VM], []]
+
+
+async def test_strays_are_named_when_the_controller_asks_too(ground: Ground) -> None:
+    host = await ground.host("h1")
+    await ground.run_two()
+    assert (await ground.ask("h1", HOST_INTRODUCE, Introduce())).strays == []
+    await host.kill()
+    host.paths.journal.unlink()
+    await host.start()
+    assert (await ground.ask("h1", HOST_INTRODUCE, Introduce())).strays == [VM, OTHER]
 
 
 async def test_a_refused_agent_says_why_once(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from serai.host.vm.runner import VmServices
 from serai.schema.commands.vm import ReleaseVm, StartVm, StopVm
 from serai.schema.document import VmDocument
 from serai.schema.errors import NotFoundError, SeraiError, UnavailableError
+from serai.schema.ids import VmId
 from serai.schema.lease import Claim
 from serai.schema.vm import VmReport, VmState
 
@@ -242,6 +243,11 @@ class Supervisor:
         if vm in self._silent:
             await self._adopt(vm, rebooted=False)
 
+    async def strays(self) -> list[VmId]:
+        """The VMs of QEMUs that run here and that the journal does not know."""
+        found = {process.vm for process in await self._services.hypervisor.processes()}
+        return [VmId(vm) for vm in sorted(found) if self._store.vm(vm) is None]
+
     async def _log_strays(self) -> None:
         """QEMUs under no known lease, as after a loss of the journal: without this nobody would hear of them."""
         for found in await self._services.hypervisor.processes():
@@ -255,9 +261,8 @@ class Supervisor:
 
     async def end_strays(self) -> None:
         """End every QEMU that the journal does not know: it was started under a journal that is gone."""
-        for vm in {found.vm for found in await self._services.hypervisor.processes()}:
-            if self._store.vm(vm) is None:
-                await self._end_strays(vm)
+        for vm in await self.strays():
+            await self._end_strays(vm)
 
     async def _end_strays(self, vm: str) -> None:
         """End QEMUs of a VM that the journal does not know."""
