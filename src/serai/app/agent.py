@@ -141,17 +141,13 @@ class HostParts:
                 network=network,
                 executor=Executor(identity, vms, moves, pools, volumes, images, taker),
             )
-            boot = machine_boot_id()
-            rebooted = (journal.get("machine", "boot") or {}).get("id") not in (None, boot)
-            vms.take_over(moves.take_up, rebooted=rebooted)
+            vms.take_over(moves.take_up, boot=machine_boot_id())
             await agent.join()
             stack.push_async_callback(agent.leave)
             streams = await stack.enter_async_context(self._streams(tls, images))
             # Before VMs are waited for: a target that died since is what they may be waiting for.
             self._repeat("storage-check", pools.check, CHECK_PERIOD)
             await vms.taken_over()
-            # Only now: an agent that dies before has not done yet what a reboot asks for.
-            journal.append("machine", "boot", {"id": boot})
             self._repeat("journal-tidy", functools.partial(_tidy, journal, vms), TIDY_PERIOD)
             ready.set()
             self._tasks.start(self._look_again(hypervisor, agent), "look-again")

@@ -27,14 +27,14 @@ from serai.lib.bus import Bus, Message, Subscription
 from serai.lib.clock import Clock
 from serai.lib.tasks import Tasks
 from serai.schema.commands.envelope import HOLD, CommandProgress, Reply, Request
-from serai.schema.commands.migration import Verdict, VerdictAsk
+from serai.schema.commands.migration import AbandonMigration, Verdict, VerdictAsk
 from serai.schema.commands.vm import ReleaseVm
 from serai.schema.encoding import encode, invalid, parse
 from serai.schema.errors import ErrorInfo, SeraiError, StaleError, UnavailableError
 from serai.schema.host import HostFacts
 from serai.schema.ids import HostName, PoolId, VmId
 from serai.schema.lease import Claim
-from serai.schema.reports import HostReport, ReportReceipt, Welcome
+from serai.schema.reports import HostReport, Introduction, LeaseEnd, ReportReceipt, Welcome
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmReport
 
@@ -108,6 +108,8 @@ class HostAgent:
         self._welcomed = False
         self._refusal = ""
         """Why the controller refuses this agent, as long as it does."""
+        self._refused = False
+        """The controller's last answer to a hello was a refusal: the agent that counts is another one."""
         self._joined = clock.monotonic()
 
     async def join(self) -> None:
@@ -155,8 +157,9 @@ class HostAgent:
         try:
             if not self._welcomed:
                 await self._hello()
-            if self._is_whole():
-                await self.report_all()
+            if self._is_whole() and not await self.report_all():
+                self._welcomed = False
+                await self._hello()
             self._refusal = ""
         except UnavailableError as error:
             self._welcomed = False
@@ -170,9 +173,8 @@ class HostAgent:
     async def _hello(self) -> None:
         """Introduce this agent; what is over here is given up first, and then it introduces itself again."""
         for _ in range(HELLOS):
-            said = self._identity.introduce()
-            answer = await self._bus.request(Subjects.hello(self._name), encode(said), timeout=CONTROLLER_PATIENCE)
-            welcome = parse(Welcome, answer, "the answer to a hello")
+            said = self._identity.introduce(await self._vms.strays())
+            welcome = await self._ask_welcome(said)
             if not welcome.give_up and not welcome.end_strays:
                 self._welcomed = said.facts is self._identity.facts
                 self._vms.may_autostart()
@@ -183,17 +185,49 @@ class HostAgent:
                 log.error("what is over on this host is not given up yet: %s", error)
                 return
 
+    async def _ask_welcome(self, said: Introduction) -> Welcome:
+        try:
+            answer = await self._bus.request(Subjects.hello(self._name), encode(said), timeout=CONTROLLER_PATIENCE)
+            welcome = parse(Welcome, answer, "the answer to a hello")
+        except UnavailableError:
+            raise
+        except SeraiError:
+            self._vms.controller_answered()
+            self._refused = True
+            raise
+        self._vms.controller_answered()
+        self._refused = False
+        return welcome
+
     async def _give_up(self, welcome: Welcome) -> None:
-        over = {end.vm: end.epoch for end in sorted(welcome.give_up, key=lambda end: end.epoch)}
-        for vm, epoch in over.items():
-            log.warning("vm %s: epoch %d is over on this host: giving it up", vm, epoch)
-            await self._vms.adopted(vm)
-            await self._vms.release(ReleaseVm(vm=vm, epoch=epoch, reason="it was over when this host came back"))
+        """All at once: one that cannot be given up yet delays no other."""
+        ends = sorted(welcome.give_up, key=lambda end: end.epoch)
+        over = {end.vm: end.epoch for end in ends if end.offer_id is None}
+        results = await asyncio.gather(
+            *(self._release(vm, epoch) for vm, epoch in over.items()),
+            *(self._turn_down(end, end.offer_id) for end in ends if end.offer_id is not None),
+            return_exceptions=True,
+        )
         if welcome.end_strays:
             await self._vms.end_strays()
+        for result in results:
+            if result is not None:
+                raise result
 
-    async def report_all(self) -> None:
-        """Everything that this host has, at once."""
+    async def _release(self, vm: VmId, epoch: int) -> None:
+        log.warning("vm %s: epoch %d is over on this host: giving it up", vm, epoch)
+        await self._vms.adopted(vm)
+        await self._vms.release(ReleaseVm(vm=vm, epoch=epoch, reason="it was over when this host came back"))
+
+    async def _turn_down(self, end: LeaseEnd, offer: str) -> None:
+        """An offer that was committed meanwhile stays: the next hello says so."""
+        body = AbandonMigration(vm=end.vm, epoch=end.epoch, offer_id=offer, reason="it was over, said the controller")
+        await self._vms.adopted(end.vm)
+        verdict = await self._moves.abandon(body)
+        log.warning("vm %s: the offer of epoch %d is over: it is %s here", end.vm, end.epoch, verdict.claim)
+
+    async def report_all(self) -> bool:
+        """Everything that this host has, at once; whether the controller believes it."""
         report = HostReport(
             host=HostName(self._name),
             incarnation=self._identity.incarnation,
@@ -206,7 +240,9 @@ class HostAgent:
             bridges=await self._bridges(),
         )
         answer = await self._bus.request(Subjects.host_report(self._name), encode(report), timeout=CONTROLLER_PATIENCE)
-        self._store.confirm(parse(ReportReceipt, answer, "the answer to a report").confirmed)
+        receipt = parse(ReportReceipt, answer, "the answer to a report")
+        self._store.confirm(receipt.confirmed)
+        return not receipt.introduce
 
     async def _bridges(self) -> list[str] | None:
         try:
@@ -299,6 +335,9 @@ class HostAgent:
             log.debug("progress of %s is lost: %s", progress.request, error)
 
     async def _on_verdict(self, message: Message) -> bytes | None:
+        if self._refused:
+            log.info("a question for a verdict is left to the agent that the controller knows")
+            return None
         ask = VerdictAsk.model_validate_json(message.payload)
         if not await self._vms.adopted(ask.vm, timeout=VERDICT_HOLD):
             # The journal alone would do to turn it down; but its state may be here.

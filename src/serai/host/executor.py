@@ -113,7 +113,7 @@ class Executor:
         return await handler(request.body, progress)
 
     async def _introduce(self, _: host.Introduce, __: ReportProgress) -> Introduction:
-        return self._identity.introduce()
+        return self._identity.introduce(await self._vms.strays())
 
     async def _document(self, body: vm.ReadDocument, _: ReportProgress) -> VmDocument:
         return self._vms.document(body.vm)

@@ -6,7 +6,7 @@ from itertools import count
 
 from serai.host.store import HostStore
 from serai.schema.host import HostFacts
-from serai.schema.ids import HostName
+from serai.schema.ids import HostName, VmId
 from serai.schema.reports import Introduction
 
 
@@ -20,12 +20,13 @@ class HostIdentity:
         self.numbers = count(1)
         self._store = store
 
-    def introduce(self) -> Introduction:
-        """What a hello says, and `host.introduce` is answered with."""
+    def introduce(self, strays: list[VmId]) -> Introduction:
+        """What a hello says, and `host.introduce` is answered with. `strays`: see `Supervisor.strays`."""
         return Introduction(
             host=self.name,
             incarnation=self.incarnation,
             facts=self.facts,
             seen=self._store.seen(),
             leases=self._store.standing(),
+            strays=strays,
         )

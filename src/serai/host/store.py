@@ -117,6 +117,13 @@ class HostStore:
         if before is None or before.run != position.run or before.sequence < position.sequence:
             self._journal.append("agent", "seen", to_dict(position))
 
+    def boot(self) -> str | None:
+        """The newest boot of this machine of which all is done that a reboot asks for."""
+        return (self._journal.get("machine", "boot") or {}).get("id")
+
+    def put_boot(self, boot: str) -> None:
+        self._journal.append("machine", "boot", {"id": boot})
+
     # --- VMs ---
 
     def vm(self, vm: str) -> VmRecord | None:

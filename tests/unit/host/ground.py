@@ -171,6 +171,7 @@ class Host:
         self.cut = False
         """Its questions to other hosts are not answered."""
         self.up = False
+        self.boots = 1
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self, *, rebooted: bool = False, wait: bool = True) -> None:
@@ -227,7 +228,8 @@ class Host:
             executor=self.executor,
         )
         self.up = True
-        self.vms.take_over(self.moves.take_up, rebooted=rebooted)
+        self.boots += rebooted
+        self.vms.take_over(self.moves.take_up, boot=f"boot {self.boots}")
         await self.agent.join()
         if wait:
             await self.vms.taken_over()
@@ -364,6 +366,8 @@ class Ground:
         self.hellos: list[Introduction] = []
         self.welcome: Callable[[Introduction], Welcome | None] = lambda _: self.welcomed()
         """The controller's answer to a hello; none: it is away."""
+        self.disbelieves = False
+        """The controller takes no report before another hello."""
         self.waits: list[str] = []
         """What hosts said that their commands wait for."""
         self._watching: asyncio.Task[None] | None = None
@@ -391,6 +395,8 @@ class Ground:
     async def _on_host_report(self, message: Any) -> bytes:
         report = HostReport.model_validate_json(message.payload)
         self.host_reports.append(report)
+        if self.disbelieves:
+            return encode(ReportReceipt(introduce=True))
         confirmed = [ConfirmedClaim(vm=row.vm, epoch=row.epoch, claim=row.claim) for row in report.leases]
         return encode(ReportReceipt(confirmed=confirmed))
 

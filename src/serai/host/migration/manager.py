@@ -181,7 +181,8 @@ class MigrationManager:
             return undecided
         verdict = self._decide(VerdictAsk(vm=body.vm, epoch=body.epoch, offer_id=body.offer_id), body.reason)
         agent = self._supervisor.find(body.vm)
-        if verdict.claim is Claim.ABANDONED and agent is not None and agent.record.incoming is not None:
+        move = None if agent is None else agent.record.incoming
+        if verdict.claim is Claim.ABANDONED and agent is not None and move and move.offer_id == body.offer_id:
             await self._clear(agent, body.reason)
         return verdict
 
@@ -207,9 +208,14 @@ class MigrationManager:
         return self._offers.decide(ask, "the destination knows nothing of this offer")
 
     async def _undecided(self, ask: VerdictAsk) -> Verdict | None:
-        """The answer to an offer that was made to a journal that is lost: this one cannot know what became of it."""
+        """The answer to an offer of which this journal cannot know what became: the one that it was made to is lost, or
+        is another copy of this one.
+        """
         if ask.journal not in (None, self._journal):
             return Verdict(claim=Claim.OFFERED, reason=f"the journal of {self._host} to which it was offered is gone")
+        # An offer is in the journal before its prepare is answered with the journal's id.
+        if ask.journal is not None and all(row.epoch < ask.epoch for row in self._store.leases(ask.vm)):
+            return Verdict(claim=Claim.OFFERED, reason=f"this copy of {self._host}'s journal does not know the offer")
         if self._store.leases(ask.vm) or self._store.vm(ask.vm) is not None:
             return None
         if all(found.vm != ask.vm for found in await self._services.hypervisor.processes()):

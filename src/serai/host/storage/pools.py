@@ -17,6 +17,9 @@ from serai.schema.volume import ExportKind, PoolStatus
 
 log = logging.getLogger(__name__)
 
+STATUS_PATIENCE = 3.0
+"""Seconds that a pool may take to say how it is; a host is silent after three reports that did not come."""
+
 
 class HostPools:
     """All pools of one host. `open_driver(pool)` names the concrete driver."""
@@ -35,6 +38,8 @@ class HostPools:
         self._open_driver = open_driver
         self._pools: dict[str, PoolDriver] = {}
         self._opening = asyncio.Lock()
+        self._looks: dict[str, asyncio.Task[PoolStatus]] = {}
+        """By pool: the newest look at its state. A look that hangs holds a thread, and gets no second one beside it."""
 
     async def start(self) -> None:
         """Reopen the pools of the journal, and start the target if one of them is exported."""
@@ -84,7 +89,7 @@ class HostPools:
             await asyncio.to_thread(self._link, body)
             await self._open(body)
             self._store.put_pool(body)
-        return (await self.statuses())[body.pool]
+        return await self._status(body)
 
     def _refuse_own(self, body: OpenPool) -> None:
         """Refuse the agent's own folders, what they contain and what contains them, through links and mounts too."""
@@ -152,27 +157,35 @@ class HostPools:
                 await self._exporter.stop()
 
     async def statuses(self) -> dict[str, PoolStatus]:
-        """By pool: its size and free space in bytes, or why it cannot be read."""
-        found = {}
-        for pool, record in self._store.pools().items():
-            driver = self._pools.get(pool)
-            try:
-                if driver is None:
-                    driver = await self._reopen(record)
-                room = await driver.status()
-                volumes = await driver.list_volumes()
-            except SeraiError as error:
-                found[pool] = PoolStatus(state="failed", reason=str(error), path=record.path)
-                continue
-            found[pool] = PoolStatus(
-                state="ready",
-                path=str(driver.volume_path("0" * 12).parent),
-                total=room.total,
-                free=room.free,
-                committed=sum(volume.size for volume in volumes),
-                volumes=len(volumes),
-            )
-        return found
+        """By pool: its size and free space in bytes, or why it cannot be read, also that it does not answer."""
+        pools = self._store.pools()
+        for pool, record in pools.items():
+            if pool not in self._looks or self._looks[pool].done():
+                self._looks[pool] = asyncio.create_task(self._status(record), name=f"status-{pool}")
+        looks = {pool: self._looks[pool] for pool in pools}
+        if looks:
+            await asyncio.wait(looks.values(), timeout=STATUS_PATIENCE)
+        silent = f"it has not answered for {STATUS_PATIENCE:.0f} seconds; see that its storage does"
+        return {
+            pool: look.result() if look.done() else PoolStatus(state="failed", reason=silent, path=pools[pool].path)
+            for pool, look in looks.items()
+        }
+
+    async def _status(self, record: OpenPool) -> PoolStatus:
+        try:
+            driver = self._pools.get(record.pool) or await self._reopen(record)
+            room = await driver.status()
+            volumes = await driver.list_volumes()
+        except SeraiError as error:
+            return PoolStatus(state="failed", reason=str(error), path=record.path)
+        return PoolStatus(
+            state="ready",
+            path=str(driver.volume_path("0" * 12).parent),
+            total=room.total,
+            free=room.free,
+            committed=sum(volume.size for volume in volumes),
+            volumes=len(volumes),
+        )
 
     # --- for volumes and VMs ---
 

@@ -35,7 +35,7 @@ class VmAgent:
         self._runner = VmRunner(services, self._state, self._restart, self._lock.locked)
         self._qemu = self._runner.qemu
         self._forced = asyncio.Event()
-        """Set while a stop by force is requested: a stop that waits for the guest waits no longer."""
+        """Set while a stop by force, or a release, is requested: a stop that waits for the guest waits no longer."""
         if machine is not None:
             self._runner.attach(machine)
 
@@ -139,16 +139,24 @@ class VmAgent:
     async def release(self, epoch: int, reason: str) -> bool:
         """Give up `epoch` and all lower ones, in the journal first; whether the VM is gone with that.
 
-        False: it is here under a later one.
+        False: it is here under a later one. What is at work on the VM meets a lease that is over, and no guest that
+        shuts down is waited for.
         """
-        async with self._lock:
-            self._services.store.give_up(self.vm, epoch, reason)
-            if self.record.epoch > epoch:
-                return False
-            self._state.update(wanted=False)
-            await self._qemu.quit(timeout=2.0)
-            self._state.forget()
-            return True
+        self._services.store.give_up(self.vm, epoch, reason)
+        over = self.record.epoch <= epoch
+        if over:
+            self._forced.set()
+        try:
+            async with self._lock:
+                if self.record.epoch > epoch:
+                    return False
+                self._state.update(wanted=False)
+                await self._qemu.quit(timeout=2.0)
+                self._state.forget()
+                return True
+        finally:
+            if over:
+                self._forced.clear()
 
     async def forget(self) -> None:
         """The VM is no longer this host's: delete its record and its folders."""

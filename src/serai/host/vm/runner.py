@@ -212,13 +212,17 @@ class VmRunner:
                 self._services.tasks.start(self.keep_running())
         elif state in ALIVE or state is VmState.STARTING:
             if rebooted:
-                self._state.follow(VmEvent.CRASHED, "its host was rebooted", restarts=0)
+                wanted = record.wanted and record.autostart
+                self._state.follow(VmEvent.CRASHED, "its host was rebooted", restarts=0, wanted=wanted)
             elif not record.wanted:
                 self.ended(End(VmEvent.STOPPED_BY_FORCE, "stopped while no agent watched it", failure=False))
             else:
                 self.ended(End(VmEvent.CRASHED, UNWATCHED, failure=True))
-        elif record.wanted and state in (VmState.CRASHED, VmState.STOPPED) and not rebooted:
-            self.restart_soon(record.reason)  # an earlier agent was about to
+        elif record.wanted and state in (VmState.CRASHED, VmState.STOPPED):
+            if not rebooted:
+                self.restart_soon(record.reason)  # an earlier agent was about to
+            elif not record.autostart:
+                self._state.update(wanted=False)
 
     async def _settle_run_state(self, machine: Machine) -> None:
         found = await machine.run_state()

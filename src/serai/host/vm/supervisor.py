@@ -18,6 +18,7 @@ from serai.host.vm.runner import VmServices
 from serai.schema.commands.vm import ReleaseVm, StartVm, StopVm
 from serai.schema.document import VmDocument
 from serai.schema.errors import NotFoundError, SeraiError, UnavailableError
+from serai.schema.ids import VmId
 from serai.schema.lease import Claim
 from serai.schema.vm import VmReport, VmState
 
@@ -49,6 +50,7 @@ class Supervisor:
         self._taking_over: asyncio.Task[None] | None = None
         self._told = asyncio.Event()
         """Set once the controller has said what is over here."""
+        self._answered = False
         self._take_up: TakeUp
 
     # --- which VMs there are ---
@@ -104,24 +106,29 @@ class Supervisor:
 
     # --- start of the host agent ---
 
-    def take_over(self, take_up: TakeUp, *, rebooted: bool) -> None:
+    def take_over(self, take_up: TakeUp, *, boot: str) -> None:
         """Begin to adopt what runs, to settle what ended meanwhile, and to autostart after a reboot.
 
+        `boot`: the machine's present one. A reboot is one until its autostart is over, also for an agent that starts
+        meanwhile: it asks the controller first, too.
         `take_up` continues the move of an adopted VM. Each VM is adopted by itself: a silent one delays only commands
         for it.
         """
         self._take_up = take_up
+        rebooted = self._store.boot() not in (None, boot)
         for vm in self._store.vms():
             self._silent.add(vm)
             self._adopting[vm] = self._services.tasks.start(self._adopt_first(vm, rebooted=rebooted))
         tries = list(self._adopting.values())
-        self._taking_over = self._services.tasks.start(self._take_over(tries, rebooted=rebooted))
+        self._taking_over = self._services.tasks.start(self._take_over(tries, boot, rebooted=rebooted))
 
-    async def _take_over(self, tries: list[asyncio.Task[None]], *, rebooted: bool) -> None:
+    async def _take_over(self, tries: list[asyncio.Task[None]], boot: str, *, rebooted: bool) -> None:
         await asyncio.gather(*tries)
         await self._log_strays()
         if rebooted:
-            self._services.tasks.start(self._autostart())
+            self._services.tasks.start(self._autostart(boot))
+        else:
+            self._store.put_boot(boot)
 
     async def taken_over(self) -> None:
         """Return once all that `take_over` began was tried; raises what went wrong with it as a whole."""
@@ -181,21 +188,28 @@ class Supervisor:
         """The controller knows that this host is back, and has nothing left for it to give up."""
         self._told.set()
 
-    async def _autostart(self) -> None:
+    def controller_answered(self) -> None:
+        """There is a controller: from now on its word alone lets VMs start, also after a refusal."""
+        self._answered = True
+
+    async def _autostart(self, boot: str) -> None:
         """Start what should run, once the controller has said what is over: this host may have been fenced meanwhile.
 
         Without a controller, VMs with a disk start after a while: the target refuses an epoch that is over, and a VM
-        whose disk is in a pool of this host ran nowhere else. One without disks has nothing that guards it.
+        whose disk is in a pool of this host ran nowhere else. One without disks has nothing that guards it. A
+        controller that refuses this agent, or has told it to give something up, is waited for.
         """
         patience = self._services.tasks.start(self._services.clock.sleep(AUTOSTART_PATIENCE))
         told = self._services.tasks.start(self._told.wait())
         await asyncio.wait({patience, told}, return_when=asyncio.FIRST_COMPLETED)
         patience.cancel()
         if not told.done():
-            log.warning("the controller does not answer: VMs with disks are started without it")
-            await self._autostart_those(lambda agent: bool(agent.record.launch.disks))
+            if not self._answered:
+                log.warning("the controller does not answer: VMs with disks are started without it")
+            await self._autostart_those(lambda agent: bool(agent.record.launch.disks) and not self._answered)
             await told
         await self._autostart_those(lambda agent: True)
+        self._store.put_boot(boot)
 
     async def _autostart_those(self, which: Callable[[VmAgent], bool]) -> None:
         waiting = [a for a in self._agents.values() if a.record.autostart and a.record.wanted and not a.has_qemu]
@@ -229,6 +243,11 @@ class Supervisor:
         if vm in self._silent:
             await self._adopt(vm, rebooted=False)
 
+    async def strays(self) -> list[VmId]:
+        """The VMs of QEMUs that run here and that the journal does not know."""
+        found = {process.vm for process in await self._services.hypervisor.processes()}
+        return [VmId(vm) for vm in sorted(found) if self._store.vm(vm) is None]
+
     async def _log_strays(self) -> None:
         """QEMUs under no known lease, as after a loss of the journal: without this nobody would hear of them."""
         for found in await self._services.hypervisor.processes():
@@ -242,9 +261,8 @@ class Supervisor:
 
     async def end_strays(self) -> None:
         """End every QEMU that the journal does not know: it was started under a journal that is gone."""
-        for vm in {found.vm for found in await self._services.hypervisor.processes()}:
-            if self._store.vm(vm) is None:
-                await self._end_strays(vm)
+        for vm in await self.strays():
+            await self._end_strays(vm)
 
     async def _end_strays(self, vm: str) -> None:
         """End QEMUs of a VM that the journal does not know."""

@@ -11,8 +11,10 @@ import pytest
 from tests.unit.host.storage.conftest import MakePools
 
 from serai.drivers.storage.base import PoolDriver
+from serai.drivers.storage.base import PoolStatus as PoolRoom
 from serai.drivers.storage.directory import DirectoryPool
 from serai.drivers.storage.fake import FakeExporter
+from serai.host.storage import pools
 from serai.schema.commands.pool import ClosePool, OpenPool
 from serai.schema.errors import ConflictError, HostError, NotFoundError, UnavailableError
 from serai.schema.ids import PoolId
@@ -46,6 +48,36 @@ async def test_a_lost_folder_is_told_and_the_other_pools_live(tmp_path: Path, ma
     await asyncio.to_thread(shutil.rmtree, tmp_path / "one")
     with pytest.raises(HostError, match="Mount its file system"):
         await again.driver(ONE).create_volume("0" * 12, 1 << 20)
+
+
+async def test_a_pool_that_hangs_is_told_and_keeps_no_report(
+    tmp_path: Path, make_pools: MakePools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not asked again before it has answered."""
+    asked = []
+    answers = asyncio.Event()
+
+    class Hangs(DirectoryPool):
+        async def status(self) -> PoolRoom:
+            if self._root.name == ONE:
+                asked.append(self)
+                await answers.wait()
+            return await super().status()
+
+    monkeypatch.setattr(pools, "STATUS_PATIENCE", 0.2)
+    answers.set()
+    host = make_pools(lambda pool: Hangs(tmp_path / pool.pool, pool=pool.pool))
+    for pool in (ONE, TWO):
+        await host.open(OpenPool(pool=pool, driver=PoolDriverName.DIR, path="", export=ExportKind.NONE))
+    answers.clear()
+    asked.clear()
+    for _ in range(2):
+        statuses = await host.statuses()
+        assert [statuses[pool].state for pool in (ONE, TWO)] == ["failed", "ready"]
+        assert "has not answered" in statuses[ONE].reason
+    assert len(asked) == 1
+    answers.set()
+    assert (await host.statuses())[ONE].state == "ready"
 
 
 async def test_only_the_agents_own_folder_goes_with_its_pool(tmp_path: Path, make_pools: MakePools) -> None:

@@ -9,8 +9,19 @@ from tests.unit.host.ground import VM, Ground, Host, make_launch
 
 from serai.drivers.hypervisor.base import RunState
 from serai.drivers.hypervisor.fake import FakeMachine
-from serai.schema.commands.vm import VM_CONFIGURE, VM_PAUSE, VM_RESET, VM_RESUME, VM_STOP, ConfigureVm, SignalVm, StopVm
-from serai.schema.errors import ConflictError
+from serai.schema.commands.vm import (
+    VM_CONFIGURE,
+    VM_PAUSE,
+    VM_RELEASE,
+    VM_RESET,
+    VM_RESUME,
+    VM_STOP,
+    ConfigureVm,
+    ReleaseVm,
+    SignalVm,
+    StopVm,
+)
+from serai.schema.errors import ConflictError, StaleError
 from serai.schema.lease import Claim
 from serai.schema.vm import RestartPolicy, VmState
 
@@ -47,6 +58,34 @@ async def test_a_stop_by_force_does_not_wait_for_one_that_asks_the_guest(ground:
         forced = await ground.ask("h1", VM_STOP, StopVm(vm=VM, force=True))
         assert forced.state is VmState.STOPPED
         assert (await gentle).state is VmState.STOPPED
+
+
+async def test_a_release_does_not_wait_for_a_guest_that_shuts_down(ground: Ground, h1: Host) -> None:
+    """The journal says at once what is over. A release of an older epoch hurries no guest."""
+    await ground.run_vm("h1", epoch=2)
+    h1.process().ignores_powerdown = True
+    gentle = asyncio.create_task(ground.ask("h1", VM_STOP, StopVm(vm=VM, timeout=3600)))
+    await ground.until(lambda: h1.state() is VmState.STOPPING)
+    older = asyncio.create_task(ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1)))
+    await ground.turn()
+    assert (h1.processes() != [], older.done()) == (True, False)
+    await ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=2))
+    assert (h1.processes(), h1.store.claim(VM, 2)) == ([], Claim.RELEASED)
+    await asyncio.gather(gentle, older)
+
+
+async def test_what_is_over_is_in_the_journal_before_anything_is_waited_for(ground: Ground, h1: Host) -> None:
+    answers = h1.hold_start()
+    starting = asyncio.create_task(ground.run_vm("h1"))
+    await ground.until(h1.processes, ticking=False)
+    releasing = asyncio.create_task(ground.ask("h1", VM_RELEASE, ReleaseVm(vm=VM, epoch=1)))
+    await ground.turn()
+    assert h1.store.claim(VM, 1) is Claim.RELEASED
+    answers.set()
+    await releasing
+    with pytest.raises(StaleError):
+        await starting
+    assert ground.most == 0
 
 
 async def test_a_vm_that_is_resumed_shows_whether_it_goes_on(
