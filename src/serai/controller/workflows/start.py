@@ -83,6 +83,9 @@ async def start_vm(ctx: Context) -> None:
             await tx.vms.set_spec(vm_id, pinned)
         parts = await vms.parts(tx, vm_id)
     vm = parts.vm
+    if is_over(lease):
+        # Its grant was retracted, and the controller restarted while hosts were waited for.
+        lease = await _renew(ctx, vm, lease)
     try:
         body = await launch_body(ctx, parts, host, lease.epoch)
         report = await with_boot(ctx, parts, host.name, lambda: _send_start(ctx, vm, lease, body))
