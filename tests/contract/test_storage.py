@@ -25,9 +25,11 @@ from serai.schema.errors import (
     InvalidError,
     NotFoundError,
     SeraiError,
+    StaleError,
+    TakenError,
     UnavailableError,
 )
-from serai.schema.ids import VolumeId
+from serai.schema.ids import HostName, VmId, VolumeId
 from serai.schema.launch import Admission, IscsiDisk
 
 MIB = 1 << 20
@@ -265,9 +267,15 @@ def volume(tmp_path: Path) -> Path:
     return file
 
 
-def admission(name: str, epoch: int = 1, secret: str = "correct-horse-battery") -> Admission:
-    initiator = f"iqn.2026-01.io.serai:vm.{name}.{epoch}"
-    return Admission(initiator=initiator, user=f"vm-{name}-{epoch}", password=SecretStr(secret), epoch=epoch)
+def admission(name: str, epoch: int = 1, secret: str = "correct-horse-battery", *, host: str = "h1") -> Admission:
+    return Admission(
+        vm=VmId(name * 12),
+        epoch=epoch,
+        host=HostName(host),
+        initiator=f"iqn.2026-01.io.serai:vm.{name}.{epoch}.{host}",
+        user=f"vm-{name}-{epoch}-{host}",
+        password=SecretStr(secret),
+    )
 
 
 async def test_only_the_admitted_get_in(lab: Lab, volume: Path) -> None:
@@ -298,11 +306,78 @@ async def test_the_refused_stay_out_and_the_others_in(lab: Lab, volume: Path) ->
     for each in epochs:
         await lab.exporter.admit(name, each)
     for gone, each in enumerate(epochs):
-        await lab.exporter.refuse(name, each.initiator)
-        await lab.exporter.refuse(name, each.initiator)
+        await lab.exporter.refuse(name, each.vm, each.epoch)
+        await lab.exporter.refuse(name, each.vm, each.epoch)
         assert [await lab.opens(name, other) for other in epochs] == [index > gone for index in range(3)]
-    await lab.exporter.admit(name, epochs[0])
-    assert await lab.opens(name, epochs[0])
+
+
+async def test_an_epoch_is_admitted_for_one_host(lab: Lab, volume: Path) -> None:
+    name, right, again = new_id(), admission("a", 3, host="h3"), admission("a", 3, host="h1")
+    await lab.exporter.export(name, volume)
+    await lab.exporter.admit(name, right)
+    for _ in range(2):
+        with pytest.raises(TakenError, match="h3") as caught:
+            await lab.exporter.admit(name, again)
+        assert (caught.value.info.field, caught.value.info.value) == ("epoch", "3")
+    await lab.exporter.admit(name, right)
+    assert await lab.opens(name, right)
+    assert not await lab.opens(name, again)
+    await lab.kill_target()
+    await lab.exporter.check()
+    for stale, known in ((again, "3"), (admission("a", 2, host="h1"), "3"), (admission("a", 2, host="h3"), "3")):
+        with pytest.raises(TakenError) as caught:
+            await lab.exporter.admit(name, stale)
+        assert caught.value.info.value == known
+
+
+async def test_what_was_refused_is_never_admitted(lab: Lab, volume: Path) -> None:
+    name, right = new_id(), admission("a", 2)
+    await lab.exporter.export(name, volume)
+    await lab.exporter.refuse(name, right.vm, 2)
+    await lab.exporter.refuse(name, right.vm, 1)
+    for epoch in (1, 2):
+        for host in ("h1", "h2"):
+            with pytest.raises(StaleError) as caught:
+                await lab.exporter.admit(name, admission("a", epoch, host=host))
+            assert not isinstance(caught.value, TakenError)
+            assert (caught.value.info.field, caught.value.info.value) == ("epoch", "2")
+    await lab.exporter.admit(name, admission("a", 3))
+    assert await lab.opens(name, admission("a", 3))
+
+
+async def test_a_move_has_both_ends_admitted_until_one_of_them_is_refused(lab: Lab, volume: Path) -> None:
+    name, source, to = new_id(), admission("a", 2), admission("a", 3, host="h2")
+    await lab.exporter.export(name, volume)
+    for right in (source, to, source, to):
+        await lab.exporter.admit(name, right)
+    assert [await lab.opens(name, right) for right in (source, to)] == [True, True]
+    await lab.exporter.refuse(name, source.vm, source.epoch)
+    assert [await lab.opens(name, right) for right in (source, to)] == [False, True]
+    await lab.exporter.admit(name, to)
+    # The next move comes to nothing: its epoch alone is refused.
+    back = admission("a", 4)
+    await lab.exporter.admit(name, back)
+    await lab.exporter.refuse(name, back.vm, back.epoch, HostName("h3"))
+    assert [await lab.opens(name, right) for right in (to, back)] == [True, True]
+    await lab.exporter.refuse(name, back.vm, back.epoch, back.host)
+    assert [await lab.opens(name, right) for right in (to, back)] == [True, False]
+    await lab.exporter.admit(name, to)
+    with pytest.raises(StaleError):
+        await lab.exporter.admit(name, back)
+
+
+async def test_a_vm_is_not_hindered_by_another_ones_epochs(lab: Lab, volume: Path) -> None:
+    name, first, second = new_id(), admission("a", 5), admission("b", 1, host="h2")
+    await lab.exporter.export(name, volume)
+    await lab.exporter.admit(name, first)
+    await lab.exporter.admit(name, second)
+    await lab.exporter.refuse(name, first.vm, 5)
+    assert [await lab.opens(name, right) for right in (first, second)] == [False, True]
+    await lab.exporter.admit(name, second)
+    await lab.exporter.admit(name, admission("a", 6))
+    await lab.exporter.unexport(name)
+    await lab.exporter.export(name, volume)
+    await lab.exporter.admit(name, first)
 
 
 async def test_a_dead_target_comes_back_with_the_same_rights(lab: Lab, volume: Path) -> None:
@@ -310,7 +385,7 @@ async def test_a_dead_target_comes_back_with_the_same_rights(lab: Lab, volume: P
     export = await lab.exporter.export(name, volume)
     await lab.exporter.admit(name, goes)
     await lab.exporter.admit(name, stays)
-    await lab.exporter.refuse(name, goes.initiator)
+    await lab.exporter.refuse(name, goes.vm, goes.epoch)
     assert not await lab.exporter.check()
     await lab.kill_target()
     assert not await lab.opens(name, stays)
@@ -352,7 +427,7 @@ async def test_unexport_ends_all(lab: Lab, volume: Path) -> None:
     assert not await lab.opens(name, right)
     for attempt in (
         lab.exporter.admit(name, right),
-        lab.exporter.refuse(name, right.initiator),
+        lab.exporter.refuse(name, right.vm, right.epoch),
         lab.exporter.sessions(name),
         lab.exporter.grow(name),
     ):
@@ -381,8 +456,8 @@ async def test_a_user_has_one_secret_and_one_initiator(lab: Lab, volume: Path) -
     with pytest.raises(ConflictError):
         await lab.exporter.admit(second, admission("a", secret="another-secret-of-it"))
     with pytest.raises(ConflictError):
-        await lab.exporter.admit(first, right.model_copy(update={"initiator": admission("b").initiator}))
-    await lab.exporter.refuse(first, right.initiator)
+        await lab.exporter.admit(first, admission("b").model_copy(update={"user": right.user}))
+    await lab.exporter.refuse(first, right.vm, right.epoch)
     assert not await lab.opens(first, right)
     assert await lab.opens(second, right)
 

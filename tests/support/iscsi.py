@@ -13,7 +13,7 @@ from serai.drivers.storage.iscsi import TgtExporter
 from serai.drivers.storage.tgt_socket import TgtSocket
 from serai.drivers.storage.tgt_targets import LUN, TARGET_PREFIX
 from serai.lib.paths import HostPaths
-from serai.schema.ids import VolumeId
+from serai.schema.ids import HostName, VmId, VolumeId
 from serai.schema.launch import Admission, IscsiDisk
 
 VOLUME = "0123456789ab"
@@ -57,11 +57,16 @@ class Host:
         return await self.socket.peer()
 
 
+VM = VmId("aabbccddeeff")
+
+
 def epoch(number: int) -> Admission:
     """What a VM of that epoch is let in with."""
     return Admission(
+        vm=VM,
+        epoch=number,
+        host=HostName("h1"),
         initiator=f"iqn.2026-01.io.serai:vm.aabbccddeeff.{number}",
         user=f"vm-aabbccddeeff-{number}",
         password=SecretStr(f"secret-of-epoch-{number}"),
-        epoch=number,
     )

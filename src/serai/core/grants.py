@@ -143,3 +143,13 @@ def burn(lease: Lease, epoch: int) -> Lease:
     if epoch <= lease.highest:
         return lease
     return lease.model_copy(update={"highest": epoch, "offered_to": None, "offer_id": None})
+
+
+def retract(lease: Lease, epoch: int) -> Lease:
+    """The epoch was granted to another host, by a later state of the database, and ours has given it up.
+
+    So nobody known holds the lease, and the other host's journal will say that it does (`learn`). Idempotent.
+    """
+    if lease.epoch != epoch or epoch == 1:
+        return lease
+    return lease.model_copy(update={"epoch": epoch - 1, "ended": epoch - 1})

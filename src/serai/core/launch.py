@@ -1,7 +1,8 @@
 """From a VM's spec to a `Launch`: everything that one host needs to run it, with nothing left to decide.
 
-Pure. Both ends of a migration get launches from here, equal but for the lease epoch in their disks' initiators.
-CHAP passwords are derived, not stored: HMAC-SHA256 of VM and epoch under the installation's secret.
+Pure. Both ends of a migration get launches from here, equal but for the lease epoch and the host in their
+disks' initiators.
+CHAP passwords are derived, not stored: HMAC-SHA256 of VM, epoch and host under the installation's secret.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic import SecretStr
 
 from serai.schema.errors import ConflictError, UnsupportedError
 from serai.schema.host import HostFacts
-from serai.schema.ids import NetworkId, VmId
+from serai.schema.ids import HostName, NetworkId, VmId
 from serai.schema.image import Image, ImageKind
 from serai.schema.launch import Admission, Disk, FileDisk, IscsiDisk, KernelBoot, Launch, Seed, VnicAttachment
 from serai.schema.network import Network
@@ -52,15 +53,20 @@ class Parts:
     image: Image | None
 
 
-def admission(secret: bytes, vm: VmId, epoch: int) -> Admission:
-    """The right of one lease epoch of a VM to open its volumes."""
-    digest = hmac.new(secret, f"chap/{vm}/{epoch}".encode(), hashlib.sha256).hexdigest()[:32]
-    return Admission(initiator=initiator(vm, epoch), user=f"vm-{vm}-{epoch}", password=SecretStr(digest), epoch=epoch)
+def admission(secret: bytes, vm: VmId, epoch: int, host: HostName) -> Admission:
+    """The right of a host to open a VM's volumes under one lease epoch.
 
-
-def initiator(vm: VmId, epoch: int) -> str:
-    """The iSCSI initiator name of one lease epoch."""
-    return f"iqn.2026-01.io.serai:vm.{vm}.{epoch}"
+    The host is in the name and in the secret: whoever was granted the same epoch by an older database gets in nowhere.
+    """
+    digest = hmac.new(secret, f"chap/{vm}/{epoch}/{host}".encode(), hashlib.sha256).hexdigest()[:32]
+    return Admission(
+        vm=vm,
+        epoch=epoch,
+        host=host,
+        initiator=f"iqn.2026-01.io.serai:vm.{vm}.{epoch}.{host}",
+        user=f"vm-{vm}-{epoch}-{host}",
+        password=SecretStr(digest),
+    )
 
 
 _Q35 = re.compile(r"^pc-q35-(\d+)\.(\d+)$")
@@ -153,8 +159,8 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
-def launch(parts: Parts, *, epoch: int, accel: str, machine: str, secret: bytes) -> Launch:
-    """The launch of a VM under one lease epoch."""
+def launch(parts: Parts, *, epoch: int, host: HostName, accel: str, machine: str, secret: bytes) -> Launch:
+    """The launch of a VM on one host under one lease epoch."""
     vm = parts.vm
     spec = vm.spec
     manifest = parts.image.status.manifest if parts.image is not None else None
@@ -175,18 +181,17 @@ def launch(parts: Parts, *, epoch: int, accel: str, machine: str, secret: bytes)
         memory=spec.memory,
         uuid=str(uuid.uuid5(NAMESPACE, vm.id)),
         boot=boot,
-        disks=[_disk(index, plan, vm.id, epoch, secret) for index, plan in enumerate(parts.disks)],
+        disks=[_disk(index, plan, admission(secret, vm.id, epoch, host)) for index, plan in enumerate(parts.disks)],
         vnics=vnics,
         seed=seed(vm, parts.networks) if cloud_init else None,
     )
 
 
-def _disk(index: int, plan: DiskPlan, vm: VmId, epoch: int, secret: bytes) -> Disk:
+def _disk(index: int, plan: DiskPlan, right: Admission) -> Disk:
     source: FileDisk | IscsiDisk
     if plan.pool.spec.export is ExportKind.NONE:
         source = FileDisk(pool=plan.pool.id, volume=plan.volume.id)
     else:
-        right = admission(secret, vm, epoch)
         source = IscsiDisk(
             volume=plan.volume.id,
             portal=plan.portal,

@@ -123,6 +123,12 @@ class StaleError(SeraiError):
     status = 409
 
 
+class TakenError(StaleError):
+    """The lease epoch was granted to another host before: who grants it again has an old database."""
+
+    code = "taken"
+
+
 class InterruptedByRestartError(SeraiError):
     """The work was begun, and whoever did it was restarted in a place where it cannot be taken up."""
 
@@ -158,6 +164,7 @@ TREE: dict[str, type[SeraiError]] = {
         UnsupportedError,
         UnavailableError,
         StaleError,
+        TakenError,
         InterruptedByRestartError,
         CancelledByUserError,
         HostError,

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from serai.schema.encoding import Secret
-from serai.schema.ids import ImageId, PoolId, VmId, VolumeId
+from serai.schema.ids import HostName, ImageId, PoolId, VmId, VolumeId
 from serai.schema.resource import Frozen
 
 
@@ -25,7 +25,7 @@ class FileDisk(Frozen):
 
 
 class IscsiDisk(Frozen):
-    """A volume opened by QEMU through libiscsi. `initiator` is one per VM and epoch: a target can refuse it."""
+    """A volume opened by QEMU through libiscsi. `initiator` is one per VM, epoch and host: a target can refuse it."""
 
     kind: Literal["iscsi"] = "iscsi"
     volume: VolumeId
@@ -60,12 +60,14 @@ class VnicAttachment(Frozen):
 
 
 class Admission(Frozen):
-    """The right of one lease epoch to open a volume: an initiator name with its CHAP account."""
+    """The right of one host to open a volume under one lease epoch of a VM: an initiator name with its CHAP account."""
 
+    vm: VmId
+    epoch: int
+    host: HostName
     initiator: str
     user: str
     password: Secret
-    epoch: int
 
 
 class KernelBoot(Frozen):

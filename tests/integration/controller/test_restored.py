@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +12,19 @@ from tests.integration.controller.conftest import World
 from tests.integration.controller.moving import lease
 
 from serai.app.controller import DATABASE
+from serai.core import launch as plan
+from serai.drivers.storage.fake import FakeExporter
 from serai.schema.commands.base import AnyCommand
 from serai.schema.commands.envelope import Reply
+from serai.schema.commands.migration import MIGRATION_PREPARE
 from serai.schema.commands.vm import VM_DOCUMENT, VM_START
-from serai.schema.commands.volume import VOLUME_ADMIT
+from serai.schema.commands.volume import VOLUME_ADMIT, VOLUME_REFUSE
 from serai.schema.document import VmDocument
 from serai.schema.encoding import encode
-from serai.schema.errors import StaleError
+from serai.schema.errors import NotFoundError, StaleError, UnavailableError
+from serai.schema.ids import HostName
 from serai.schema.job import Event, Job, JobState
+from serai.schema.launch import Admission
 from serai.schema.lease import Claim
 from serai.schema.reports import StorePosition
 from serai.schema.subjects import Subjects
@@ -163,9 +169,106 @@ async def test_an_epoch_that_a_target_admitted_for_another_host_is_burnt(world: 
 
     seen: list[str] = []
     world.agents._answer = witness  # type: ignore[method-assign] # a target that knows more than the database
-    await world.do("vm.start", "web1")
-    assert (await lease(world)).highest == 7
+    assert (await world.do("vm.start", "web1")).error is None
+    assert ((await lease(world)).epoch, (await lease(world)).highest) == (8, 8)
     assert await said(world, "store.restored")
+
+
+@pytest.fixture
+def target(world: World) -> FakeExporter:
+    """What the hosts' agents ask about the volumes of the pool."""
+    exporter, real = FakeExporter(), world.agents._answer
+
+    async def witness(host: str, request: Any) -> bytes:
+        body = request.body
+        try:
+            await exporter.start()
+            if request.command == VOLUME_ADMIT.name and host not in world.agents.silent:
+                await exporter.export(body["volume"], Path("/volume"))
+                await exporter.admit(body["volume"], Admission.model_validate(body["admission"]))
+            elif request.command == VOLUME_REFUSE.name and host not in world.agents.silent:
+                await exporter.refuse(body["volume"], body["vm"], body["epoch"], body["host"])
+        except StaleError as error:
+            return encode(Reply(state="failed", error=error.info))
+        except NotFoundError:
+            pass
+        return await real(host, request)
+
+    world.agents._answer = witness  # type: ignore[method-assign] # with a target
+    return exporter
+
+
+@pytest.mark.parametrize("fenced", [True, False], ids=["fenced", "unknown to the database"])
+async def test_an_epoch_that_another_host_has_at_the_target_is_granted_to_nobody_else(
+    world: World, backup: Backup, target: FakeExporter, fenced: bool
+) -> None:
+    if fenced:
+        await world.agents.join("h3")
+    await world.create()
+    await world.do("vm.stop", "web1", {"force": True})
+    await backup.take()
+    if not fenced:
+        await world.agents.join("h3")
+    await world.do("vm.start", "web1")
+    for to in ("h2", "h3"):
+        assert (await world.do("vm.migrate", "web1", {"to": to})).error is None
+    assert ((await lease(world)).host, (await lease(world)).epoch) == ("h3", 3)
+    (volume,) = (await world.client.call("volume.list")).items
+    (right,) = target._offers[volume.id].admissions
+    assert (right.host, right.epoch) == ("h3", 3)
+    session = target.login(volume.id, right)
+    world.agents.silent.add("h3")
+    await backup.restore()
+    if fenced:
+        await world.offline("h3")
+        await world.client.call("host.fence", "h3", {"is_off": True})
+    started = await world.do("vm.start", "web1")
+    assert started.error is None
+    assert ((await lease(world)).epoch, (await lease(world)).highest) == (4, 4)
+    assert await said(world, "store.restored")
+    with pytest.raises(UnavailableError):
+        session.write()
+    assert [one.epoch for one in target._offers[volume.id].admissions] == [4]
+
+
+async def test_a_holder_that_the_database_does_not_know_is_waited_for(
+    world: World, backup: Backup, target: FakeExporter
+) -> None:
+    """h1 has not heard that it was fenced, so its word is taken; h2 runs the VM since, and is silent."""
+    await world.agents.join("h3")
+    await world.create()
+    await world.do("vm.stop", "web1", {"force": True})
+    vm = await world.vm("web1")
+    (volume,) = (await world.client.call("volume.list")).items
+    right = plan.admission(b"of the same installation", vm.id, 2, HostName("h2"))
+    await target.admit(volume.id, right)
+    world.agents.claims("h2", vm.id, 2, Claim.HELD)
+    world.agents.silent.add("h2")
+    await world.restart()
+    job = await world.client.call("vm.start", "web1", {"host": "h3"})
+    await world.until(job, lambda one: "h2" in (one.waits_for))
+    assert await said(world, "store.restored")
+    world.agents.silent.discard("h2")
+    await world.agents.hello("h2")
+    done = await asyncio.wait_for(world.client.wait_job(job.id), 20)
+    assert done.state is JobState.FAILED
+    assert ((await lease(world)).host, (await lease(world)).epoch) == ("h2", 2)
+    target.login(volume.id, right)
+    assert ("h3", VM_START) not in world.agents.asked
+
+
+async def test_a_move_that_is_given_up_leaves_the_source_its_disks(world: World, target: FakeExporter) -> None:
+    await world.create()
+    (volume,) = (await world.client.call("volume.list")).items
+    (right,) = target._offers[volume.id].admissions
+    session = target.login(volume.id, right)
+    world.agents.failing.add(MIGRATION_PREPARE)
+    assert (await world.do("vm.migrate", "web1", {"to": "h2"})).state is JobState.FAILED
+    session.write()
+    assert target._offers[volume.id].admissions == (right,)
+    world.agents.failing.clear()
+    assert (await world.do("vm.migrate", "web1", {"to": "h2"})).error is None
+    assert [one.epoch for one in target._offers[volume.id].admissions] == [3]
 
 
 async def test_an_agent_of_another_incarnation_is_not_meant(world: World) -> None:

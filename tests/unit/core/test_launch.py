@@ -22,6 +22,7 @@ from serai.schema.volume import ExportKind, Pool, PoolSpec, PoolStatus, Volume, 
 SECRET = b"installation"
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 VM = VmId("0123456789ab")
+H1 = HostName("h1")
 LAN = NetworkId("a" * 12)
 POOL = PoolId("c" * 12)
 
@@ -85,7 +86,7 @@ def launch(
         networks={LAN: network(gateway="10.77.0.1", nameservers=["10.77.0.1"])},
         image=image_,
     )
-    return plan.launch(parts, epoch=epoch, accel="tcg", machine="pc-q35-10.0", secret=SECRET)
+    return plan.launch(parts, epoch=epoch, host=H1, accel="tcg", machine="pc-q35-10.0", secret=SECRET)
 
 
 def test_a_kernel_image_boots_directly_and_has_its_address_on_the_command_line() -> None:
@@ -161,16 +162,18 @@ def test_two_epochs_differ_in_initiator_user_and_password_alone() -> None:
     assert first.model_copy(update={"disks": [equalized]}) == second
 
 
-def test_passwords_depend_on_secret_vm_and_epoch_and_are_never_shown() -> None:
+def test_passwords_depend_on_secret_vm_epoch_and_host_and_are_never_shown() -> None:
     rights = [
-        plan.admission(SECRET, VM, 1),
-        plan.admission(SECRET, VM, 2),
-        plan.admission(b"other", VM, 1),
-        plan.admission(SECRET, VmId("b" * 12), 1),
+        plan.admission(SECRET, VM, 1, H1),
+        plan.admission(SECRET, VM, 2, H1),
+        plan.admission(SECRET, VM, 1, HostName("h2")),
+        plan.admission(b"other", VM, 1, H1),
+        plan.admission(SECRET, VmId("b" * 12), 1, H1),
     ]
     passwords = {right.password.get_secret_value() for right in rights}
-    assert len(passwords) == 4
-    assert plan.admission(SECRET, VM, 1).password == rights[0].password
+    assert len(passwords) == 5
+    assert len({(right.initiator, right.user) for right in rights}) == 4
+    assert plan.admission(SECRET, VM, 1, H1).password == rights[0].password
     found = launch(disks=[disk(ExportKind.ISCSI)])
     for password in passwords:
         assert 12 <= len(password) <= 32

@@ -65,3 +65,14 @@ def test_a_release_ends_lower_epochs_too() -> None:
     ]
     assert rules.may_run(records) is None
     assert rules.may_run([*records, LeaseRecord(vm=VM, epoch=5, claim=Claim.HELD)]) == 5
+
+
+def test_a_grant_that_is_retracted_is_learned_from_whoever_has_it() -> None:
+    lease = grants.advance(grants.advance(grants.first(VM, HostName("h1")), HostName("h1")), HostName("h1"))
+    retracted = grants.retract(lease, 3)
+    assert rules.is_over(retracted)
+    assert (retracted.epoch, retracted.highest) == (2, 3)
+    assert grants.retract(retracted, 3) == retracted
+    learned = grants.learn(retracted, HostName("h2"), LeaseRecord(vm=VM, epoch=3, claim=Claim.HELD))
+    assert (learned.host, learned.epoch, rules.is_over(learned)) == ("h2", 3, False)
+    assert grants.advance(retracted, HostName("h1")).epoch == 4

@@ -12,7 +12,7 @@ from serai.schema.commands.pool import POOL_CLOSE, POOL_OPEN
 from serai.schema.commands.vm import VM_START, StartVm
 from serai.schema.commands.volume import VOLUME_ADMIT, AdmitInitiator
 from serai.schema.encoding import encode, to_dict
-from serai.schema.ids import PoolId, VolumeId
+from serai.schema.ids import HostName, PoolId, VmId, VolumeId
 from serai.schema.launch import Admission
 from serai.schema.volume import PoolStatus
 
@@ -20,7 +20,9 @@ POOL, VOLUME, PASSWORD = PoolId("a" * 12), VolumeId("b" * 12), "a-secret-of-16-c
 
 
 def admit() -> AdmitInitiator:
-    right = Admission(initiator="iqn.x", user="u", password=SecretStr(PASSWORD), epoch=1)
+    right = Admission(
+        vm=VmId("c" * 12), epoch=1, host=HostName("h1"), initiator="iqn.x", user="u", password=SecretStr(PASSWORD)
+    )
     return AdmitInitiator(pool=POOL, volume=VOLUME, admission=right)
 
 

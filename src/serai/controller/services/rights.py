@@ -211,13 +211,21 @@ class Rights:
         self._proves(tx, vm, record.epoch)
         return await LeaseRows(tx).insert(lease)
 
-    async def burn(self, tx: Transaction, vm: VmId, epoch: int) -> None:
-        """A target has admitted this epoch for another host: the database is older than that."""
+    async def burn(self, tx: Transaction, vm: VmId, epoch: int, *, taken: bool) -> None:
+        """A target knows this epoch: the database is older than that if it does not, or if the epoch was `taken`.
+
+        Taken: it was admitted for another host than that to which it was granted now.
+        """
         lease = await tx.leases.need(vm)
         after = await LeaseRows(tx).replace(lease, grants.burn(lease, epoch))
-        if after != lease:
+        if taken or after != lease:
             await self.restored(tx, f"a target knows epoch {epoch} of VM {vm}")
             await self._may_be_complete(tx)
+
+    async def retract(self, tx: Transaction, vm: VmId, epoch: int) -> Lease:
+        """A grant that came to nothing: a target has admitted that epoch for another host, and ours has given it up."""
+        lease = await tx.leases.need(vm)
+        return await LeaseRows(tx).replace(lease, grants.retract(lease, epoch))
 
     async def restored(self, tx: Transaction, proof: str) -> None:
         """The database was restored from a backup: nothing is granted before all hosts have reported."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState
 from serai.controller.services import vms
-from serai.core import launch as plan
 from serai.core.launch import DiskPlan
 from serai.core.lease import is_over
 from serai.schema.commands.base import BodyT, Command
@@ -92,8 +91,8 @@ async def send_or_leave(
             await tx.leftovers.add(host, command, body, what, error.info.message)
 
 
-def _refusal(vm: Vm, disk: DiskPlan, epoch: int) -> RefuseInitiator:
-    return RefuseInitiator(pool=disk.pool.id, volume=disk.volume.id, initiator=plan.initiator(vm.id, epoch))
+def _refusal(vm: Vm, disk: DiskPlan, epoch: int, host: HostName | None = None) -> RefuseInitiator:
+    return RefuseInitiator(pool=disk.pool.id, volume=disk.volume.id, vm=vm.id, epoch=epoch, host=host)
 
 
 async def _exported(ctx: AnyContext, vm: Vm) -> list[DiskPlan]:
@@ -102,14 +101,16 @@ async def _exported(ctx: AnyContext, vm: Vm) -> list[DiskPlan]:
 
 
 async def refuse(ctx: AnyContext, vm: Vm, lease: Lease) -> None:
-    """Fence the present epoch, and the last one that was offered, at all of the VM's targets."""
+    """Fence all epochs up to the last one that was offered at all of the VM's targets."""
     for disk in await _exported(ctx, vm):
-        for epoch in sorted({lease.epoch, lease.highest}):
-            await ctx.send(VOLUME_REFUSE, disk.pool.spec.host, _refusal(vm, disk, epoch))
+        await ctx.send(VOLUME_REFUSE, disk.pool.spec.host, _refusal(vm, disk, lease.highest))
 
 
-async def refuse_or_leave(ctx: AnyContext, vm: Vm, epoch: int) -> None:
-    """Fence a lease epoch at all of the VM's targets that answer, and leave it to the others."""
+async def refuse_or_leave(ctx: AnyContext, vm: Vm, epoch: int, host: HostName | None = None) -> None:
+    """Fence lease epochs up to this one at all of the VM's targets that answer, and leave it to the others.
+
+    With `host`, this one of that host alone.
+    """
     for disk in await _exported(ctx, vm):
-        body = _refusal(vm, disk, epoch)
+        body = _refusal(vm, disk, epoch, host)
         await send_or_leave(ctx, VOLUME_REFUSE, disk.pool.spec.host, body, f"volume {disk.volume.name}")

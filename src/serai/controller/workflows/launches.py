@@ -14,7 +14,7 @@ from serai.core.launch import DiskPlan, Parts
 from serai.schema.commands.vm import LaunchBody
 from serai.schema.commands.volume import VOLUME_ADMIT, AdmitInitiator
 from serai.schema.document import VmDocument
-from serai.schema.errors import ConflictError, StaleError
+from serai.schema.errors import ConflictError, StaleError, TakenError
 from serai.schema.host import Host
 from serai.schema.ids import HostName, VmId
 from serai.schema.image import ImageKind
@@ -37,7 +37,7 @@ async def launch_body(ctx: AnyContext, parts: Parts, host: Host, epoch: int) -> 
         await bring_image(ctx, image, host.name)
     opened = replace(parts, disks=disks)
     return LaunchBody(
-        launch=plan.launch(opened, epoch=epoch, accel=facts.accel, machine=machine, secret=ctx.secret),
+        launch=plan.launch(opened, epoch=epoch, host=host.name, accel=facts.accel, machine=machine, secret=ctx.secret),
         document=VmDocument(
             vm=vm,
             volumes=[disk.volume for disk in disks],
@@ -63,15 +63,16 @@ async def _admit(ctx: AnyContext, vm: VmId, disk: DiskPlan, host: HostName, epoc
                 remedy="Its pool is not exported: run the VM there, or use an iscsi pool.",
             )
         return disk
-    body = AdmitInitiator(pool=pool.id, volume=volume.id, admission=plan.admission(ctx.secret, vm, epoch))
+    right = plan.admission(ctx.secret, vm, epoch, host)
+    body = AdmitInitiator(pool=pool.id, volume=volume.id, admission=right)
     try:
         answer = await ctx.send(VOLUME_ADMIT, pool.spec.host, body)
     except StaleError as error:
-        # The target has admitted the epoch for another host: what it knows is newer than the database.
+        # The target is a witness: what it knows may be newer than the database.
         known = error.info.value
         if error.info.field == "epoch" and known is not None and known.isdecimal():
             async with ctx.store.transaction() as tx:
-                await ctx.rights.burn(tx, vm, int(known))
+                await ctx.rights.burn(tx, vm, int(known), taken=isinstance(error, TakenError))
         raise
     return replace(disk, portal=answer.portal, target=answer.target, lun=answer.lun)
 

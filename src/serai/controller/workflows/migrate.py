@@ -350,7 +350,8 @@ async def _stay(ctx: Context, found: Verdicts) -> None:
             why = f"the move to {offer.to} was given up, and it did not answer"
             body = AbandonMigration(vm=vm_id, epoch=offer.epoch, offer_id=ctx.id, reason=why)
             await tx.leftovers.add(offer.to, MIGRATION_ABANDON, body, f"VM {vm.name}", why)
-    await refuse_or_leave(ctx, vm, offer.epoch)
+    # The source runs on under the epoch before it.
+    await refuse_or_leave(ctx, vm, offer.epoch, offer.to)
     async with ctx.store.transaction() as tx:
         if is_over(await tx.leases.need(vm_id)):
             await vms.observe(tx, vm_id, Event.FENCED, f"its host {offer.source} was fenced")

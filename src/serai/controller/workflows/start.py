@@ -15,7 +15,14 @@ from serai.core.lease import is_over
 from serai.core.observed import BEGUN, Event
 from serai.core.placement import choose_start
 from serai.schema.commands.vm import VM_START, LaunchBody, StartVm
-from serai.schema.errors import CancelledByUserError, ConflictError, SeraiError, StaleError, UnavailableError
+from serai.schema.errors import (
+    CancelledByUserError,
+    ConflictError,
+    SeraiError,
+    StaleError,
+    TakenError,
+    UnavailableError,
+)
 from serai.schema.ids import HostName
 from serai.schema.lease import Lease
 from serai.schema.vm import Vm, VmReport, VmState
@@ -76,13 +83,20 @@ async def start_vm(ctx: Context) -> None:
             await tx.vms.set_spec(vm_id, pinned)
         parts = await vms.parts(tx, vm_id)
     vm = parts.vm
-    body = await launch_body(ctx, parts, host, lease.epoch)
+    if is_over(lease):
+        # Its grant was retracted, and the controller restarted while hosts were waited for.
+        lease = await _renew(ctx, vm, lease)
     try:
+        body = await launch_body(ctx, parts, host, lease.epoch)
         report = await with_boot(ctx, parts, host.name, lambda: _send_start(ctx, vm, lease, body))
     except StaleError as error:
         if error.info.field != "epoch":
             raise
-        # The host has given that epoch up: a start elsewhere came to nothing.
+        if isinstance(error, TakenError):
+            await release(ctx, lease, f"epoch {lease.epoch} was granted to another host")
+            async with ctx.store.transaction() as tx:
+                lease = await ctx.rights.retract(tx, vm_id, int(error.info.value or 0))
+        # The host has given that epoch up, as a start elsewhere came to nothing; or the epoch was never its own.
         lease = await _renew(ctx, vm, lease)
         report = await _send_start(ctx, vm, lease, await launch_body(ctx, parts, host, lease.epoch))
     async with ctx.store.transaction() as tx:
@@ -122,8 +136,17 @@ async def _renew(ctx: AnyContext, vm: Vm, lease: Lease) -> Lease:
     Released once more first: it is idempotent, and the answer is the proof that nothing runs under the old one.
     """
     await await_reports(ctx, vm.id)
-    await release(ctx, lease, "starts under a fresh epoch")
-    await refuse(ctx, vm, lease)
+    async with ctx.store.read() as view:
+        now = await view.leases.need(vm.id)
+    if (now.host, now.epoch) != (lease.host, lease.epoch):
+        raise ConflictError(
+            f"{now.host} holds VM {vm.name} under epoch {now.epoch}",
+            field="host",
+            value=now.host,
+            remedy=f"See what it does: serai vm show {vm.name}.",
+        )
+    await release(ctx, now, "starts under a fresh epoch")
+    await refuse(ctx, vm, now)
     async with ctx.store.transaction() as tx:
         fresh = await ctx.rights.advance(tx, vm.id, lease.host)
         await vms.note(tx, vm.id, epoch=fresh.epoch)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from serai.schema.errors import CapacityError, ConflictError, InvalidError, NotFoundError
+from serai.schema.ids import HostName, VmId
 from serai.schema.launch import Admission
 
 Progress = Callable[[int, int], None]
@@ -150,10 +151,18 @@ class Exporter(Protocol):
         """End the offer and all its sessions; a volume that is not offered is no error."""
 
     async def admit(self, volume_id: str, admission: Admission) -> None:
-        """Let an initiator in, by name and CHAP account; admitting it again with another secret replaces the first."""
+        """Let an initiator in, by name and CHAP account; admitting it again with another secret replaces the first.
 
-    async def refuse(self, volume_id: str, initiator_iqn: str) -> None:
-        """Fence an initiator: no new login, its sessions closed and its commands in flight over when this returns."""
+        An epoch is admitted for one host, and never again once it was refused: StaleError with the highest epoch of the
+        VM that is known, unless this one is higher, or is admitted for this very host. It is a TakenError if this epoch
+        or a later one is admitted for somebody.
+        """
+
+    async def refuse(self, volume_id: str, vm: VmId, epoch: int, host: HostName | None = None) -> None:
+        """Fence a VM's epochs up to this one, admitted or not; with `host`, this one of that host alone.
+
+        No new login, their sessions closed and their commands in flight over when this returns.
+        """
 
     async def sessions(self, volume_id: str) -> list[Session]:
         """Return who is connected now."""

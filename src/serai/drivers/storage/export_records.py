@@ -1,5 +1,8 @@
 """The persistent record of exports: the exported volumes, their target numbers, and the initiators admitted to each.
 
+It is a witness of leases, too: of each VM it keeps the highest epoch that it has heard of, which is never admitted for
+another host. A controller that grants it again has an old database (ADR 7).
+
 The file is the only truth about exports that outlives the target's process and the host's power. It holds CHAP secrets,
 so it belongs to root alone; it is replaced whole and durably before the target hears of a change, so that whatever
 crashes, making the target match the file again never admits an initiator that was already refused.
@@ -7,39 +10,74 @@ crashes, making the target match the file again never admits an initiator that w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from serai.lib import atomicfile
 from serai.schema.encoding import encode
-from serai.schema.errors import HostError
+from serai.schema.errors import HostError, StaleError, TakenError
+from serai.schema.ids import HostName, VmId
 from serai.schema.launch import Admission
 from serai.schema.resource import Frozen
 
 
 class ExportRecord(Frozen):
-    """One exported volume. `tid` is its target's number in the daemon."""
+    """One exported volume. `tid` is its target's number in the daemon.
+
+    `known` is, for each VM, the highest epoch that was admitted or refused.
+    """
 
     volume: str
     tid: int
     path: Path
     admissions: tuple[Admission, ...] = ()
+    known: Mapping[VmId, int] = Field(default_factory=dict)
 
     def admitting(self, admission: Admission) -> ExportRecord:
-        """Return the record with this admission in place of any of the same initiator."""
-        others = self.refusing(admission.initiator).admissions
-        return self.model_copy(update={"admissions": (*others, admission)})
+        """Return the record with this admission in place of the same host's for the same epoch.
 
-    def refusing(self, initiator: str) -> ExportRecord:
-        """Return the record without this initiator."""
-        return self.model_copy(update={"admissions": tuple(a for a in self.admissions if a.initiator != initiator)})
+        Raises StaleError for any other epoch that is not above all that are known of the VM.
+        """
+        vm, epoch = admission.vm, admission.epoch
+        others = tuple(one for one in self.admissions if _right(one) != _right(admission))
+        if len(others) == len(self.admissions) and epoch <= self.known.get(vm, 0):
+            raise self._stale(admission)
+        return self._knowing(vm, epoch, (*others, admission))
+
+    def refusing(self, vm: VmId, epoch: int, host: HostName | None) -> ExportRecord:
+        """Return the record without a VM's epochs up to this one; with `host` without this one of that host alone."""
+        if host is None:
+            stay = (one for one in self.admissions if one.vm != vm or one.epoch > epoch)
+        else:
+            stay = (one for one in self.admissions if _right(one) != (vm, epoch, host))
+        return self._knowing(vm, epoch, tuple(stay))
+
+    def _knowing(self, vm: VmId, epoch: int, admissions: tuple[Admission, ...]) -> ExportRecord:
+        known = {**self.known, vm: max(epoch, self.known.get(vm, 0))}
+        return self.model_copy(update={"admissions": admissions, "known": known})
+
+    def _stale(self, admission: Admission) -> StaleError:
+        vm, epoch, known = admission.vm, admission.epoch, self.known[admission.vm]
+        later = [f"{one.epoch} for {one.host}" for one in self.admissions if one.vm == vm and one.epoch >= epoch]
+        error, why = (TakenError, f"has admitted {', '.join(later)}") if later else (StaleError, f"knows epoch {known}")
+        return error(
+            f"epoch {epoch} of VM {vm} is over: the target of volume {self.volume} {why}",
+            field="epoch",
+            value=known,
+            remedy="Start the VM again: it gets a later epoch, once the hosts have reported that may run it.",
+        )
 
     @property
     def secrets(self) -> dict[str, str]:
         """User to CHAP secret, in order of admission."""
         return {admission.user: admission.password.get_secret_value() for admission in self.admissions}
+
+
+def _right(admission: Admission) -> tuple[VmId, int, str]:
+    return admission.vm, admission.epoch, admission.host
 
 
 class _Document(Frozen):

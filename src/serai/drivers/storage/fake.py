@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from serai.drivers.storage.base import (
@@ -18,7 +18,6 @@ from serai.drivers.storage.base import (
     Session,
     VolumeInfo,
     check_admission,
-    check_initiator,
     check_size,
     check_volume_id,
     no_room,
@@ -27,7 +26,9 @@ from serai.drivers.storage.base import (
     refuse_shrinking,
     volume_exists,
 )
+from serai.drivers.storage.export_records import ExportRecord
 from serai.schema.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError, UnavailableError
+from serai.schema.ids import HostName, VmId
 from serai.schema.launch import Admission
 
 
@@ -141,12 +142,6 @@ def _image(file: Path, image_format: str) -> tuple[bytes, int]:
 
 
 @dataclass
-class _Offer:
-    path: Path
-    admissions: dict[str, Admission] = field(default_factory=dict)
-
-
-@dataclass
 class FakeSession:
     """An initiator's session with a fake target."""
 
@@ -166,7 +161,7 @@ class FakeExporter:
     portal = "192.0.2.1:3260"
 
     def __init__(self) -> None:
-        self._offers: dict[str, _Offer] = {}
+        self._offers: dict[str, ExportRecord] = {}
         self._numbers = itertools.count(1)
         self._started = False
         self._dead = False
@@ -187,7 +182,7 @@ class FakeExporter:
 
     async def export(self, volume_id: str, path: Path) -> Export:
         await self.check()
-        offer = self._offers.setdefault(check_volume_id(volume_id), _Offer(path))
+        offer = self._offers.setdefault(check_volume_id(volume_id), ExportRecord(volume=volume_id, tid=1, path=path))
         if offer.path != path:
             raise ConflictError(
                 "the volume is exported from another path", field="path", value=path, remedy="Unexport it first."
@@ -202,23 +197,23 @@ class FakeExporter:
     async def admit(self, volume_id: str, admission: Admission) -> None:
         check_admission(admission)
         await self.check()
-        offer = self._offer(volume_id)
-        for volume, initiator, known in self._admitted():
-            same = (volume, initiator) == (volume_id, admission.initiator)
-            if known.user == admission.user and not same and (
-                volume == volume_id or known.password != admission.password
-            ):  # fmt: skip
-                raise ConflictError(
-                    "the CHAP user is taken", field="user", value=known.user, remedy="Use another name."
-                )
-        offer.admissions[admission.initiator] = admission
+        offer = self._offer(volume_id).admitting(admission)
+        for other in {**self._offers, volume_id: offer}.values():
+            for known in other.admissions:
+                same_user = known.user == admission.user and known is not admission
+                if same_user and (other is offer or known.password != admission.password):
+                    raise ConflictError(
+                        "the CHAP user is taken", field="user", value=known.user, remedy="Use another name."
+                    )
+        self._offers[volume_id] = offer
 
-    async def refuse(self, volume_id: str, initiator_iqn: str) -> None:
-        check_initiator(initiator_iqn)
+    async def refuse(self, volume_id: str, vm: VmId, epoch: int, host: HostName | None = None) -> None:
         await self.check()
-        self._offer(volume_id).admissions.pop(initiator_iqn, None)
-        ended = (volume_id, initiator_iqn)
-        self.live = [session for session in self.live if (session.volume_id, session.info.initiator) != ended]
+        offer = self._offers[volume_id] = self._offer(volume_id).refusing(vm, epoch, host)
+        admitted = {admission.initiator for admission in offer.admissions}
+        self.live = [
+            session for session in self.live if session.volume_id != volume_id or session.info.initiator in admitted
+        ]
 
     async def sessions(self, volume_id: str) -> list[Session]:
         self._offer(volume_id)
@@ -232,7 +227,7 @@ class FakeExporter:
         """Connect as an initiator would; raises UnauthorizedError or UnavailableError."""
         if not self._started or self._dead:
             raise UnavailableError("nobody answers", field="portal", value=self.portal)
-        if self._offer(volume_id).admissions.get(admission.initiator) != admission:
+        if admission not in self._offer(volume_id).admissions:
             raise UnauthorizedError("the target refuses the login", field="initiator", value=admission.initiator)
         session = FakeSession(self, volume_id, Session(admission.initiator, next(self._numbers), (0,), "192.0.2.2"))
         self.live.append(session)
@@ -243,15 +238,8 @@ class FakeExporter:
         self._dead = True
         self.live.clear()
 
-    def _offer(self, volume_id: str) -> _Offer:
+    def _offer(self, volume_id: str) -> ExportRecord:
         offer = self._offers.get(check_volume_id(volume_id))
         if offer is None:
             raise not_exported(volume_id)
         return offer
-
-    def _admitted(self) -> list[tuple[str, str, Admission]]:
-        return [
-            (volume, initiator, admission)
-            for volume, offer in self._offers.items()
-            for initiator, admission in offer.admissions.items()
-        ]

@@ -16,7 +16,6 @@ from serai.drivers.storage.base import (
     Export,
     Session,
     check_admission,
-    check_initiator,
     check_volume_id,
     not_exported,
 )
@@ -25,6 +24,7 @@ from serai.drivers.storage.tgt_daemon import TgtDaemon
 from serai.drivers.storage.tgt_targets import LUN, TgtTargets, target_name
 from serai.lib.paths import HostPaths
 from serai.schema.errors import ConflictError, HostError, InvalidError, UnavailableError
+from serai.schema.ids import HostName, VmId
 from serai.schema.launch import Admission
 
 log = logging.getLogger(__name__)
@@ -145,13 +145,12 @@ class TgtExporter:
             await asyncio.to_thread(self._records.put, record)
             await self._targets.converge(record, await self._targets.target(record.tid))
 
-    async def refuse(self, volume_id: str, initiator_iqn: str) -> None:
-        """Fence an initiator, admitted or not: also a session that has no right to be there is closed."""
+    async def refuse(self, volume_id: str, vm: VmId, epoch: int, host: HostName | None = None) -> None:
+        """Fence epochs, admitted or not: also a session that has no right to be there is closed."""
         check_volume_id(volume_id)
-        check_initiator(initiator_iqn)
         async with self._lock:
             await self._revive()
-            record = self._record(volume_id).refusing(initiator_iqn)
+            record = self._record(volume_id).refusing(vm, epoch, host)
             await asyncio.to_thread(self._records.put, record)
             await self._targets.converge(record, await self._targets.target(record.tid))
 

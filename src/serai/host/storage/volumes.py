@@ -84,15 +84,18 @@ class HostVolumes:
         raise NotFoundError("there is no such volume in the pool", field="volume", value=body.volume)
 
     async def admit(self, body: AdmitInitiator) -> VolumeExport:
-        """Export the volume if it is not yet, and admit one lease epoch."""
+        """Export the volume if it is not yet, and admit one lease epoch for one host.
+
+        Raises StaleError: the target is a witness of what was granted (ADR 7).
+        """
         target = self._pools.target()
         export = await target.export(body.volume, self._pools.disk_path(body.pool, body.volume))
         await target.admit(body.volume, body.admission)
         return VolumeExport(portal=self._portal, target=export.target_iqn, lun=export.lun)
 
     async def refuse(self, body: RefuseInitiator) -> None:
-        """Fence one lease epoch. A volume that is not exported has no session to close."""
+        """Fence lease epochs of a VM. A volume that is not exported has no session to close."""
         try:
-            await self._pools.target().refuse(body.volume, body.initiator)
+            await self._pools.target().refuse(body.volume, body.vm, body.epoch, body.host)
         except NotFoundError:
-            log.debug("volume %s is not exported: %s has no session", body.volume, body.initiator)
+            log.debug("volume %s is not exported: VM %s has no session", body.volume, body.vm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import NoneType
 
 from serai.schema.commands.base import Command
-from serai.schema.ids import ImageId, PoolId, VolumeId
+from serai.schema.ids import HostName, ImageId, PoolId, VmId, VolumeId
 from serai.schema.launch import Admission
 from serai.schema.resource import Frozen
 
@@ -42,7 +42,10 @@ class VolumeSize(Frozen):
 
 
 class AdmitInitiator(VolumeBody):
-    """Export the volume if it is not yet, and let `admission` in."""
+    """Export the volume if it is not yet, and let `admission` in.
+
+    StaleError if the target knows its epoch, or a later one, and has not admitted just this (`Exporter.admit`).
+    """
 
     admission: Admission
 
@@ -56,9 +59,14 @@ class VolumeExport(Frozen):
 
 
 class RefuseInitiator(VolumeBody):
-    """Fence: sessions of `initiator` are closed and it is refused from now on."""
+    """Fence: sessions of the VM's epochs up to `epoch` are closed, and they are refused from now on.
 
-    initiator: str
+    With `host`, that is so for this one epoch of that host alone: the epoch before it is in use.
+    """
+
+    vm: VmId
+    epoch: int
+    host: HostName | None = None
 
 
 VOLUME_CREATE = Command("volume.create", CreateVolume, NoneType, lambda body: f"volume/{body.volume}", patience=600.0)

@@ -19,7 +19,7 @@ from serai.drivers.storage.iscsi import TgtExporter
 from serai.lib.ids import new_id
 from serai.lib.paths import HostPaths
 from serai.schema.errors import HostError
-from serai.schema.ids import VmId, VolumeId
+from serai.schema.ids import HostName, VmId, VolumeId
 from serai.schema.launch import Admission, Disk, IscsiDisk, Launch
 
 DEADLINE = 60.0
@@ -49,7 +49,12 @@ class Storage:
     async def admit(self, epoch: int) -> Disk:
         name = f"iqn.2026-01.io.serai:vm.aabbccddeeff.{epoch}"
         admission = Admission(
-            initiator=name, user=f"vm-{epoch}", password=SecretStr(f"secret-of-epoch-{epoch}"), epoch=epoch
+            vm=VmId("aabbccddeeff"),
+            epoch=epoch,
+            host=HostName("h1"),
+            initiator=name,
+            user=f"vm-{epoch}",
+            password=SecretStr(f"secret-of-epoch-{epoch}"),
         )
         export = await self.exporter.export(self.volume, self.file)
         await self.exporter.admit(self.volume, admission)

@@ -17,7 +17,7 @@ from typing import Self
 
 import pytest
 from tests.support.initiator import check_access, qemu_io, qemu_io_argv
-from tests.support.iscsi import SIZE, VOLUME, Host, epoch
+from tests.support.iscsi import SIZE, VM, VOLUME, Host, epoch
 
 from serai.drivers.storage.iscsi import TgtExporter
 from serai.schema.errors import UnavailableError
@@ -133,7 +133,7 @@ async def test_a_refused_holder_is_fenced_at_once_and_the_new_one_is_not(
                 epoch(1).initiator,
                 epoch(2).initiator,
             }
-            await exporter.refuse(VOLUME, epoch(1).initiator)
+            await exporter.refuse(VOLUME, VM, 1)
             assert [session.initiator for session in await exporter.sessions(VOLUME)] == [epoch(2).initiator]
             await old.tell("write -P 66 0 64k")
             await new.tell("write -P 2 64k 64k")
@@ -155,7 +155,7 @@ async def test_a_frozen_holder_is_fenced_and_its_write_never_lands(
     async with LiveSession(host.disk(epoch(1)), tmp_path) as old:
         old.freeze()
         await old.tell("write -P 66 0 64k")
-        await exporter.refuse(VOLUME, epoch(1).initiator)
+        await exporter.refuse(VOLUME, VM, 1)
         assert await exporter.sessions(VOLUME) == []
         await exporter.admit(VOLUME, epoch(2))
         async with LiveSession(host.disk(epoch(2)), tmp_path) as new:
@@ -181,7 +181,7 @@ async def test_a_holder_with_a_full_socket_is_fenced(
         LiveSession(host.disk(epoch(2)), tmp_path) as new,
     ):
         await frozen_with_a_full_socket(host, old)
-        await exporter.refuse(VOLUME, epoch(1).initiator)
+        await exporter.refuse(VOLUME, VM, 1)
         assert epoch(1).initiator not in {session.initiator for session in await exporter.sessions(VOLUME)}
         await new.tell("write -P 2 0 64k")
         await new.hear("wrote 65536/65536")
@@ -204,7 +204,7 @@ async def test_a_busy_volume_can_be_unexported_and_its_holder_refused(
         for _ in range(40):
             await first.tell("aio_write -P 1 0 4M")
             await second.tell("aio_write -P 2 4M 4M")
-        await exporter.refuse(VOLUME, epoch(1).initiator)
+        await exporter.refuse(VOLUME, VM, 1)
         assert [session.initiator for session in await exporter.sessions(VOLUME)] == [epoch(2).initiator]
         # What the refused one had in flight is over: nothing of it may land any more.
         os.pwrite(file := os.open(host.volume, os.O_WRONLY), bytes(4 << 20), 0)
@@ -274,14 +274,14 @@ async def test_the_half_login_of_these_tests_can_end_in_a_session(host: Host, ex
         async with asyncio.timeout(DEADLINE):
             while not await exporter.sessions(VOLUME):
                 await asyncio.sleep(0.01)
-        await exporter.refuse(VOLUME, epoch(1).initiator)
+        await exporter.refuse(VOLUME, VM, 1)
         assert not await finished
 
 
 async def test_a_login_that_ends_while_its_initiator_is_refused_is_closed(host: Host, exporter: TgtExporter) -> None:
     await exporter.admit(VOLUME, epoch(1))
     async with HalfLogin(host.disk(epoch(1))) as login:
-        refusal = asyncio.create_task(exporter.refuse(VOLUME, epoch(1).initiator))
+        refusal = asyncio.create_task(exporter.refuse(VOLUME, VM, 1))
         async with asyncio.timeout(DEADLINE):
             while (await host.socket.targets())[0].initiators:
                 await asyncio.sleep(0.01)
@@ -298,7 +298,7 @@ async def test_a_login_that_stalls_while_its_initiator_is_refused_never_ends(
     await exporter.admit(VOLUME, epoch(1))
     await exporter.admit(VOLUME, epoch(2))
     async with LiveSession(host.disk(epoch(2)), tmp_path) as new, HalfLogin(host.disk(epoch(1))) as login:
-        await exporter.refuse(VOLUME, epoch(1).initiator)
+        await exporter.refuse(VOLUME, VM, 1)
         assert not await login.finish()
         await new.tell("write -P 2 0 64k")
         await new.hear("wrote 65536/65536")
@@ -334,7 +334,7 @@ async def test_a_new_agent_takes_the_target_over_and_no_session_notices(
         assert await host.pid() == pid
         assert await successor.sessions(VOLUME) == [before]
         await check_access(host.disk(epoch(2)))
-        await successor.refuse(VOLUME, epoch(1).initiator)
+        await successor.refuse(VOLUME, VM, 1)
         assert await successor.sessions(VOLUME) == []
         await check_access(host.disk(epoch(2)))
         await session.tell("write -P 66 0 64k")

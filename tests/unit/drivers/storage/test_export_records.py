@@ -10,11 +10,19 @@ from pydantic import SecretStr
 
 from serai.drivers.storage.export_records import ExportRecord, ExportRecords
 from serai.schema.errors import HostError
+from serai.schema.ids import HostName, VmId
 from serai.schema.launch import Admission
 
 
 def admission(name: str, secret: str = "a-secret-of-some-length") -> Admission:
-    return Admission(initiator=f"iqn.2026-01.io.serai:{name}", user=name, password=SecretStr(secret), epoch=1)
+    return Admission(
+        vm=VmId(name * 12),
+        epoch=1,
+        host=HostName("h1"),
+        initiator=f"iqn.2026-01.io.serai:{name}",
+        user=name,
+        password=SecretStr(secret),
+    )
 
 
 def test_all_comes_back_as_it_was_put(tmp_path: Path) -> None:
@@ -50,8 +58,10 @@ def test_an_initiator_is_admitted_once_with_its_last_secret() -> None:
     record = ExportRecord(volume="0" * 12, tid=1, path=Path("/a")).admitting(admission("a")).admitting(admission("b"))
     record = record.admitting(admission("a", "another-secret-for-it"))
     assert record.secrets == {"b": "a-secret-of-some-length", "a": "another-secret-for-it"}
-    assert record.refusing(admission("b").initiator).secrets == {"a": "another-secret-for-it"}
-    assert record.refusing("nobody") == record
+    refused = record.refusing(VmId("b" * 12), 1, None)
+    assert refused.secrets == {"a": "another-secret-for-it"}
+    assert refused.known == {"a" * 12: 1, "b" * 12: 1}
+    assert record.refusing(VmId("c" * 12), 1, None).admissions == record.admissions
 
 
 def test_no_secret_shows_in_a_repr_or_an_error(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from serai.schema.commands.volume import (
     MeasureVolume,
     RefuseInitiator,
 )
-from serai.schema.errors import ConflictError, NotFoundError
-from serai.schema.ids import PoolId, VolumeId
+from serai.schema.errors import ConflictError, NotFoundError, StaleError
+from serai.schema.ids import HostName, PoolId, VmId, VolumeId
 from serai.schema.launch import Admission
 from serai.schema.volume import ExportKind, PoolDriverName
 
@@ -88,14 +88,24 @@ async def test_an_exported_volume_is_admitted_fenced_and_grown_through_the_targe
     pools = make_pools(lambda _: FakePool(), exporter=exporter)
     await pools.open(OpenPool(pool=POOL, driver=PoolDriverName.DIR, path="", export=ExportKind.ISCSI))
     host = HostVolumes(pools, portal="10.0.0.1:3260", image_disk=no_image)
-    refuse = RefuseInitiator(pool=POOL, volume=VolumeId("0" * 12), initiator="iqn.first")
+    refuse = RefuseInitiator(pool=POOL, volume=VolumeId("0" * 12), vm=VmId("a" * 12), epoch=1)
     await host.make(CreateVolume(pool=POOL, volume=VolumeId("0" * 12), size=1 << 20), nothing)
     await host.refuse(refuse)  # nobody was ever admitted
     await host.grow(GrowVolume(pool=POOL, volume=VolumeId("0" * 12), size=2 << 20))
-    admission = Admission(initiator="iqn.first", user="u", password=SecretStr("secret-of-the-first"), epoch=1)
+    admission = Admission(
+        vm=VmId("a" * 12),
+        epoch=1,
+        host=HostName("h1"),
+        initiator="iqn.first",
+        user="u",
+        password=SecretStr("secret-of-the-first"),
+    )
     admitted = await host.admit(AdmitInitiator(pool=POOL, volume=VolumeId("0" * 12), admission=admission))
     assert (admitted.portal, admitted.lun) == ("10.0.0.1:3260", 1)
     await host.grow(GrowVolume(pool=POOL, volume=VolumeId("0" * 12), size=3 << 20))
+    taken = admission.model_copy(update={"host": HostName("h2"), "initiator": "iqn.second", "user": "v"})
+    with pytest.raises(StaleError):
+        await host.admit(AdmitInitiator(pool=POOL, volume=VolumeId("0" * 12), admission=taken))
     await host.refuse(refuse)
     await host.drop(DeleteVolume(pool=POOL, volume=VolumeId("0" * 12)))
     with pytest.raises(NotFoundError):
