@@ -13,14 +13,15 @@ from tests.integration.controller.moving import lease
 from serai.app.controller import DATABASE
 from serai.schema.commands.base import AnyCommand
 from serai.schema.commands.envelope import Reply
-from serai.schema.commands.vm import VM_DOCUMENT, VM_START
+from serai.schema.commands.vm import VM_DOCUMENT, VM_RELEASE, VM_START
 from serai.schema.commands.volume import VOLUME_ADMIT
 from serai.schema.document import VmDocument
 from serai.schema.encoding import encode
 from serai.schema.errors import StaleError
+from serai.schema.host import HostState
 from serai.schema.job import Event, Job, JobState
 from serai.schema.lease import Claim
-from serai.schema.reports import StorePosition
+from serai.schema.reports import LeaseEnd, StorePosition
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmState
 
@@ -192,3 +193,56 @@ async def test_two_that_run_it_are_sorted_out_by_the_epoch(world: World) -> None
         while world.agents.journals["h1"][vm.id, 1].claim is not Claim.RELEASED:
             await asyncio.sleep(0.02)
     assert (await world.vm("web1")).status.state in (VmState.RUNNING, VmState.UNKNOWN)
+
+
+@pytest.mark.parametrize("joins", ["before the release", "before the fresh epoch"])
+async def test_a_holder_that_is_learned_of_during_a_start_keeps_the_vm(world: World, joins: str) -> None:
+    """A host that joined after the backup was made says hello while the start goes on."""
+    await world.create(disks=[])
+    await world.do("vm.stop", "web1", {"force": True})
+    vm = await world.vm("web1")
+    world.agents.claims("h1", vm.id, 1, Claim.RELEASED)
+    world.agents._released.add(("h1", vm.id, 1))
+    real = world.agents._answer
+    meanwhile = VM_RELEASE if joins == "before the fresh epoch" else VM_START
+
+    async def answer(host: str, request: Any) -> bytes:
+        if request.command == meanwhile.name and "h3" not in world.agents.journals:
+            world.agents.claims("h3", vm.id, 5, Claim.COMMITTED)
+            await world.agents.join("h3")
+        return await real(host, request)
+
+    world.agents._answer = answer  # type: ignore[method-assign] # it sees each command
+    job = await world.do("vm.start", "web1")
+    assert (job.state, "h3" in str(job.error)) == (JobState.FAILED, True)
+    held = await lease(world)
+    assert (held.host, held.epoch) == ("h3", 5)
+    assert world.agents.journals["h3"][vm.id, 5].claim is Claim.COMMITTED
+    assert ("h3", VM_RELEASE) not in world.agents.asked
+
+
+async def test_claims_of_a_fenced_host_do_not_outrank_what_the_fence_allowed(world: World, backup: Backup) -> None:
+    """The VM was started anew on h2 after the backup, and h2 burnt: it starts on h1, and that stays so."""
+    await world.create(disks=[])
+    await world.do("vm.stop", "web1", {"force": True})
+    await backup.take()
+    vm = await world.vm("web1")
+    world.agents.claims("h1", vm.id, 1, Claim.RELEASED)
+    world.agents._released.add(("h1", vm.id, 1))
+    world.agents.claims("h2", vm.id, 2, Claim.RELEASED)
+    world.agents.claims("h2", vm.id, 3, Claim.HELD)
+    world.agents.silent.add("h2")
+    await backup.restore()
+    await world.offline("h2")
+    await world.client.call("host.fence", "h2", {"is_off": True})
+    assert (await world.do("vm.start", "web1")).state is JobState.DONE
+    world.agents.asked.clear()
+    world.agents.silent.clear()
+    assert (await world.agents.hello("h2")).give_up == [LeaseEnd(vm=vm.id, epoch=3)]
+    held = await lease(world)
+    assert (held.host, held.epoch, held.highest) == ("h1", 2, 3)
+    assert (await world.client.call("host.show", "h2")).status.state is HostState.FENCED
+    assert ("h1", VM_RELEASE) not in world.agents.asked
+    world.agents.claims("h2", vm.id, 3, Claim.RELEASED)
+    await world.agents.hello("h2")
+    assert (await world.client.call("host.show", "h2")).status.state is HostState.ONLINE

@@ -65,3 +65,13 @@ def test_a_release_ends_lower_epochs_too() -> None:
     ]
     assert rules.may_run(records) is None
     assert rules.may_run([*records, LeaseRecord(vm=VM, epoch=5, claim=Claim.HELD)]) == 5
+
+
+@pytest.mark.parametrize("claim", list(rules.BINDS))
+def test_all_is_over_on_a_fenced_host_but_the_present_lease(claim: Claim) -> None:
+    lease = grants.first(VM, HostName("h1"))
+    later = LeaseRecord(vm=VM, epoch=3, claim=claim, offer_id="a")
+    assert rules.gives_up(lease, HostName("h3"), later, fenced=True)
+    assert not rules.gives_up(lease, HostName("h1"), later.model_copy(update={"epoch": 1}), fenced=True)
+    offered = grants.offer(lease, HostName("h3"), "a")
+    assert rules.gives_up(offered, HostName("h3"), later.model_copy(update={"epoch": 2}), fenced=True)

@@ -87,9 +87,9 @@ class Introductions:
             host = await observed.greet(tx, said.host, said.facts, new_id(HostId))
             if said.seen is not None and not await tx.lineage.knows(said.seen):
                 await self._rights.restored(tx, f"{said.host} knows a later state of it")
-            await self._rights.report(tx, said.host, said.leases)
+            await self._rights.report(tx, said.host, said.leases, fenced=fenced)
             unknown = [] if fenced else await self._unknown(tx, said)
-            over = await self._over(tx, said, unknown)
+            over = await self._over(tx, said, unknown, fenced=fenced)
             strays = fenced and (before is None or before.journal != said.incarnation.journal)
             if fenced and not over and not strays:
                 await observed.lift_fence(tx, host)
@@ -143,14 +143,17 @@ class Introductions:
                 found[record.vm] = record
         return list(found.values())
 
-    async def _over(self, view: View, said: Introduction, unknown: list[LeaseRecord]) -> list[LeaseRecord]:
+    async def _over(
+        self, view: View, said: Introduction, unknown: list[LeaseRecord], *, fenced: bool
+    ) -> list[LeaseRecord]:
         """What the host must give up."""
         last = {(record.vm, record.epoch): record for record in said.leases}
         kept = {record.vm for record in unknown}
         return [
             record
             for record in last.values()
-            if record.vm not in kept and rules.gives_up(await view.leases.get(record.vm), said.host, record)
+            if record.vm not in kept
+            and rules.gives_up(await view.leases.get(record.vm), said.host, record, fenced=fenced)
         ]
 
 

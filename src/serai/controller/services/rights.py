@@ -121,12 +121,15 @@ class Rights:
         lease = await tx.leases.need(vm)
         return await LeaseRows(tx).replace(lease, grants.withdraw(lease, offer_id))
 
-    async def advance(self, tx: Transaction, vm: VmId, host: HostName) -> Lease:
-        """A fresh start on `host`, once the old holder has released. Raises ConflictError, UnheardError."""
-        await self._check(tx, vm)
-        lease = await tx.leases.need(vm)
-        after = await LeaseRows(tx).replace(lease, grants.advance(lease, host))
-        self._proves(tx, vm, after.epoch)
+    async def advance(self, tx: Transaction, released: Lease, host: HostName) -> Lease:
+        """A fresh start on `host`, once the holder of `released` has released it, or a fence has ended it.
+
+        Raises ConflictError, UnheardError, StaleError.
+        """
+        await self._check(tx, released.vm)
+        lease = await tx.leases.need(released.vm)
+        after = await LeaseRows(tx).replace(lease, grants.advance(lease, released, host))
+        self._proves(tx, lease.vm, after.epoch)
         return after
 
     async def forget(self, tx: Transaction, vm: VmId) -> None:
@@ -153,9 +156,19 @@ class Rights:
 
     # --- what journals tell ---
 
-    async def report(self, tx: Transaction, host: HostName, records: Iterable[LeaseRecord]) -> None:
-        """A host has told all that its journal holds."""
-        await self.learn(tx, host, records)
+    async def report(
+        self, tx: Transaction, host: HostName, records: Iterable[LeaseRecord], *, fenced: bool = False
+    ) -> None:
+        """A host has told all that its journal holds.
+
+        While it is fenced its claims only burn their epochs: what it ran may have been started elsewhere since.
+        """
+        if fenced:
+            for record in records:
+                if (lease := await tx.leases.get(record.vm)) is not None:
+                    await LeaseRows(tx).replace(lease, grants.burn(lease, record.epoch))
+        else:
+            await self.learn(tx, host, records)
         tx.on_commit(lambda: self._reported.add(host))
         tx.on_commit(self._ring)
         await self._may_be_complete(tx, host)

@@ -41,14 +41,7 @@ async def choose_host(ctx: Context, wanted: HostName | None = None) -> None:
     async with ctx.store.read() as view:
         vm, lease = await view.vms.get(vm_id), await view.leases.need(vm_id)
         hosts, ties = await capacity.for_placing(view, vm, starts=vm.spec.running)
-    if vm.status.state in (*BEGUN, VmState.UNKNOWN):
-        # A host that was waited for has said so: it must not be ended by a start.
-        raise ConflictError(
-            f"VM {vm.name} is {vm.status.state} on {vm.status.host}",
-            field="state",
-            value=vm.status.state,
-            remedy=f"See what it does: serai vm show {vm.name}.",
-        )
+    _check_down(vm)
     over = is_over(lease)
     choice = choose_start(vm, hosts, wanted, None if over else lease.host, ties)
     moves = over or choice.host != lease.host
@@ -57,9 +50,20 @@ async def choose_host(ctx: Context, wanted: HostName | None = None) -> None:
         await refuse(ctx, vm, lease)
     async with ctx.store.transaction() as tx:
         if moves:
-            lease = await ctx.rights.advance(tx, vm.id, choice.host)
+            lease = await ctx.rights.advance(tx, lease, choice.host)
         await vms.note(tx, vm.id, host=choice.host, placement=choice.why, epoch=lease.epoch)
     ctx.progress(None, f"on {choice.host}: {choice.why}")
+
+
+def _check_down(vm: Vm) -> None:
+    """A host that was waited for may have said that it runs: it must not be ended by a start. Raises ConflictError."""
+    if vm.status.state in (*BEGUN, VmState.UNKNOWN):
+        raise ConflictError(
+            f"VM {vm.name} is {vm.status.state} on {vm.status.host}",
+            field="state",
+            value=vm.status.state,
+            remedy=f"See what it does: serai vm show {vm.name}.",
+        )
 
 
 async def start_vm(ctx: Context) -> None:
@@ -83,7 +87,7 @@ async def start_vm(ctx: Context) -> None:
         if error.info.field != "epoch":
             raise
         # The host has given that epoch up: a start elsewhere came to nothing.
-        lease = await _renew(ctx, vm, lease)
+        lease = await _renew(ctx, vm, lease.host)
         report = await _send_start(ctx, vm, lease, await launch_body(ctx, parts, host, lease.epoch))
     async with ctx.store.transaction() as tx:
         await observed.apply(tx, ctx.rights, report)
@@ -116,16 +120,19 @@ async def _send_start(ctx: AnyContext, vm: Vm, lease: Lease, launch: LaunchBody)
         raise
 
 
-async def _renew(ctx: AnyContext, vm: Vm, lease: Lease) -> Lease:
-    """A fresh epoch on the same host, for a VM whose epoch is over there.
+async def _renew(ctx: AnyContext, vm: Vm, host: HostName) -> Lease:
+    """A fresh epoch on the host, for a VM whose epoch is over there.
 
     Released once more first: it is idempotent, and the answer is the proof that nothing runs under the old one.
     """
     await await_reports(ctx, vm.id)
+    async with ctx.store.read() as view:
+        now, lease = await view.vms.get(vm.id), await view.leases.need(vm.id)
+    _check_down(now)
     await release(ctx, lease, "starts under a fresh epoch")
     await refuse(ctx, vm, lease)
     async with ctx.store.transaction() as tx:
-        fresh = await ctx.rights.advance(tx, vm.id, lease.host)
+        fresh = await ctx.rights.advance(tx, lease, host)
         await vms.note(tx, vm.id, epoch=fresh.epoch)
     return fresh
 
