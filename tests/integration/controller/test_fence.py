@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.integration.controller.conftest import INCARNATION, World
+from tests.integration.controller.conftest import INCARNATION, LONG_AGO, World
 from tests.integration.controller.moving import begun, ended, lease
 
 from serai.schema.commands.migration import MIGRATION_START, MIGRATION_WITHDRAW, MigrationOutcome, Withdrawal
 from serai.schema.commands.vm import VM_RELEASE
+from serai.schema.encoding import encode
 from serai.schema.errors import ConflictError, InvalidError, SeraiError
 from serai.schema.host import Host, HostState
+from serai.schema.ids import HostName
 from serai.schema.job import JobState
 from serai.schema.lease import Claim
-from serai.schema.reports import Incarnation, LeaseEnd
+from serai.schema.reports import HostReport, Incarnation, LeaseEnd, ReportReceipt
+from serai.schema.subjects import Subjects
 from serai.schema.vm import VmState
 
 FENCE = {"is_off": True, "reason": "burnt"}
@@ -23,6 +26,14 @@ FENCE = {"is_off": True, "reason": "burnt"}
 async def host(world: World, name: str) -> Host:
     found: Host = await world.client.call("host.show", name)
     return found
+
+
+async def receipt(world: World, name: str, starts: int = 1) -> ReportReceipt:
+    """The answer to a host's full report."""
+    agent = Incarnation(journal=INCARNATION.journal, starts=starts)
+    said = HostReport(host=HostName(name), incarnation=agent, time=LONG_AGO)
+    answer = await world.agents.bus.request(Subjects.host_report(name), encode(said), timeout=5)
+    return ReportReceipt.model_validate_json(answer)
 
 
 async def fenced(world: World) -> None:
@@ -140,10 +151,43 @@ async def test_another_journal_is_refused_until_the_host_is_fenced(world: World)
     await world.offline("h2")
     await world.client.call("host.fence", "h2", FENCE)
     world.agents.silent.clear()
-    assert (await world.agents.hello("h2")).end_strays
-    assert (await host(world, "h2")).status.state is HostState.FENCED
+    world.agents.strays["h2"] = [(await world.vm("web1")).id]
+    # However often it is asked: an answer may be lost, and the answer to a question of the controller is not heard.
+    await world.restart()
+    for _ in range(2):
+        assert (await world.agents.hello("h2")).end_strays
+        assert (await host(world, "h2")).status.state is HostState.FENCED
+    world.agents.strays.clear()
     assert not (await world.agents.hello("h2")).end_strays
     assert (await host(world, "h2")).status.state is HostState.ONLINE
+
+
+async def test_a_fenced_host_that_only_reports_is_told_to_introduce_itself(world: World) -> None:
+    await fenced(world)
+    world.agents.silent.clear()
+    assert (await receipt(world, "h2")).introduce
+    vm = await world.vm("web1")
+    world.agents.claims("h2", vm.id, 2, Claim.RELEASED)
+    await world.agents.hello("h2")
+    assert not (await receipt(world, "h2")).introduce
+
+
+async def test_who_is_not_believed_is_told_to_introduce_itself(world: World) -> None:
+    assert not (await receipt(world, "h1")).introduce
+    assert (await receipt(world, "h1", starts=2)).introduce
+    assert (await receipt(world, "h9")).introduce
+
+
+async def test_an_offer_on_a_fenced_host_ends_by_its_id(world: World) -> None:
+    """So that it is turned down only if it has not been committed meanwhile."""
+    await fenced(world)
+    world.agents.silent.clear()
+    vm = await world.vm("web1")
+    world.agents.claims("h2", vm.id, 2, Claim.RELEASED)
+    world.agents.claims("h2", vm.id, 4, Claim.OFFERED, "one")
+    told = await world.agents.hello("h2")
+    assert told.give_up == [LeaseEnd(vm=vm.id, epoch=4, offer_id="one")]
+    assert (await host(world, "h2")).status.state is HostState.FENCED
 
 
 async def test_a_lower_start_counter_is_refused(world: World) -> None:
