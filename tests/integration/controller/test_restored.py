@@ -17,7 +17,7 @@ from serai.schema.commands.vm import VM_DOCUMENT, VM_RELEASE, VM_START
 from serai.schema.commands.volume import VOLUME_ADMIT
 from serai.schema.document import VmDocument
 from serai.schema.encoding import encode
-from serai.schema.errors import StaleError
+from serai.schema.errors import StaleError, UnavailableError
 from serai.schema.host import HostState
 from serai.schema.job import Event, Job, JobState
 from serai.schema.lease import Claim
@@ -246,3 +246,53 @@ async def test_claims_of_a_fenced_host_do_not_outrank_what_the_fence_allowed(wor
     world.agents.claims("h2", vm.id, 3, Claim.RELEASED)
     await world.agents.hello("h2")
     assert (await world.client.call("host.show", "h2")).status.state is HostState.ONLINE
+
+
+async def test_the_latest_claim_wins_a_vm_that_is_taken_back_in(
+    world: World, backup: Backup, documents: list[VmDocument]
+) -> None:
+    """It was started anew on h2 after h1 was fenced; whose document comes first does not matter."""
+    await backup.take()
+    await world.create(disks=[])
+    vm = await world.vm("web1")
+    world.agents.claims("h2", vm.id, 7, Claim.HELD)
+    world.agents.answers[VM_DOCUMENT] = documents[0]
+    real = world.agents._answer
+
+    async def answer(host: str, request: Any) -> bytes:
+        if request.command == VM_DOCUMENT.name and host == "h2":
+            await said(world, "vm.adopted")
+        return await real(host, request)
+
+    world.agents._answer = answer  # type: ignore[method-assign] # h1 answers first
+    await backup.restore()
+    assert (await said(world, "vm.adopted"))[0].data["host"] == "h1"
+    async with asyncio.timeout(20):
+        while (held := await lease(world)).host != "h2":
+            await asyncio.sleep(0.02)
+    assert (held.epoch, held.highest) == (7, 7)
+    async with asyncio.timeout(20):
+        while world.agents.journals["h1"][vm.id, 1].claim is not Claim.RELEASED:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_document_is_asked_for_until_its_host_answers(
+    world: World, backup: Backup, documents: list[VmDocument], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serai.controller.hosts.documents.AGAIN", 0.1)
+    await backup.take()
+    await world.create(disks=[])
+    world.agents.answers[VM_DOCUMENT] = documents[0]
+    real, asked = world.agents._answer, []
+
+    async def answer(host: str, request: Any) -> bytes:
+        if request.command == VM_DOCUMENT.name:
+            asked.append(host)
+            if len(asked) == 1:
+                return encode(Reply(state="failed", error=UnavailableError("its disk does not answer").info))
+        return await real(host, request)
+
+    world.agents._answer = answer  # type: ignore[method-assign] # it sees each command
+    await backup.restore()
+    assert (await said(world, "vm.adopted"))[0].data["host"] == "h1"
+    assert asked == ["h1", "h1"]

@@ -116,12 +116,17 @@ async def lift_fence(tx: Transaction, host: Host) -> None:
     await tx.hosts.update_status(host.id, state=HostState.ONLINE, fence=None)
     text = f"{host.name} has given up all that it had lost: it is fenced no more"
     await tx.emit("host.state", f"host/{host.name}", host.id, text, state=HostState.ONLINE.value)
+    await _answers_again(tx, host)
 
 
 async def back(tx: Transaction, host: Host) -> None:
     """A host that was silent answers again; the remark on its VMs goes."""
     await tx.hosts.update_status(host.id, state=HostState.ONLINE, seen=tx.now)
     await tx.emit("host.state", f"host/{host.name}", host.id, f"{host.name} is online", state=HostState.ONLINE.value)
+    await _answers_again(tx, host)
+
+
+async def _answers_again(tx: Transaction, host: Host) -> None:
     for vm in await tx.vms.on_host(host.name):
         if await vms.set_conditions(tx, vm, HOST_SILENT, []):
             await tx.emit("vm.status", f"vm/{vm.name}", vm.id, f"its host {host.name} answers again")

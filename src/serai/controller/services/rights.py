@@ -42,6 +42,8 @@ class Rights:
         """Hosts that have told all their claims to this run."""
         self._proven: set[tuple[str, int]] = set()
         """(VM, epoch) that this run granted, or whose holder has told that it holds it; epoch 0: no lease yet."""
+        self._unplaced: dict[tuple[str, str, int], LeaseRecord] = {}
+        """By VM, host and epoch: claims to run VMs that the database did not know."""
         self._news = asyncio.Event()
 
     async def begin(self, tx: Transaction) -> None:
@@ -145,6 +147,7 @@ class Rights:
             after = await LeaseRows(tx).replace(lease, grants.end(lease, host))
             if after != lease:
                 ended.append(after)
+        tx.on_commit(lambda: self._drop_unplaced(host))
         await self._may_be_complete(tx)
         tx.on_commit(self._ring)
         return ended
@@ -185,19 +188,23 @@ class Rights:
         """Raise the leases to what a journal holds. Idempotent, and in any order of the hosts."""
         last = {(record.vm, record.epoch): record for record in records}
         for record in last.values():
-            lease = await tx.leases.get(record.vm)
-            if lease is None:
-                continue
-            after = _learned(lease, host, record)
-            if after == lease:
-                continue
-            await LeaseRows(tx).replace(lease, after)
-            if (after.host, after.epoch) != (lease.host, lease.epoch):
-                await self._say_who_holds(tx, lease, after)
+            await self._raise(tx, host, record)
         for vm, epoch in {(vm, epoch) for vm, epoch in last if last[vm, epoch].claim in rules.RUNS}:
             held = await tx.leases.get(vm)
             if held is not None and (held.host, held.epoch) == (host, epoch):
                 self._proves(tx, vm, epoch)
+
+    async def _raise(self, tx: Transaction, host: HostName, record: LeaseRecord) -> None:
+        lease = await tx.leases.get(record.vm)
+        if lease is None:
+            self._remember(host, record)
+            return
+        after = _learned(lease, host, record)
+        if after == lease:
+            return
+        await LeaseRows(tx).replace(lease, after)
+        if (after.host, after.epoch) != (lease.host, lease.epoch):
+            await self._say_who_holds(tx, lease, after)
 
     async def _say_who_holds(self, tx: Transaction, before: Lease, after: Lease) -> None:
         vm = await tx.vms.get(after.vm)
@@ -218,11 +225,25 @@ class Rights:
             why = f"{after.host} holds a later epoch"
             await tx.leftovers.add(before.host, VM_RELEASE, body, f"VM {vm.name}", why)
 
-    async def take_in(self, tx: Transaction, vm: VmId, record: LeaseRecord, host: HostName) -> Lease:
-        """The lease of a VM that the database did not know, and that a host runs."""
-        lease = Lease(vm=vm, epoch=record.epoch, host=host, highest=record.epoch)
-        self._proves(tx, vm, record.epoch)
-        return await LeaseRows(tx).insert(lease)
+    def _remember(self, host: HostName, record: LeaseRecord) -> None:
+        key = (record.vm, host, record.epoch)
+        if record.claim in rules.RUNS:
+            self._unplaced[key] = record
+        else:
+            self._unplaced.pop(key, None)
+
+    def _drop_unplaced(self, host: HostName) -> None:
+        self._unplaced = {key: claim for key, claim in self._unplaced.items() if key[1] != host}
+
+    async def take_in(self, tx: Transaction, vm: VmId, record: LeaseRecord, host: HostName) -> None:
+        """The lease of a VM that the database did not know, and that a host runs.
+
+        Others may have told of a later epoch, or not have reported: that this host has proves nothing.
+        """
+        await LeaseRows(tx).insert(Lease(vm=vm, epoch=record.epoch, host=host, highest=record.epoch))
+        claims = {key: claim for key, claim in self._unplaced.items() if key[0] == vm}
+        for (_, other, _), claim in claims.items():
+            await self._raise(tx, HostName(other), claim)
 
     async def burn(self, tx: Transaction, vm: VmId, epoch: int) -> None:
         """A target has admitted this epoch for another host: the database is older than that."""

@@ -371,10 +371,12 @@ async def _end_lost_move(ctx: Context) -> None:
         await ctx.send(VM_RELEASE, offer.source, body, patience=PATIENCE)
     reason = f"the host that it moved to, {offer.to}, was fenced: it starts from its disks"
     async with ctx.store.transaction() as tx:
-        await ctx.rights.end_move(tx, vm_id, ctx.id)
-        await vms.observe(tx, vm_id, Event.MOVE_LOST, reason)
+        before = await tx.leases.need(vm_id)
+        # A lease that is not on offer any more has gone its own way: what is shown of the VM is not of this move.
+        if await ctx.rights.end_move(tx, vm_id, ctx.id) != before:
+            await vms.observe(tx, vm_id, Event.MOVE_LOST, reason)
         vm = await tx.vms.get(vm_id)
-    if vm.spec.restart is RestartPolicy.NEVER:
+    if vm.spec.restart is RestartPolicy.NEVER or vm.status.state is not VmState.CRASHED:
         return
     try:
         await choose_host(ctx)
