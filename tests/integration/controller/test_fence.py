@@ -17,8 +17,9 @@ from serai.schema.ids import HostName
 from serai.schema.job import JobState
 from serai.schema.lease import Claim
 from serai.schema.reports import HostReport, Incarnation, LeaseEnd, ReportReceipt
+from serai.schema.resource import Condition
 from serai.schema.subjects import Subjects
-from serai.schema.vm import VmState
+from serai.schema.vm import HOST_SILENT, VmState
 
 FENCE = {"is_off": True, "reason": "burnt"}
 
@@ -86,6 +87,32 @@ async def test_a_fenced_host_gives_up_what_it_lost_before_it_gets_anything(world
     assert (status.state, status.fence) == (HostState.ONLINE, None)
     job = await world.do("vm.migrate", "web1", {"to": "h2"})
     assert job.state is JobState.DONE, job.error
+
+
+async def test_a_host_that_is_fenced_no_more_is_not_called_silent(world: World) -> None:
+    await world.create(disks=[])
+    vm = await world.vm("web1")
+    await world.offline("h1")
+    await world.client.call("host.fence", "h1", FENCE)
+    async with world.controller.store.transaction() as tx:
+        await tx.vms.update_status(vm.id, conditions=[Condition(type=HOST_SILENT, message="h1 does not answer")])
+    world.agents.silent.clear()
+    world.agents.claims("h1", vm.id, 1, Claim.RELEASED)
+    await world.agents.hello("h1")
+    assert (await world.vm("web1")).status.conditions == []
+
+
+async def test_a_lost_move_says_nothing_of_a_vm_whose_lease_went_its_own_way(world: World) -> None:
+    job = await begun(world, restart="on-failure")
+    async with world.controller.store.transaction() as tx:
+        await world.controller.engine._services.rights.withdraw(tx, (await world.vm("web1")).id, job.id)
+    await world.offline("h2")
+    world.agents.answers[MIGRATION_WITHDRAW] = Withdrawal(never_sent=False)
+    world.agents.release(MIGRATION_START, MigrationOutcome(committed=False, reason="nobody knows"))
+    await world.until(job, lambda now: "h2 to be fenced" in now.waits_for)
+    await world.client.call("host.fence", "h2", FENCE)
+    await ended(world, job)
+    assert ((await world.vm("web1")).status.state, (await lease(world)).ended) == (VmState.MIGRATING, 0)
 
 
 async def test_a_fenced_host_is_not_believed(world: World) -> None:

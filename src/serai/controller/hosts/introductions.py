@@ -88,6 +88,8 @@ class Introductions:
             if said.seen is not None and not await tx.lineage.knows(said.seen):
                 await self._rights.restored(tx, f"{said.host} knows a later state of it")
             await self._rights.report(tx, said.host, said.leases, fenced=fenced)
+            if not fenced:
+                await observed.write_not_held(tx, said)
             unknown = [] if fenced else await self._unknown(tx, said)
             over = await self._over(tx, said, unknown, fenced=fenced)
             strays = fenced and bool(said.strays)

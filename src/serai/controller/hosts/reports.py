@@ -115,6 +115,8 @@ class Reports:
             fresh = await observed.news(view, said)
             concerned = await self._rights.concerned(view, report.host, report.leases)
             missing = await observed.unlisted(view, report)
+            if await observed.never_reported(view, report):
+                self._introductions.ask(report.host)
             known = {pool.id: pool for pool in await view.pools.on_host(report.host)}
         pools = [
             (known[pool_id], status)
