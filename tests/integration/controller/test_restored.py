@@ -296,3 +296,27 @@ async def test_a_document_is_asked_for_until_its_host_answers(
     await backup.restore()
     assert (await said(world, "vm.adopted"))[0].data["host"] == "h1"
     assert asked == ["h1", "h1"]
+
+
+async def test_a_job_that_came_back_with_a_backup_undoes_nothing(world: World, backup: Backup) -> None:
+    """The creation ended long ago, and its disk has been written to since."""
+    held = world.agents.hold(VM_START)
+    spec = {"image": "tiny", "memory": "1G", "disks": [{"pool": "p", "size": "1G"}]}
+    job: Job = await world.client.call("vm.create", None, {"name": "web1", "spec": spec})
+    await asyncio.wait_for(held.asked.wait(), 20)
+    await backup.take()
+    world.agents._held.pop(VM_START)
+    assert (await asyncio.wait_for(world.client.wait_job(job.id), 20)).state is JobState.DONE
+    vm = await world.vm("web1")
+    world.agents.asked.clear()
+    world.agents.silent |= {"h1", "h2"}
+    await backup.restore()
+    await world.until(job, lambda now: "h1, h2 to report" in now.waits_for)
+    world.agents.silent.clear()
+    for host in ("h1", "h2"):
+        await world.agents.hello(host)
+    job = await asyncio.wait_for(world.client.wait_job(job.id), 20)
+    assert (job.state, "nothing is undone" in str(job.error)) == (JobState.FAILED, True)
+    assert world.agents.asked == []
+    assert (await world.vm("web1")).id == vm.id
+    assert await world.owners() == {"web1-disk0": "web1"}

@@ -44,11 +44,14 @@ class Rights:
         """(VM, epoch) that this run granted, or whose holder has told that it holds it; epoch 0: no lease yet."""
         self._unplaced: dict[tuple[str, str, int], LeaseRecord] = {}
         """By VM, host and epoch: claims to run VMs that the database did not know."""
+        self.found_restored = False
+        """Whether this run has found that the database was restored, or began before all hosts had reported to it."""
         self._news = asyncio.Event()
 
     async def begin(self, tx: Transaction) -> None:
         """A new run of the controller: nobody has reported to it."""
         await tx.lineage.begin(new_id())
+        self.found_restored = await tx.lineage.restored()
 
     # --- whose word is missing ---
 
@@ -258,6 +261,7 @@ class Rights:
         if await tx.lineage.restored():
             return
         await tx.lineage.set_restored(True)
+        tx.on_commit(self._note_restored)
         text = f"the database was restored from a backup: {proof}. Nothing is started before all hosts have reported"
         log.warning("%s", text)
         await tx.emit("store.restored", "controller", "", text, severity=ALARM)
@@ -273,6 +277,9 @@ class Rights:
 
     def _proves(self, tx: Transaction, vm: VmId, epoch: int) -> None:
         tx.on_commit(lambda: self._proven.add((vm, epoch)))
+
+    def _note_restored(self) -> None:
+        self.found_restored = True
 
     def _ring(self) -> None:
         self._news.set()

@@ -20,7 +20,7 @@ from serai.controller.jobs.workflow import JobContext, Step, Workflow
 from serai.controller.services import capacity, vms
 from serai.controller.services.checks import need_online
 from serai.controller.store import Transaction
-from serai.controller.workflows.common import VmParams, await_reports, refuse_or_leave, send_or_leave
+from serai.controller.workflows.common import VmParams, refuse_or_leave, send_or_leave
 from serai.controller.workflows.launches import launch_body, with_boot
 from serai.controller.workflows.start import choose_host, start_vm
 from serai.core import launch as plan
@@ -110,7 +110,7 @@ Context = JobContext[MigrateParams, MigrateState]
 async def _offer(ctx: Context) -> None:
     """Everything that can be known beforehand is known before anything is prepared."""
     vm_id = ctx.params.vm
-    await await_reports(ctx, vm_id)
+    await ctx.await_reports(vm_id)
     async with ctx.store.transaction() as tx:
         # What it is decided by cannot change until the offer stands.
         vm, lease = await tx.vms.get(vm_id), await tx.leases.get(vm_id)
@@ -429,4 +429,5 @@ MIGRATE_VM = Workflow(
         Step("move", _move, resume=_moved, point_of_no_return=True),
         Step("settle", _settle, repeatable=True, cancellable=False),
     ),
+    outlives_restore=True,
 )

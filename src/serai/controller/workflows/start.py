@@ -8,7 +8,7 @@ from serai.controller.hosts import observed
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
 from serai.controller.services import capacity, vms
 from serai.controller.services.checks import need_online
-from serai.controller.workflows.common import VmParams, await_reports, refuse, release
+from serai.controller.workflows.common import VmParams, refuse, release
 from serai.controller.workflows.launches import launch_body, with_boot
 from serai.core import launch as plan
 from serai.core.lease import is_over
@@ -37,7 +37,7 @@ async def choose_host(ctx: Context, wanted: HostName | None = None) -> None:
     fence has ended needs no such answer.
     """
     vm_id = ctx.params.vm
-    await await_reports(ctx, vm_id)
+    await ctx.await_reports(vm_id)
     async with ctx.store.read() as view:
         vm, lease = await view.vms.get(vm_id), await view.leases.need(vm_id)
         hosts, ties = await capacity.for_placing(view, vm, starts=vm.spec.running)
@@ -125,7 +125,7 @@ async def _renew(ctx: AnyContext, vm: Vm, host: HostName) -> Lease:
 
     Released once more first: it is idempotent, and the answer is the proof that nothing runs under the old one.
     """
-    await await_reports(ctx, vm.id)
+    await ctx.await_reports(vm.id)
     async with ctx.store.read() as view:
         now, lease = await view.vms.get(vm.id), await view.leases.need(vm.id)
     _check_down(now)

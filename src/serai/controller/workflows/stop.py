@@ -18,8 +18,8 @@ from serai.schema.lease import Lease
 from serai.schema.vm import Vm, VmState
 
 BY_RELEASE = (VmState.MIGRATING, VmState.UNKNOWN, VmState.STARTING)
-"""States in which force stops a VM by the release of its lease: no job of a move or a start is at work, and its host may
-never have heard of it, or wait for a verdict that never comes.
+"""States in which force stops a VM by the release of its lease: no job of a move or a start is at work, and its host
+may never have heard of it, or wait for a verdict that never comes.
 """
 
 
