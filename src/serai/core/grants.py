@@ -90,11 +90,20 @@ def withdraw(lease: Lease, offer_id: str) -> Lease:
     return lease.model_copy(update={"offered_to": None, "offer_id": None})
 
 
-def advance(lease: Lease, host: HostName) -> Lease:
+def advance(lease: Lease, released: Lease, host: HostName) -> Lease:
     """A fresh start, after the old holder's journal says released. Raises ConflictError during a move.
 
-    On the same host too: it never runs a released epoch again.
+    On the same host too: it never runs a released epoch again. Raises StaleError if the lease is not the one that was
+    released: a journal may have told of a later holder meanwhile, and that one has released nothing.
     """
+    if (lease.host, lease.epoch) != (released.host, released.epoch):
+        raise StaleError(
+            f"the VM's lease is on {lease.host} by now (epoch {lease.epoch}), and {released.host} gave up epoch"
+            f" {released.epoch}",
+            field="host",
+            value=lease.host,
+            remedy="See what became of it, and ask again.",
+        )
     if lease.offered_to is not None:
         raise ConflictError(
             f"the VM's lease is offered to {lease.offered_to}", remedy="Wait for the move that is under way."

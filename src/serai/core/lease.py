@@ -44,13 +44,16 @@ def at_rest(lease: Lease, name: str) -> Lease:
     return lease
 
 
-def gives_up(lease: Lease | None, host: HostName, record: LeaseRecord) -> bool:
+def gives_up(lease: Lease | None, host: HostName, record: LeaseRecord, *, fenced: bool = False) -> bool:
     """Whether a host must give up a claim: its epoch has ended, is another host's, or is below the present one.
 
-    `lease` none: no VM of that id is known, and nothing is to run.
+    `lease` none: no VM of that id is known, and nothing is to run. `fenced`: an operator has said that the host is off,
+    and others may have started what it ran: all is over there but the present lease itself.
     """
     if record.claim not in BINDS:
         return False
+    if fenced and lease is not None and (record.epoch, host) != (lease.epoch, lease.host):
+        return True
     if lease is None or record.epoch <= lease.ended or record.epoch < lease.epoch:
         return True
     if record.epoch == lease.epoch:

@@ -33,6 +33,8 @@ class Event(StrEnum):
     """It did not run, and had crashed before."""
     RELEASED = "released"
     """Its host has given up the lease: nothing of it runs there."""
+    NOT_HELD = "not-held"
+    """Its host holds nothing of it: the start that was not answered never came there."""
     UNLISTED = "unlisted"
     """Its host holds the lease, and a full report of that host does not list it."""
     HOLDER_FOUND = "holder-found"
@@ -63,6 +65,7 @@ TRANSITIONS: dict[tuple[VmState, Event], VmState] = {
     **{(state, E.START_FAILED): S.STOPPED for state in (*_DOWN, S.STARTING)},
     **{(state, E.START_FAILED_AGAIN): S.CRASHED for state in (*_DOWN, S.STARTING)},
     **{(state, E.RELEASED): S.STOPPED for state in S},
+    (S.UNKNOWN, E.NOT_HELD): S.STOPPED,
     **{(state, E.UNLISTED): S.UNKNOWN for state in BEGUN},
     **{(state, E.HOLDER_FOUND): S.UNKNOWN for state in S},
     **{(state, E.FENCED): S.CRASHED for state in ALIVE},

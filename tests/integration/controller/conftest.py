@@ -121,6 +121,7 @@ class Agents:
         """Of those hosts that have another one than `INCARNATION`."""
         self.journals: dict[str, dict[tuple[str, int], LeaseRecord]] = {}
         self.seen: dict[str, StorePosition] = {}
+        self.strays: dict[str, list[VmId]] = {}
 
     async def keep_reporting(self) -> None:
         """However long a test takes: hosts that are not silent are not taken for offline.
@@ -155,6 +156,7 @@ class Agents:
             facts=FACTS,
             seen=self.seen.get(host),
             leases=list(self.journals.get(host, {}).values()),
+            strays=self.strays.get(host, []),
         )
 
     def claims(self, host: str, vm: str, epoch: int, claim: Claim, offer_id: str | None = None) -> None:

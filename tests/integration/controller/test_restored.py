@@ -17,16 +17,17 @@ from serai.drivers.storage.fake import FakeExporter
 from serai.schema.commands.base import AnyCommand
 from serai.schema.commands.envelope import Reply
 from serai.schema.commands.migration import MIGRATION_PREPARE
-from serai.schema.commands.vm import VM_DOCUMENT, VM_START
+from serai.schema.commands.vm import VM_DOCUMENT, VM_RELEASE, VM_START
 from serai.schema.commands.volume import VOLUME_ADMIT, VOLUME_REFUSE
 from serai.schema.document import VmDocument
 from serai.schema.encoding import encode
 from serai.schema.errors import NotFoundError, StaleError, UnavailableError
+from serai.schema.host import HostState
 from serai.schema.ids import HostName
 from serai.schema.job import Event, Job, JobState
 from serai.schema.launch import Admission
 from serai.schema.lease import Claim
-from serai.schema.reports import StorePosition
+from serai.schema.reports import LeaseEnd, StorePosition
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmState
 
@@ -295,3 +296,130 @@ async def test_two_that_run_it_are_sorted_out_by_the_epoch(world: World) -> None
         while world.agents.journals["h1"][vm.id, 1].claim is not Claim.RELEASED:
             await asyncio.sleep(0.02)
     assert (await world.vm("web1")).status.state in (VmState.RUNNING, VmState.UNKNOWN)
+
+
+@pytest.mark.parametrize("joins", ["before the release", "before the fresh epoch"])
+async def test_a_holder_that_is_learned_of_during_a_start_keeps_the_vm(world: World, joins: str) -> None:
+    """A host that joined after the backup was made says hello while the start goes on."""
+    await world.create(disks=[])
+    await world.do("vm.stop", "web1", {"force": True})
+    vm = await world.vm("web1")
+    world.agents.claims("h1", vm.id, 1, Claim.RELEASED)
+    world.agents._released.add(("h1", vm.id, 1))
+    real = world.agents._answer
+    meanwhile = VM_RELEASE if joins == "before the fresh epoch" else VM_START
+
+    async def answer(host: str, request: Any) -> bytes:
+        if request.command == meanwhile.name and "h3" not in world.agents.journals:
+            world.agents.claims("h3", vm.id, 5, Claim.COMMITTED)
+            await world.agents.join("h3")
+        return await real(host, request)
+
+    world.agents._answer = answer  # type: ignore[method-assign] # it sees each command
+    job = await world.do("vm.start", "web1")
+    assert (job.state, "h3" in str(job.error)) == (JobState.FAILED, True)
+    held = await lease(world)
+    assert (held.host, held.epoch) == ("h3", 5)
+    assert world.agents.journals["h3"][vm.id, 5].claim is Claim.COMMITTED
+    assert ("h3", VM_RELEASE) not in world.agents.asked
+
+
+async def test_claims_of_a_fenced_host_do_not_outrank_what_the_fence_allowed(world: World, backup: Backup) -> None:
+    """The VM was started anew on h2 after the backup, and h2 burnt: it starts on h1, and that stays so."""
+    await world.create(disks=[])
+    await world.do("vm.stop", "web1", {"force": True})
+    await backup.take()
+    vm = await world.vm("web1")
+    world.agents.claims("h1", vm.id, 1, Claim.RELEASED)
+    world.agents._released.add(("h1", vm.id, 1))
+    world.agents.claims("h2", vm.id, 2, Claim.RELEASED)
+    world.agents.claims("h2", vm.id, 3, Claim.HELD)
+    world.agents.silent.add("h2")
+    await backup.restore()
+    await world.offline("h2")
+    await world.client.call("host.fence", "h2", {"is_off": True})
+    assert (await world.do("vm.start", "web1")).state is JobState.DONE
+    world.agents.asked.clear()
+    world.agents.silent.clear()
+    assert (await world.agents.hello("h2")).give_up == [LeaseEnd(vm=vm.id, epoch=3)]
+    held = await lease(world)
+    assert (held.host, held.epoch, held.highest) == ("h1", 2, 3)
+    assert (await world.client.call("host.show", "h2")).status.state is HostState.FENCED
+    assert ("h1", VM_RELEASE) not in world.agents.asked
+    world.agents.claims("h2", vm.id, 3, Claim.RELEASED)
+    await world.agents.hello("h2")
+    assert (await world.client.call("host.show", "h2")).status.state is HostState.ONLINE
+
+
+async def test_the_latest_claim_wins_a_vm_that_is_taken_back_in(
+    world: World, backup: Backup, documents: list[VmDocument]
+) -> None:
+    """It was started anew on h2 after h1 was fenced; whose document comes first does not matter."""
+    await backup.take()
+    await world.create(disks=[])
+    vm = await world.vm("web1")
+    world.agents.claims("h2", vm.id, 7, Claim.HELD)
+    world.agents.answers[VM_DOCUMENT] = documents[0]
+    real = world.agents._answer
+
+    async def answer(host: str, request: Any) -> bytes:
+        if request.command == VM_DOCUMENT.name and host == "h2":
+            await said(world, "vm.adopted")
+        return await real(host, request)
+
+    world.agents._answer = answer  # type: ignore[method-assign] # h1 answers first
+    await backup.restore()
+    assert (await said(world, "vm.adopted"))[0].data["host"] == "h1"
+    async with asyncio.timeout(20):
+        while (held := await lease(world)).host != "h2":
+            await asyncio.sleep(0.02)
+    assert (held.epoch, held.highest) == (7, 7)
+    async with asyncio.timeout(20):
+        while world.agents.journals["h1"][vm.id, 1].claim is not Claim.RELEASED:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_document_is_asked_for_until_its_host_answers(
+    world: World, backup: Backup, documents: list[VmDocument], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serai.controller.hosts.documents.AGAIN", 0.1)
+    await backup.take()
+    await world.create(disks=[])
+    world.agents.answers[VM_DOCUMENT] = documents[0]
+    real, asked = world.agents._answer, []
+
+    async def answer(host: str, request: Any) -> bytes:
+        if request.command == VM_DOCUMENT.name:
+            asked.append(host)
+            if len(asked) == 1:
+                return encode(Reply(state="failed", error=UnavailableError("its disk does not answer").info))
+        return await real(host, request)
+
+    world.agents._answer = answer  # type: ignore[method-assign] # it sees each command
+    await backup.restore()
+    assert (await said(world, "vm.adopted"))[0].data["host"] == "h1"
+    assert asked == ["h1", "h1"]
+
+
+async def test_a_job_that_came_back_with_a_backup_undoes_nothing(world: World, backup: Backup) -> None:
+    """The creation ended long ago, and its disk has been written to since."""
+    held = world.agents.hold(VM_START)
+    spec = {"image": "tiny", "memory": "1G", "disks": [{"pool": "p", "size": "1G"}]}
+    job: Job = await world.client.call("vm.create", None, {"name": "web1", "spec": spec})
+    await asyncio.wait_for(held.asked.wait(), 20)
+    await backup.take()
+    world.agents._held.pop(VM_START)
+    assert (await asyncio.wait_for(world.client.wait_job(job.id), 20)).state is JobState.DONE
+    vm = await world.vm("web1")
+    world.agents.asked.clear()
+    world.agents.silent |= {"h1", "h2"}
+    await backup.restore()
+    await world.until(job, lambda now: "h1, h2 to report" in now.waits_for)
+    world.agents.silent.clear()
+    for host in ("h1", "h2"):
+        await world.agents.hello(host)
+    job = await asyncio.wait_for(world.client.wait_job(job.id), 20)
+    assert (job.state, "nothing is undone" in str(job.error)) == (JobState.FAILED, True)
+    assert world.agents.asked == []
+    assert (await world.vm("web1")).id == vm.id
+    assert await world.owners() == {"web1-disk0": "web1"}

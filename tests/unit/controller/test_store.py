@@ -200,8 +200,8 @@ async def test_leases_follow_the_rules(store: Store) -> None:
         with pytest.raises(StaleError):
             await rights.commit(tx, web.id, 2, HostName("h2"))
         assert (await rights.commit(tx, web.id, 3, HostName("h2"))).host == "h2"
-        assert (await rights.advance(tx, web.id, HostName("h1"))).epoch == 4
-        assert (await rights.advance(tx, web.id, HostName("h1"))).epoch == 5, (
+        assert (await rights.advance(tx, await tx.leases.need(web.id), HostName("h1"))).epoch == 4
+        assert (await rights.advance(tx, await tx.leases.need(web.id), HostName("h1"))).epoch == 5, (
             "a released epoch is never run again, there neither"
         )
         await tx.vms.delete(web.id)

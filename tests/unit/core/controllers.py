@@ -14,7 +14,7 @@ from serai.core import lease as rules
 from serai.core.migration import DestinationPhase, SourceEvent
 from serai.schema.errors import ConflictError, StaleError
 from serai.schema.ids import HostName
-from serai.schema.lease import Claim, Lease
+from serai.schema.lease import Claim, Lease, LeaseRecord
 from serai.schema.vm import VmState
 
 from .hosts import VM, Host, Move, Stream, Targets
@@ -104,9 +104,10 @@ class Controller:
             self.save(self.lease, restored=True)
         lease = self.lease
         for row in {row.epoch: row for row in host.claims}.values():
-            lease = grants.learn(lease, HostName(name), row)
+            fenced = name in self.db.fenced
+            lease = grants.burn(lease, row.epoch) if fenced else grants.learn(lease, HostName(name), row)
         self.save(lease)
-        if lease.host == name and rules.claim_of(host.claims, lease.epoch) in rules.RUNS:
+        if name not in self.db.fenced and lease.host == name and rules.claim_of(host.claims, lease.epoch) in rules.RUNS:
             self.proven.add(lease.epoch)
         if self._gives_up(host):
             self.save(self.lease, fenced=self.db.fenced - {name})
@@ -116,9 +117,7 @@ class Controller:
 
     def _gives_up(self, host: Host) -> bool:
         """A host lets go of all that is not its any more; whether nothing is left."""
-        last = {row.epoch: row for row in host.claims}
-        over = [row for row in last.values() if rules.gives_up(self.lease, HostName(host.name), row)]
-        for row in over:
+        for row in self._over(host):
             if row.claim is Claim.OFFERED:
                 host.verdict(row.epoch, host.journal, turn_down=True)
                 host.arrive()
@@ -126,9 +125,12 @@ class Controller:
                 host.release(row.epoch)
         if host.name in self.db.fenced:
             host.give_up_strays()
-        return not any(
-            rules.gives_up(self.lease, HostName(host.name), row) for row in {r.epoch: r for r in host.claims}.values()
-        )
+        return not self._over(host)
+
+    def _over(self, host: Host) -> list[LeaseRecord]:
+        last = {row.epoch: row for row in host.claims}
+        name, fenced = HostName(host.name), host.name in self.db.fenced
+        return [row for row in last.values() if rules.gives_up(self.lease, name, row, fenced=fenced)]
 
     def heard(self) -> grants.Heard:
         proven = self.lease.epoch in self.proven
@@ -260,7 +262,7 @@ class Controller:
             self.starts(to)
             return
         self.targets.refuse(lease.highest)
-        self.save(grants.advance(self.lease, HostName(to)))
+        self.save(grants.advance(self.lease, lease, HostName(to)))
         self.proven.add(self.lease.epoch)
         assert self.lease.epoch > lease.highest
         assert host.claim(self.lease.epoch) is None

@@ -68,11 +68,23 @@ def test_a_release_ends_lower_epochs_too() -> None:
 
 
 def test_a_grant_that_is_retracted_is_learned_from_whoever_has_it() -> None:
-    lease = grants.advance(grants.advance(grants.first(VM, HostName("h1")), HostName("h1")), HostName("h1"))
+    one = grants.first(VM, HostName("h1"))
+    two = grants.advance(one, one, HostName("h1"))
+    lease = grants.advance(two, two, HostName("h1"))
     retracted = grants.retract(lease, 3)
     assert rules.is_over(retracted)
     assert (retracted.epoch, retracted.highest) == (2, 3)
     assert grants.retract(retracted, 3) == retracted
     learned = grants.learn(retracted, HostName("h2"), LeaseRecord(vm=VM, epoch=3, claim=Claim.HELD))
     assert (learned.host, learned.epoch, rules.is_over(learned)) == ("h2", 3, False)
-    assert grants.advance(retracted, HostName("h1")).epoch == 4
+    assert grants.advance(retracted, retracted, HostName("h1")).epoch == 4
+
+
+@pytest.mark.parametrize("claim", sorted(rules.BINDS))
+def test_all_is_over_on_a_fenced_host_but_the_present_lease(claim: Claim) -> None:
+    lease = grants.first(VM, HostName("h1"))
+    later = LeaseRecord(vm=VM, epoch=3, claim=claim, offer_id="a")
+    assert rules.gives_up(lease, HostName("h3"), later, fenced=True)
+    assert not rules.gives_up(lease, HostName("h1"), later.model_copy(update={"epoch": 1}), fenced=True)
+    offered = grants.offer(lease, HostName("h3"), "a")
+    assert rules.gives_up(offered, HostName("h3"), later.model_copy(update={"epoch": 2}), fenced=True)

@@ -87,10 +87,12 @@ class Introductions:
             host = await observed.greet(tx, said.host, said.facts, new_id(HostId))
             if said.seen is not None and not await tx.lineage.knows(said.seen):
                 await self._rights.restored(tx, f"{said.host} knows a later state of it")
-            await self._rights.report(tx, said.host, said.leases)
+            await self._rights.report(tx, said.host, said.leases, fenced=fenced)
+            if not fenced:
+                await observed.write_not_held(tx, said)
             unknown = [] if fenced else await self._unknown(tx, said)
-            over = await self._over(tx, said, unknown)
-            strays = fenced and (before is None or before.journal != said.incarnation.journal)
+            over = await self._over(tx, said, unknown, fenced=fenced)
+            strays = fenced and bool(said.strays)
             if fenced and not over and not strays:
                 await observed.lift_fence(tx, host)
             if asked and not fenced:
@@ -99,7 +101,7 @@ class Introductions:
             tx.on_commit(lambda: self._taken(said.host))
         for record in unknown:
             self._documents.read(said.host, record)
-        ends = [LeaseEnd(vm=record.vm, epoch=record.epoch) for record in over]
+        ends = [_end(record) for record in over]
         return Welcome(host_id=host.id, time=self._store.clock.now(), give_up=ends, end_strays=strays)
 
     def _taken(self, host: HostName) -> None:
@@ -143,15 +145,24 @@ class Introductions:
                 found[record.vm] = record
         return list(found.values())
 
-    async def _over(self, view: View, said: Introduction, unknown: list[LeaseRecord]) -> list[LeaseRecord]:
+    async def _over(
+        self, view: View, said: Introduction, unknown: list[LeaseRecord], *, fenced: bool
+    ) -> list[LeaseRecord]:
         """What the host must give up."""
         last = {(record.vm, record.epoch): record for record in said.leases}
         kept = {record.vm for record in unknown}
         return [
             record
             for record in last.values()
-            if record.vm not in kept and rules.gives_up(await view.leases.get(record.vm), said.host, record)
+            if record.vm not in kept
+            and rules.gives_up(await view.leases.get(record.vm), said.host, record, fenced=fenced)
         ]
+
+
+def _end(record: LeaseRecord) -> LeaseEnd:
+    # An offer may be committed before the answer is read: then it is not turned down, and the next hello says so.
+    offer_id = record.offer_id if record.claim is Claim.OFFERED else None
+    return LeaseEnd(vm=record.vm, epoch=record.epoch, offer_id=offer_id)
 
 
 async def _leave(tx: Transaction, host: Host, record: LeaseRecord) -> None:

@@ -20,9 +20,9 @@ from serai.core.observed import BEGUN, Event, believed, merged
 from serai.schema.host import Host, HostFacts, HostSpec, HostState, HostStatus
 from serai.schema.ids import HostId, HostName
 from serai.schema.lease import Claim, Lease
-from serai.schema.reports import HostReport
+from serai.schema.reports import HostReport, Introduction
 from serai.schema.resource import Condition
-from serai.schema.vm import HOST_SILENT, Vm, VmReport
+from serai.schema.vm import HOST_SILENT, Vm, VmReport, VmState
 from serai.schema.volume import Pool, PoolStatus
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,38 @@ async def write_unlisted(tx: Transaction, said: HostReport) -> None:
         await vms.observe(tx, vm.id, event, reason)
 
 
+async def _unknown(view: View, host: HostName) -> list[tuple[Vm, Lease]]:
+    """VMs that nobody has word of, and whose lease the host holds."""
+    found = []
+    for vm_id in await view.vms.ids_on(host, (VmState.UNKNOWN,)):
+        lease = await view.leases.get(vm_id)
+        if lease is not None and lease.host == host and lease.offered_to is None:
+            found.append((await view.vms.get(vm_id), lease))
+    return found
+
+
+async def never_reported(view: View, said: HostReport) -> bool:
+    """Whether the host has never reported a VM that it is to run, and does not list it: it may not know of the start.
+
+    Its journal tells, of which an introduction has all that binds the host.
+    """
+    listed = {one.vm for one in said.vms} | set(said.silent)
+    for vm, lease in await _unknown(view, said.host):
+        if vm.id in listed or vm.status.since is None or vm.status.since >= said.time:
+            continue
+        if (await view.vms.reported(vm.id))[0] < lease.epoch:
+            return True
+    return False
+
+
+async def write_not_held(tx: Transaction, said: Introduction) -> None:
+    """A VM that its host's journal has no claim to run does not run there."""
+    held = {(record.vm, record.epoch) for record in said.leases if record.claim in rules.BINDS}
+    for vm, lease in await _unknown(tx, said.host):
+        if (vm.id, lease.epoch) not in held and vm.id not in said.strays:
+            await vms.observe(tx, vm.id, Event.NOT_HELD, f"{said.host} holds nothing of it: it was not started there")
+
+
 async def greet(tx: Transaction, name: HostName, facts: HostFacts, new_id: HostId) -> Host:
     """A host said hello: made if it is new, its facts written, online."""
     known = await tx.hosts.named(name)
@@ -116,12 +148,17 @@ async def lift_fence(tx: Transaction, host: Host) -> None:
     await tx.hosts.update_status(host.id, state=HostState.ONLINE, fence=None)
     text = f"{host.name} has given up all that it had lost: it is fenced no more"
     await tx.emit("host.state", f"host/{host.name}", host.id, text, state=HostState.ONLINE.value)
+    await _answers_again(tx, host)
 
 
 async def back(tx: Transaction, host: Host) -> None:
     """A host that was silent answers again; the remark on its VMs goes."""
     await tx.hosts.update_status(host.id, state=HostState.ONLINE, seen=tx.now)
     await tx.emit("host.state", f"host/{host.name}", host.id, f"{host.name} is online", state=HostState.ONLINE.value)
+    await _answers_again(tx, host)
+
+
+async def _answers_again(tx: Transaction, host: Host) -> None:
     for vm in await tx.vms.on_host(host.name):
         if await vms.set_conditions(tx, vm, HOST_SILENT, []):
             await tx.emit("vm.status", f"vm/{vm.name}", vm.id, f"its host {host.name} answers again")

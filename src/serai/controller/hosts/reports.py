@@ -87,7 +87,7 @@ class Reports:
             finally:
                 if known:
                     self._presence.note(report.host)
-        return encode(ReportReceipt(confirmed=await self._confirmed(report) if known else []))
+        return encode(ReportReceipt(confirmed=await self._confirmed(report) if known else [], introduce=not known))
 
     async def _confirmed(self, report: HostReport) -> list[ConfirmedClaim]:
         """What need not be reported again. A release is, as long as the record says that this host holds the lease."""
@@ -104,7 +104,7 @@ class Reports:
         async with self._store.read() as view:
             host = await view.hosts.named(report.host)
             if host is None:
-                # Its hello was to another controller's database. It says hello again once it reconnects.
+                # Its hello was to another controller's database.
                 log.warning("host %s reports, but never said hello here", report.host)
                 return False
             if not self._believes(host) or await view.lineage.incarnation(report.host) != report.incarnation:
@@ -115,6 +115,8 @@ class Reports:
             fresh = await observed.news(view, said)
             concerned = await self._rights.concerned(view, report.host, report.leases)
             missing = await observed.unlisted(view, report)
+            if await observed.never_reported(view, report):
+                self._introductions.ask(report.host)
             known = {pool.id: pool for pool in await view.pools.on_host(report.host)}
         pools = [
             (known[pool_id], status)

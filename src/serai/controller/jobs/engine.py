@@ -140,7 +140,7 @@ class Engine:
             return
         known = [step.name for step in workflow.steps] == [step.name for step in job.steps]
         if known and record.version == workflow.version:
-            self._launch(record, workflow, params, state)
+            self._launch(record, workflow, params, state, picked_up=True)
         else:
             self._only_undo(record, f"its {job.kind} has other steps", workflow, params, state)
 
@@ -157,19 +157,35 @@ class Engine:
         error = job.error or transitions.outdated(steps, job, why)
         log.error("job %s (%s of %s): %s", job.id, job.kind, job.target, error.message)
         changed = job.model_copy(update={"state": JobState.UNDOING, "error": error})
-        self._launch(replace(record, job=changed), replace(workflow, steps=steps), params, state)
+        self._launch(replace(record, job=changed), replace(workflow, steps=steps), params, state, picked_up=True)
 
-    def _launch(self, record: JobRecord, workflow: Workflow[ParamsT, StateT], params: ParamsT, state: StateT) -> None:
+    def _launch(
+        self,
+        record: JobRecord,
+        workflow: Workflow[ParamsT, StateT],
+        params: ParamsT,
+        state: StateT,
+        *,
+        picked_up: bool = False,
+    ) -> None:
         # If not now, `start` finds it in the store.
         if not self._started or self._tasks.closed:
             return
         try:
-            self._run(record, workflow, params, state)
+            self._run(record, workflow, params, state, picked_up=picked_up)
         except Exception as error:
             log.exception("job %s (%s of %s) cannot be started", record.job.id, record.job.kind, record.job.target)
             self._tasks.start(self._bury(record.job.id, workflow, error), f"bury-{record.job.id}")
 
-    def _run(self, record: JobRecord, workflow: Workflow[ParamsT, StateT], params: ParamsT, state: StateT) -> None:
+    def _run(
+        self,
+        record: JobRecord,
+        workflow: Workflow[ParamsT, StateT],
+        params: ParamsT,
+        state: StateT,
+        *,
+        picked_up: bool,
+    ) -> None:
         writer = Writer(record, state, self._store, self._tasks)
         runner = Runner(
             workflow,
@@ -178,6 +194,7 @@ class Engine:
             clock=self._store.clock,
             locks=self._locks,
             others=self._runners,
+            picked_up=picked_up,
         )
         self._runners[record.job.id] = runner
         task = self._tasks.start(runner.run(), f"job-{record.job.id}")

@@ -18,7 +18,7 @@ from serai.controller.jobs import transitions
 from serai.controller.jobs.locks import Locks
 from serai.controller.jobs.workflow import JobContext, Step, Workflow
 from serai.controller.jobs.writer import Writer
-from serai.controller.store import StoreUnavailableError
+from serai.controller.store import StoreUnavailableError, until_it_works
 from serai.lib.clock import Clock
 from serai.schema.errors import (
     CancelledByUserError,
@@ -27,6 +27,7 @@ from serai.schema.errors import (
     InterruptedByRestartError,
     SeraiError,
 )
+from serai.schema.ids import VmId
 from serai.schema.job import Job, JobState, StepState
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,10 @@ UNDONE_FROM = (StepState.DONE, StepState.RUNNING, StepState.FAILED)
 
 
 class Runner:
-    """Takes one job from its locks to its end. `others` are all jobs at work, by id."""
+    """Takes one job from its locks to its end. `others` are all jobs at work, by id.
+
+    `picked_up`: it is from an earlier run of the controller, whose database may have been another one.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Runner:
         clock: Clock,
         locks: Locks,
         others: Mapping[str, Runner],
+        picked_up: bool = False,
     ) -> None:
         self._workflow = workflow
         self._record = record
@@ -58,6 +63,7 @@ class Runner:
         self._clock = clock
         self._locks = locks
         self._others = others
+        self._picked_up = picked_up
         # Asked for before anything is awaited: the order of the queue is the order in which jobs were submitted.
         self._request = locks.request(record.job.id, workflow.locks(record.job, ctx.params))
         if record.job.state is JobState.CANCELLING:
@@ -71,7 +77,7 @@ class Runner:
     async def run(self) -> None:
         """Run it to its end."""
         try:
-            if await self._wait_for_locks():
+            if await self._wait_for_locks() and not await self._ended_by_restore():
                 await self._forward_or_back()
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
@@ -138,6 +144,31 @@ class Runner:
             granted.cancel()
             cancelled.cancel()
         self._record.update(waits_for="")
+        return True
+
+    async def _ended_by_restore(self) -> bool:
+        """End a job whose record came back with a backup: what it did then has ended long ago, one way or the other.
+
+        To go on could begin anew what is done, and to undo could delete what is in use. Whether the database was
+        restored is known once the hosts of the job's VM have reported.
+        """
+        if not self._picked_up or self._workflow.outlives_restore:
+            return False
+        noun, target = self.job.target.partition("/")[0], self.job.target_id
+        if noun == "vm" and target is not None:
+            self._ctx.cancellable = False
+            vm = VmId(target)
+            await until_it_works(self._clock, lambda: self._ctx.await_reports(vm))
+        if not self._ctx.rights.found_restored:
+            return False
+        error = InterruptedByRestartError(
+            "the database was restored from a backup; nothing is undone",
+            field="job",
+            value=self.job.id,
+            remedy="See what there is, and ask for it again if it is missing.",
+        )
+        self._skip_pending()
+        await self._end(JobState.FAILED, error.info)
         return True
 
     async def _clear_the_way(self) -> str:

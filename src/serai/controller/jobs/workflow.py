@@ -33,6 +33,7 @@ from serai.controller.services.rights import Rights
 from serai.controller.store import Store
 from serai.schema.commands.base import BodyT, Command, ReplyT
 from serai.schema.errors import CancelledByUserError
+from serai.schema.ids import VmId
 from serai.schema.job import Job
 from serai.schema.resource import Frozen
 
@@ -114,6 +115,20 @@ class JobContext(Generic[ParamsT_co, StateT]):
         """Raise CancelledByUserError if the job was asked to stop and this step may be left; else do nothing."""
         if self.cancelled.is_set() and self.cancellable and not self.undoing:
             raise CancelledByUserError(f"cancelled on request in step {self._record.step!r}")
+
+    async def await_reports(self, vm: VmId) -> None:
+        """Wait until all hosts have reported whose word is missing before the VM may start or move."""
+        while True:
+            news = self.rights.news()
+            async with self.store.read() as view:
+                missing = await self.rights.waits_for(view, vm)
+            if not missing:
+                self.waits_for("")
+                return
+            self.check_cancel()
+            names = ", ".join(sorted(missing))
+            self.waits_for(f"{names} to report, which may run it (a host that is off for good: serai host fence)")
+            await self.until(news.wait())
 
     async def until(self, waited: Awaitable[object], timeout: float | None = None) -> None:
         """Wait for something: up to `timeout` seconds, and until somebody asks to cancel, if nobody has so far."""
@@ -206,6 +221,7 @@ class Workflow(Generic[ParamsT, StateT]):
     `locks` names what a job holds from its first step to its end; others queue behind it.
     `preempts` names the kinds that a job does not wait for: those before it are asked to stop. They are cancelled, or,
     where `expedites`, told by `JobContext.expedited` to finish by force now.
+    `outlives_restore`: the hosts' journals say how it ends, so it goes on though its record is from a backup.
     """
 
     kind: str
@@ -216,3 +232,4 @@ class Workflow(Generic[ParamsT, StateT]):
     locks: Callable[[Job, ParamsT], Sequence[str]] = target_lock
     preempts: Callable[[ParamsT], Sequence[str]] = lambda _: ()
     expedites: bool = False
+    outlives_restore: bool = False

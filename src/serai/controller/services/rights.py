@@ -42,11 +42,16 @@ class Rights:
         """Hosts that have told all their claims to this run."""
         self._proven: set[tuple[str, int]] = set()
         """(VM, epoch) that this run granted, or whose holder has told that it holds it; epoch 0: no lease yet."""
+        self._unplaced: dict[tuple[str, str, int], LeaseRecord] = {}
+        """By VM, host and epoch: claims to run VMs that the database did not know."""
+        self.found_restored = False
+        """Whether this run has found that the database was restored, or began before all hosts had reported to it."""
         self._news = asyncio.Event()
 
     async def begin(self, tx: Transaction) -> None:
         """A new run of the controller: nobody has reported to it."""
         await tx.lineage.begin(new_id())
+        self.found_restored = await tx.lineage.restored()
 
     # --- whose word is missing ---
 
@@ -121,12 +126,15 @@ class Rights:
         lease = await tx.leases.need(vm)
         return await LeaseRows(tx).replace(lease, grants.withdraw(lease, offer_id))
 
-    async def advance(self, tx: Transaction, vm: VmId, host: HostName) -> Lease:
-        """A fresh start on `host`, once the old holder has released. Raises ConflictError, UnheardError."""
-        await self._check(tx, vm)
-        lease = await tx.leases.need(vm)
-        after = await LeaseRows(tx).replace(lease, grants.advance(lease, host))
-        self._proves(tx, vm, after.epoch)
+    async def advance(self, tx: Transaction, released: Lease, host: HostName) -> Lease:
+        """A fresh start on `host`, once the holder of `released` has released it, or a fence has ended it.
+
+        Raises ConflictError, UnheardError, StaleError.
+        """
+        await self._check(tx, released.vm)
+        lease = await tx.leases.need(released.vm)
+        after = await LeaseRows(tx).replace(lease, grants.advance(lease, released, host))
+        self._proves(tx, lease.vm, after.epoch)
         return after
 
     async def forget(self, tx: Transaction, vm: VmId) -> None:
@@ -142,6 +150,7 @@ class Rights:
             after = await LeaseRows(tx).replace(lease, grants.end(lease, host))
             if after != lease:
                 ended.append(after)
+        tx.on_commit(lambda: self._drop_unplaced(host))
         await self._may_be_complete(tx)
         tx.on_commit(self._ring)
         return ended
@@ -153,9 +162,19 @@ class Rights:
 
     # --- what journals tell ---
 
-    async def report(self, tx: Transaction, host: HostName, records: Iterable[LeaseRecord]) -> None:
-        """A host has told all that its journal holds."""
-        await self.learn(tx, host, records)
+    async def report(
+        self, tx: Transaction, host: HostName, records: Iterable[LeaseRecord], *, fenced: bool = False
+    ) -> None:
+        """A host has told all that its journal holds.
+
+        While it is fenced its claims only burn their epochs: what it ran may have been started elsewhere since.
+        """
+        if fenced:
+            for record in records:
+                if (lease := await tx.leases.get(record.vm)) is not None:
+                    await LeaseRows(tx).replace(lease, grants.burn(lease, record.epoch))
+        else:
+            await self.learn(tx, host, records)
         tx.on_commit(lambda: self._reported.add(host))
         tx.on_commit(self._ring)
         await self._may_be_complete(tx, host)
@@ -172,19 +191,23 @@ class Rights:
         """Raise the leases to what a journal holds. Idempotent, and in any order of the hosts."""
         last = {(record.vm, record.epoch): record for record in records}
         for record in last.values():
-            lease = await tx.leases.get(record.vm)
-            if lease is None:
-                continue
-            after = _learned(lease, host, record)
-            if after == lease:
-                continue
-            await LeaseRows(tx).replace(lease, after)
-            if (after.host, after.epoch) != (lease.host, lease.epoch):
-                await self._say_who_holds(tx, lease, after)
+            await self._raise(tx, host, record)
         for vm, epoch in {(vm, epoch) for vm, epoch in last if last[vm, epoch].claim in rules.RUNS}:
             held = await tx.leases.get(vm)
             if held is not None and (held.host, held.epoch) == (host, epoch):
                 self._proves(tx, vm, epoch)
+
+    async def _raise(self, tx: Transaction, host: HostName, record: LeaseRecord) -> None:
+        lease = await tx.leases.get(record.vm)
+        if lease is None:
+            self._remember(host, record)
+            return
+        after = _learned(lease, host, record)
+        if after == lease:
+            return
+        await LeaseRows(tx).replace(lease, after)
+        if (after.host, after.epoch) != (lease.host, lease.epoch):
+            await self._say_who_holds(tx, lease, after)
 
     async def _say_who_holds(self, tx: Transaction, before: Lease, after: Lease) -> None:
         vm = await tx.vms.get(after.vm)
@@ -205,11 +228,25 @@ class Rights:
             why = f"{after.host} holds a later epoch"
             await tx.leftovers.add(before.host, VM_RELEASE, body, f"VM {vm.name}", why)
 
-    async def take_in(self, tx: Transaction, vm: VmId, record: LeaseRecord, host: HostName) -> Lease:
-        """The lease of a VM that the database did not know, and that a host runs."""
-        lease = Lease(vm=vm, epoch=record.epoch, host=host, highest=record.epoch)
-        self._proves(tx, vm, record.epoch)
-        return await LeaseRows(tx).insert(lease)
+    def _remember(self, host: HostName, record: LeaseRecord) -> None:
+        key = (record.vm, host, record.epoch)
+        if record.claim in rules.RUNS:
+            self._unplaced[key] = record
+        else:
+            self._unplaced.pop(key, None)
+
+    def _drop_unplaced(self, host: HostName) -> None:
+        self._unplaced = {key: claim for key, claim in self._unplaced.items() if key[1] != host}
+
+    async def take_in(self, tx: Transaction, vm: VmId, record: LeaseRecord, host: HostName) -> None:
+        """The lease of a VM that the database did not know, and that a host runs.
+
+        Others may have told of a later epoch, or not have reported: that this host has proves nothing.
+        """
+        await LeaseRows(tx).insert(Lease(vm=vm, epoch=record.epoch, host=host, highest=record.epoch))
+        claims = {key: claim for key, claim in self._unplaced.items() if key[0] == vm}
+        for (_, other, _), claim in claims.items():
+            await self._raise(tx, HostName(other), claim)
 
     async def burn(self, tx: Transaction, vm: VmId, epoch: int, *, taken: bool) -> None:
         """A target knows this epoch: the database is older than that if it does not, or if the epoch was `taken`.
@@ -232,6 +269,7 @@ class Rights:
         if await tx.lineage.restored():
             return
         await tx.lineage.set_restored(True)
+        tx.on_commit(self._note_restored)
         text = f"the database was restored from a backup: {proof}. Nothing is started before all hosts have reported"
         log.warning("%s", text)
         await tx.emit("store.restored", "controller", "", text, severity=ALARM)
@@ -247,6 +285,9 @@ class Rights:
 
     def _proves(self, tx: Transaction, vm: VmId, epoch: int) -> None:
         tx.on_commit(lambda: self._proven.add((vm, epoch)))
+
+    def _note_restored(self) -> None:
+        self.found_restored = True
 
     def _ring(self) -> None:
         self._news.set()

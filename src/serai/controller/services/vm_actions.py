@@ -15,7 +15,7 @@ from serai.controller.workflows.migrate import MIGRATE_VM, MigrateParams
 from serai.controller.workflows.restart import RESTART_VM
 from serai.controller.workflows.signals import PAUSE_VM, RESET_VM, RESUME_VM
 from serai.controller.workflows.start import START_VM, StartParams
-from serai.controller.workflows.stop import STOP_VM, StopParams
+from serai.controller.workflows.stop import BY_RELEASE, STOP_VM, StopParams
 from serai.core import lifecycle, placement
 from serai.core.lease import is_over
 from serai.core.lifecycle import VmEvent
@@ -25,9 +25,6 @@ from serai.schema.errors import ConflictError
 from serai.schema.ids import HostName
 from serai.schema.job import Job
 from serai.schema.vm import Vm, VmMigrate, VmStart, VmState, VmStop
-
-BY_FORCE = (VmState.MIGRATING, VmState.UNKNOWN)
-"""What only force stops."""
 
 
 async def refuse_deleted(tx: Transaction, vm: Vm) -> None:
@@ -68,9 +65,9 @@ async def start(tx: Transaction, requester: Requester, vm: Vm, body: VmStart) ->
 
 
 async def stop(tx: Transaction, requester: Requester, vm: Vm, body: VmStop) -> Job:
-    """Shut it down; by force also one on the move, which is asked to end first, and one that does not answer."""
+    """Shut it down; by force also one on the move, which is asked to end first, and one that nobody has word of."""
     await refuse_deleted(tx, vm)
-    if vm.status.state is not VmState.DEFINED and not (body.force and vm.status.state in BY_FORCE):
+    if vm.status.state is not VmState.DEFINED and not (body.force and vm.status.state in BY_RELEASE):
         lifecycle.follow(vm.status.state, VmEvent.STOP, vm.name)
     if vm.status.state not in (VmState.DEFINED, VmState.STOPPED):
         await need_holder(tx, vm)

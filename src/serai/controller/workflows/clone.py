@@ -5,7 +5,7 @@ from __future__ import annotations
 from serai.controller.jobs.workflow import JobContext, NoState, Step, Workflow, written
 from serai.controller.services import vms
 from serai.controller.workflows import volumes
-from serai.controller.workflows.common import VmParams, await_reports
+from serai.controller.workflows.common import VmParams
 from serai.core.observed import Event
 from serai.schema.ids import VmId
 
@@ -25,7 +25,7 @@ async def _copy(ctx: Context) -> None:
         source, clone = await view.vms.get(ctx.params.vm), await view.vms.get(ctx.params.clone)
     for old_id, new_id in zip(source.spec.volumes, clone.spec.volumes, strict=True):
         await volumes.make(ctx, new_id, clone_of=old_id)
-    await await_reports(ctx, clone.id)
+    await ctx.await_reports(clone.id)
     async with ctx.store.transaction() as tx:
         host = (await tx.leases.need(source.id)).host
         await ctx.rights.first(tx, clone.id, host)

@@ -48,21 +48,6 @@ def say_what_is_left(ctx: JobContext[AwayParams, NoState]) -> None:
         ctx.progress(None, f"forgotten here; {', '.join(away)} removes it when it is back: serai host show")
 
 
-async def await_reports(ctx: AnyContext, vm_id: VmId) -> None:
-    """Wait until all hosts have reported whose word is missing before the VM may start or move."""
-    while True:
-        news = ctx.rights.news()
-        async with ctx.store.read() as view:
-            missing = await ctx.rights.waits_for(view, vm_id)
-        if not missing:
-            ctx.waits_for("")
-            return
-        ctx.check_cancel()
-        names = ", ".join(sorted(missing))
-        ctx.waits_for(f"{names} to report, which may run it (a host that is off for good: serai host fence)")
-        await ctx.until(news.wait())
-
-
 async def release(ctx: AnyContext, lease: Lease, reason: str, patience: float | None = None) -> None:
     """Have the holder give the lease up: the answer is the proof that nothing of the VM runs there, nor ever will.
 

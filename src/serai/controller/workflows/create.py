@@ -5,7 +5,7 @@ from __future__ import annotations
 from serai.controller.jobs.workflow import JobContext, NoState, Step, Workflow
 from serai.controller.services import capacity, vms
 from serai.controller.workflows import volumes
-from serai.controller.workflows.common import VmParams, await_reports
+from serai.controller.workflows.common import VmParams
 from serai.controller.workflows.delete import drop_volumes, forget, take_down
 from serai.controller.workflows.start import addresses, start_vm
 from serai.core.observed import Event
@@ -19,7 +19,7 @@ Context = JobContext[VmParams, NoState]
 async def _place(ctx: Context) -> None:
     """Pick the host, say why, and give it the lease."""
     vm_id = ctx.params.vm
-    await await_reports(ctx, vm_id)
+    await ctx.await_reports(vm_id)
     async with ctx.store.transaction() as tx:
         vm, lease = await tx.vms.get(vm_id), await tx.leases.get(vm_id)
         hosts, ties = await capacity.for_placing(tx, vm, starts=vm.spec.running)

@@ -20,7 +20,7 @@ from serai.controller.jobs.workflow import JobContext, Step, Workflow
 from serai.controller.services import capacity, vms
 from serai.controller.services.checks import need_online
 from serai.controller.store import Transaction
-from serai.controller.workflows.common import VmParams, await_reports, refuse_or_leave, send_or_leave
+from serai.controller.workflows.common import VmParams, refuse_or_leave, send_or_leave
 from serai.controller.workflows.launches import launch_body, with_boot
 from serai.controller.workflows.start import choose_host, start_vm
 from serai.core import launch as plan
@@ -110,7 +110,7 @@ Context = JobContext[MigrateParams, MigrateState]
 async def _offer(ctx: Context) -> None:
     """Everything that can be known beforehand is known before anything is prepared."""
     vm_id = ctx.params.vm
-    await await_reports(ctx, vm_id)
+    await ctx.await_reports(vm_id)
     async with ctx.store.transaction() as tx:
         # What it is decided by cannot change until the offer stands.
         vm, lease = await tx.vms.get(vm_id), await tx.leases.get(vm_id)
@@ -372,10 +372,12 @@ async def _end_lost_move(ctx: Context) -> None:
         await ctx.send(VM_RELEASE, offer.source, body, patience=PATIENCE)
     reason = f"the host that it moved to, {offer.to}, was fenced: it starts from its disks"
     async with ctx.store.transaction() as tx:
-        await ctx.rights.end_move(tx, vm_id, ctx.id)
-        await vms.observe(tx, vm_id, Event.MOVE_LOST, reason)
+        before = await tx.leases.need(vm_id)
+        # A lease that is not on offer any more has gone its own way: what is shown of the VM is not of this move.
+        if await ctx.rights.end_move(tx, vm_id, ctx.id) != before:
+            await vms.observe(tx, vm_id, Event.MOVE_LOST, reason)
         vm = await tx.vms.get(vm_id)
-    if vm.spec.restart is RestartPolicy.NEVER:
+    if vm.spec.restart is RestartPolicy.NEVER or vm.status.state is not VmState.CRASHED:
         return
     try:
         await choose_host(ctx)
@@ -428,4 +430,5 @@ MIGRATE_VM = Workflow(
         Step("move", _move, resume=_moved, point_of_no_return=True),
         Step("settle", _settle, repeatable=True, cancellable=False),
     ),
+    outlives_restore=True,
 )

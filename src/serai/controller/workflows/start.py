@@ -8,7 +8,7 @@ from serai.controller.hosts import observed
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
 from serai.controller.services import capacity, vms
 from serai.controller.services.checks import need_online
-from serai.controller.workflows.common import VmParams, await_reports, refuse, release
+from serai.controller.workflows.common import VmParams, refuse, release
 from serai.controller.workflows.launches import launch_body, with_boot
 from serai.core import launch as plan
 from serai.core.lease import is_over
@@ -44,18 +44,11 @@ async def choose_host(ctx: Context, wanted: HostName | None = None) -> None:
     fence has ended needs no such answer.
     """
     vm_id = ctx.params.vm
-    await await_reports(ctx, vm_id)
+    await ctx.await_reports(vm_id)
     async with ctx.store.read() as view:
         vm, lease = await view.vms.get(vm_id), await view.leases.need(vm_id)
         hosts, ties = await capacity.for_placing(view, vm, starts=vm.spec.running)
-    if vm.status.state in (*BEGUN, VmState.UNKNOWN):
-        # A host that was waited for has said so: it must not be ended by a start.
-        raise ConflictError(
-            f"VM {vm.name} is {vm.status.state} on {vm.status.host}",
-            field="state",
-            value=vm.status.state,
-            remedy=f"See what it does: serai vm show {vm.name}.",
-        )
+    _check_down(vm)
     over = is_over(lease)
     choice = choose_start(vm, hosts, wanted, None if over else lease.host, ties)
     moves = over or choice.host != lease.host
@@ -64,9 +57,20 @@ async def choose_host(ctx: Context, wanted: HostName | None = None) -> None:
         await refuse(ctx, vm, lease)
     async with ctx.store.transaction() as tx:
         if moves:
-            lease = await ctx.rights.advance(tx, vm.id, choice.host)
+            lease = await ctx.rights.advance(tx, lease, choice.host)
         await vms.note(tx, vm.id, host=choice.host, placement=choice.why, epoch=lease.epoch)
     ctx.progress(None, f"on {choice.host}: {choice.why}")
+
+
+def _check_down(vm: Vm) -> None:
+    """A host that was waited for may have said that it runs: it must not be ended by a start. Raises ConflictError."""
+    if vm.status.state in (*BEGUN, VmState.UNKNOWN):
+        raise ConflictError(
+            f"VM {vm.name} is {vm.status.state} on {vm.status.host}",
+            field="state",
+            value=vm.status.state,
+            remedy=f"See what it does: serai vm show {vm.name}.",
+        )
 
 
 async def start_vm(ctx: Context) -> None:
@@ -85,7 +89,7 @@ async def start_vm(ctx: Context) -> None:
     vm = parts.vm
     if is_over(lease):
         # Its grant was retracted, and the controller restarted while hosts were waited for.
-        lease = await _renew(ctx, vm, lease)
+        lease = await _renew(ctx, vm, lease.host)
     try:
         body = await launch_body(ctx, parts, host, lease.epoch)
         report = await with_boot(ctx, parts, host.name, lambda: _send_start(ctx, vm, lease, body))
@@ -97,7 +101,7 @@ async def start_vm(ctx: Context) -> None:
             async with ctx.store.transaction() as tx:
                 lease = await ctx.rights.retract(tx, vm_id, int(error.info.value or 0))
         # The host has given that epoch up, as a start elsewhere came to nothing; or the epoch was never its own.
-        lease = await _renew(ctx, vm, lease)
+        lease = await _renew(ctx, vm, lease.host)
         report = await _send_start(ctx, vm, lease, await launch_body(ctx, parts, host, lease.epoch))
     async with ctx.store.transaction() as tx:
         await observed.apply(tx, ctx.rights, report)
@@ -130,25 +134,19 @@ async def _send_start(ctx: AnyContext, vm: Vm, lease: Lease, launch: LaunchBody)
         raise
 
 
-async def _renew(ctx: AnyContext, vm: Vm, lease: Lease) -> Lease:
-    """A fresh epoch on the same host, for a VM whose epoch is over there.
+async def _renew(ctx: AnyContext, vm: Vm, host: HostName) -> Lease:
+    """A fresh epoch on the host, for a VM whose epoch is over there.
 
     Released once more first: it is idempotent, and the answer is the proof that nothing runs under the old one.
     """
-    await await_reports(ctx, vm.id)
+    await ctx.await_reports(vm.id)
     async with ctx.store.read() as view:
-        now = await view.leases.need(vm.id)
-    if (now.host, now.epoch) != (lease.host, lease.epoch):
-        raise ConflictError(
-            f"{now.host} holds VM {vm.name} under epoch {now.epoch}",
-            field="host",
-            value=now.host,
-            remedy=f"See what it does: serai vm show {vm.name}.",
-        )
-    await release(ctx, now, "starts under a fresh epoch")
-    await refuse(ctx, vm, now)
+        now, lease = await view.vms.get(vm.id), await view.leases.need(vm.id)
+    _check_down(now)
+    await release(ctx, lease, "starts under a fresh epoch")
+    await refuse(ctx, vm, lease)
     async with ctx.store.transaction() as tx:
-        fresh = await ctx.rights.advance(tx, vm.id, lease.host)
+        fresh = await ctx.rights.advance(tx, lease, host)
         await vms.note(tx, vm.id, epoch=fresh.epoch)
     return fresh
 

@@ -10,11 +10,17 @@ from serai.controller.hosts import observed
 from serai.controller.jobs.workflow import AnyContext, JobContext, NoState, Step, Workflow
 from serai.controller.services import vms
 from serai.controller.workflows.common import ForceParams, preempted, release
-from serai.core.lease import at_rest
+from serai.core.lease import at_rest, is_over
 from serai.core.observed import Event
 from serai.schema.commands.vm import VM_STOP, StopVm
 from serai.schema.ids import VmId
+from serai.schema.lease import Lease
 from serai.schema.vm import Vm, VmState
+
+BY_RELEASE = (VmState.MIGRATING, VmState.UNKNOWN, VmState.STARTING)
+"""States in which force stops a VM by the release of its lease: no job of a move or a start is at work, and its host
+may never have heard of it, or wait for a verdict that never comes.
+"""
 
 
 class StopParams(ForceParams):
@@ -29,13 +35,15 @@ Context = JobContext[StopParams, Any]
 async def stop(ctx: Context) -> None:
     """Stop the VM, unless it is down."""
     async with ctx.store.read() as view:
-        vm = await view.vms.get(ctx.params.vm)
+        vm, lease = await view.vms.get(ctx.params.vm), await view.leases.get(ctx.params.vm)
     if vm.status.state in (VmState.DEFINED, VmState.STOPPED):
         ctx.result = {"state": vm.status.state}
         return
-    # On the move, with no job of a move at work: its source waits for a verdict that may never come.
-    if vm.status.state in (VmState.UNKNOWN, VmState.MIGRATING) and ctx.params.force:
-        await _end_unknown(ctx, vm)
+    if lease is not None and is_over(lease):
+        await _end_by_release(ctx, vm, lease, "its host was fenced")
+        return
+    if lease is not None and vm.status.state in BY_RELEASE and ctx.params.force:
+        await _end_by_release(ctx, vm, lease, "stopped by force")
         return
     body = StopVm(vm=vm.id, force=ctx.params.force, timeout=ctx.params.timeout)
     expediting = asyncio.create_task(_force_when_expedited(ctx, vm.id))
@@ -49,14 +57,11 @@ async def stop(ctx: Context) -> None:
     ctx.result = {"state": report.state, "reason": report.reason}
 
 
-async def _end_unknown(ctx: AnyContext, vm: Vm) -> None:
-    """By the release of its lease: that also ends a QEMU that does not answer, that its host's journal lost, or that
-    waits for the verdict of a move.
+async def _end_by_release(ctx: AnyContext, vm: Vm, lease: Lease, reason: str) -> None:
+    """That also ends a QEMU that does not answer, that its host's journal lost, or that waits for the verdict of a
+    move. An epoch that a fence has ended needs no host.
     """
-    async with ctx.store.read() as view:
-        lease = at_rest(await view.leases.need(vm.id), vm.name)
-    reason = "stopped by force"
-    await release(ctx, lease, reason)
+    await release(ctx, at_rest(lease, vm.name), reason)
     async with ctx.store.transaction() as tx:
         await vms.observe(tx, vm.id, Event.RELEASED, reason)
     ctx.result = {"state": VmState.STOPPED, "reason": reason}

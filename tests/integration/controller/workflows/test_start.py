@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.integration.controller.conftest import World
+from tests.integration.controller.conftest import INCARNATION, World
 
 from serai.controller.workflows.start import START_VM, StartParams
+from serai.lib.clock import SystemClock
 from serai.schema.commands.envelope import Request
 from serai.schema.commands.vm import VM_RELEASE, VM_START, ReleaseVm
 from serai.schema.commands.volume import VOLUME_REFUSE
@@ -15,6 +16,7 @@ from serai.schema.encoding import encode
 from serai.schema.errors import UnavailableError
 from serai.schema.ids import HostName
 from serai.schema.job import Job, JobState
+from serai.schema.reports import HostReport
 from serai.schema.subjects import Subjects
 from serai.schema.vm import VmState
 
@@ -52,6 +54,32 @@ async def test_a_start_that_was_cancelled_is_unknown_until_its_host_has_said(wor
     ended = await asyncio.wait_for(world.client.wait_job(job.id), 30)
     status = (await world.vm("web1")).status
     assert (ended.state, status.state) == (JobState.CANCELLED, VmState.UNKNOWN)
+
+
+async def test_a_vm_whose_start_never_came_to_its_host_is_stopped(world: World) -> None:
+    await world.create(disks=[])
+    await world.do("vm.stop", "web1", {"force": True})
+    held = world.agents.hold(VM_START)
+    job: Job = await world.client.call("vm.start", "web1", {"host": "h2"})
+    await asyncio.wait_for(held.asked.wait(), 20)
+    await world.client.call("job.cancel", job.id)
+    await asyncio.wait_for(world.client.wait_job(job.id), 30)
+    vm = await world.vm("web1")
+    assert (vm.status.state, vm.status.host) == (VmState.UNKNOWN, "h2")
+    report = HostReport(host=HostName("h2"), incarnation=INCARNATION, time=SystemClock().now())
+    await world.agents.bus.request(Subjects.host_report("h2"), encode(report), timeout=5)
+    async with asyncio.timeout(20):
+        while (await world.vm("web1")).status.state is not VmState.STOPPED:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_vm_that_its_host_holds_and_does_not_list_stays_unknown(world: World) -> None:
+    await world.create(disks=[])
+    vm = await world.vm("web1")
+    async with world.controller.store.transaction() as tx:
+        await tx.vms.update_status(vm.id, state=VmState.UNKNOWN)
+    await world.agents.hello("h1")
+    assert (await world.vm("web1")).status.state is VmState.UNKNOWN
 
 
 async def test_a_vm_whose_start_failed_is_stopped_and_says_why(world: World) -> None:

@@ -83,3 +83,27 @@ async def test_a_stop_by_force_does_not_wait_for_one_that_asks_the_guest(world: 
     world.agents.release(VM_STOP, stopped)
     for job in (gentle, forced):
         assert (await asyncio.wait_for(world.client.wait_job(job.id), 20)).state is JobState.DONE
+
+
+async def test_a_vm_that_is_starting_on_nobodys_word_is_stopped_by_force(world: World) -> None:
+    """No job is at work, and its host never got the command."""
+    await world.create()
+    vm = await world.vm("web1")
+    async with world.controller.store.transaction() as tx:
+        await tx.vms.update_status(vm.id, state=VmState.STARTING)
+    world.agents.asked.clear()
+    job = await world.do("vm.stop", "web1", {"force": True})
+    assert world.agents.asked == [("h1", VM_RELEASE)]
+    assert job.state is JobState.DONE, job.error
+    assert (await world.vm("web1")).status.state is VmState.STOPPED
+
+
+async def test_a_vm_that_a_fence_has_ended_is_stopped_without_its_host(world: World) -> None:
+    await world.create(disks=[])
+    await world.do("vm.migrate", "web1", {"to": "h2"})
+    await world.offline("h2")
+    await world.client.call("host.fence", "h2", {"is_off": True})
+    assert (await world.vm("web1")).status.state is VmState.CRASHED
+    job = await world.do("vm.stop", "web1")
+    assert job.state is JobState.DONE, job.error
+    assert (await world.vm("web1")).status.state is VmState.STOPPED

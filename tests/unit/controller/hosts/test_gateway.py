@@ -135,7 +135,7 @@ async def test_a_vm_whose_lease_changes_is_asked_of_no_other_holder(kit: Kit, wa
     assert waits[0] == f"the agent of VM {vm} on h1 to answer vm.pause"
     async with kit.store.transaction() as tx:
         for host in way:
-            await kit.rights.advance(tx, VmId(vm), HostName(host))
+            await kit.rights.advance(tx, await tx.leases.need(VmId(vm)), HostName(host))
     await kit.answers(Subjects.vm_command("*", vm), Reply(state="done"))
     await kit.advance(2, sending.done)
     with pytest.raises(ConflictError, match=f"lease went to {way[-1]}"):
@@ -155,7 +155,7 @@ async def test_a_restarted_agent_is_asked_again_only_while_it_holds_the_vm(kit: 
     sending = asyncio.create_task(kit.signal(VmTarget(VmId(vm))))
     await asyncio.wait_for(asked.get(), 10)
     async with kit.store.transaction() as tx:
-        await kit.rights.advance(tx, VmId(vm), HostName("h2"))
+        await kit.rights.advance(tx, await tx.leases.need(VmId(vm)), HostName("h2"))
     await kit.host("h1")
     with pytest.raises(ConflictError, match="lease went to h2"):
         await asyncio.wait_for(sending, 10)

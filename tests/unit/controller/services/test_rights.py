@@ -13,6 +13,7 @@ from serai.controller.services.rights import Rights, UnheardError
 from serai.controller.store import Store
 from serai.lib.clock import ManualClock
 from serai.lib.ids import new_id
+from serai.schema.errors import StaleError
 from serai.schema.host import Host, HostSpec, HostState, HostStatus
 from serai.schema.ids import HostId, HostName, VmId
 from serai.schema.lease import Claim, Lease, LeaseRecord
@@ -92,13 +93,13 @@ async def test_a_record_that_its_holder_does_not_confirm_waits_for_all(world: Wo
     assert await world.waits() == {"h2", "h3"}
     async with world.store.transaction() as tx:
         with pytest.raises(UnheardError, match="h2, h3 may run the VM"):
-            await world.rights.advance(tx, VmId(world.vm), HostName("h1"))
+            await world.rights.advance(tx, await tx.leases.need(VmId(world.vm)), HostName("h1"))
         with pytest.raises(UnheardError):
             await world.rights.offer(tx, VmId(world.vm), HostName("h2"), "one")
     await world.report("h2")
     await world.report("h3")
     async with world.store.transaction() as tx:
-        assert (await world.rights.advance(tx, VmId(world.vm), HostName("h1"))).epoch == 2
+        assert (await world.rights.advance(tx, await tx.leases.need(VmId(world.vm)), HostName("h1"))).epoch == 2
 
 
 async def test_a_vm_of_an_earlier_run_gets_its_first_lease_after_all_have_reported(world: World) -> None:
@@ -116,6 +117,25 @@ async def test_a_later_claim_is_adopted_and_the_old_holder_told_to_release(world
     assert "lease.adopted" in await world.kinds()
     async with world.store.read() as view:
         assert [(one.host, one.body["epoch"]) for one in await view.leftovers.all()] == [("h1", 1)]
+
+
+async def test_a_lease_advances_only_if_it_is_the_one_that_was_released(world: World) -> None:
+    released = await world.lease()
+    await world.report("h2", (5, Claim.COMMITTED))
+    with pytest.raises(StaleError, match="on h2 by now"):
+        async with world.store.transaction() as tx:
+            await world.rights.advance(tx, released, HostName("h1"))
+    held = await world.lease()
+    assert (held.host, held.epoch) == ("h2", 5)
+
+
+async def test_a_lease_that_a_fence_has_ended_advances(world: World) -> None:
+    await world.report("h1", (1, Claim.HELD))
+    held = await world.lease()
+    async with world.store.transaction() as tx:
+        await world.rights.fence(tx, HostName("h1"))
+        after = await world.rights.advance(tx, held, HostName("h2"))
+    assert (after.host, after.epoch) == ("h2", 2)
 
 
 async def test_a_claim_above_the_record_burns_its_epoch(world: World) -> None:
@@ -156,7 +176,7 @@ async def test_positions_of_the_past_are_known(world: World) -> None:
     await world.restart()
     await world.report("h1", (1, Claim.HELD))
     async with world.store.transaction() as tx:
-        await world.rights.advance(tx, VmId(world.vm), HostName("h1"))
+        await world.rights.advance(tx, await tx.leases.need(VmId(world.vm)), HostName("h1"))
     async with world.store.read() as view:
         present = await view.lineage.position()
         assert present.sequence > first.sequence
