@@ -32,7 +32,7 @@ from serai.schema.commands.vm import ReleaseVm
 from serai.schema.encoding import encode, invalid, parse
 from serai.schema.errors import ErrorInfo, SeraiError, StaleError, UnavailableError
 from serai.schema.host import HostFacts
-from serai.schema.ids import HostName, PoolId, VmId
+from serai.schema.ids import PoolId, VmId
 from serai.schema.lease import Claim
 from serai.schema.reports import HostReport, Introduction, LeaseEnd, ReportReceipt, Welcome
 from serai.schema.subjects import Subjects
@@ -229,7 +229,7 @@ class HostAgent:
     async def report_all(self) -> bool:
         """Everything that this host has, at once; whether the controller believes it."""
         report = HostReport(
-            host=HostName(self._name),
+            host=self._name,
             incarnation=self._identity.incarnation,
             sequence=next(self._identity.numbers),
             time=self._clock.now(),

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from serai.controller.commands import SendOptions, Target, VmTarget
 from serai.controller.services.rights import Rights
-from serai.controller.store import Store
+from serai.controller.store import Store, View
 from serai.lib.bus import Bus, Message, Subscription
 from serai.lib.clock import Clock, SystemClock
 from serai.schema.commands.base import BodyT, Command, ReplyT
@@ -103,17 +103,16 @@ class Gateway:
         silent_told = False
         while True:
             options.check()
-            if isinstance(target, str):
-                host, subject, who = HostName(target), Subjects.host_command(target), f"host {target}"
-            else:
-                host, target = await self._holder(target, command)
-                subject, who = Subjects.vm_command(host, target.vm), f"the agent of VM {target.vm} on {host}"
+            async with self._store.read() as view:
+                if isinstance(target, str):
+                    host, subject, who = HostName(target), Subjects.host_command(target), f"host {target}"
+                else:
+                    host, target = await _holder(view, target, command)
+                    subject, who = Subjects.vm_command(host, target.vm), f"the agent of VM {target.vm} on {host}"
+                payload = encode(await _addressed(view, host, request))
             self._sent[request.id] = (host, options)
-            payload = encode(await self._addressed(host, request))
             try:
-                answer = await self._request(
-                    HostName(host), subject, payload, introduced=command != HOST_INTRODUCE.name
-                )
+                answer = await self._request(host, subject, payload, introduced=command != HOST_INTRODUCE.name)
             except UnavailableError as error:
                 silent = self._clock.monotonic() - answered
                 if silent >= patience:
@@ -139,19 +138,6 @@ class Gateway:
                 silent_told = False
             pause, answered = PAUSE_FIRST, self._clock.monotonic()
 
-    async def _addressed(self, host: HostName, request: Request) -> Request:
-        """The request as it is sent now. Raises UnavailableError for a fenced host."""
-        if request.command == HOST_INTRODUCE.name:
-            return request
-        async with self._store.read() as view:
-            known = await view.hosts.named(host)
-            if known is not None and known.status.state is HostState.FENCED:
-                raise UnavailableError(
-                    f"host {host} is fenced", field="host", value=host, remedy="Start its agent: serai host show."
-                )
-            to, position = await view.lineage.incarnation(host), await view.lineage.position()
-        return request.model_copy(update={"to": to, "position": position})
-
     async def _request(self, host: HostName, subject: str, payload: bytes, *, introduced: bool) -> bytes | None:
         """The answer; None if the host said hello before it came: then it is to be asked again."""
         if introduced and not self._rights.has_reported(host):
@@ -167,22 +153,35 @@ class Gateway:
             greeted.cancel()
             await asyncio.gather(asking, greeted, return_exceptions=True)
 
-    async def _holder(self, target: VmTarget, command: str) -> tuple[HostName, VmTarget]:
-        """The host that holds the VM's lease, and the target bound to it. Raises ConflictError if it is another now."""
-        async with self._store.read() as view:
-            lease = await view.leases.need(target.vm)
-        if target.host not in (None, lease.host) or target.epoch not in (None, lease.epoch):
-            raise ConflictError(
-                f"the VM's lease went to {lease.host} (epoch {lease.epoch}) before {command} was answered",
-                field="vm",
-                value=target.vm,
-                remedy="See what became of it, and ask again.",
-            )
-        return lease.host, replace(target, host=lease.host, epoch=lease.epoch)
-
     async def _on_progress(self, message: Message) -> None:
         progress = parse(CommandProgress, message.payload, message.subject)
         host, options = self._sent.get(progress.request, ("", None))
         if options is not None and message.subject == Subjects.progress(host, progress.request):
             options.waits(progress.waits_for)
             options.on_progress(progress)
+
+
+async def _holder(view: View, target: VmTarget, command: str) -> tuple[HostName, VmTarget]:
+    """The host that holds the VM's lease, and the target bound to it. Raises ConflictError if it is another now."""
+    lease = await view.leases.need(target.vm)
+    if target.host not in (None, lease.host) or target.epoch not in (None, lease.epoch):
+        raise ConflictError(
+            f"the VM's lease went to {lease.host} (epoch {lease.epoch}) before {command} was answered",
+            field="vm",
+            value=target.vm,
+            remedy="See what became of it, and ask again.",
+        )
+    return lease.host, replace(target, host=lease.host, epoch=lease.epoch)
+
+
+async def _addressed(view: View, host: HostName, request: Request) -> Request:
+    """The request as it is sent now. Raises UnavailableError for a fenced host."""
+    if request.command == HOST_INTRODUCE.name:
+        return request
+    known = await view.hosts.named(host)
+    if known is not None and known.status.state is HostState.FENCED:
+        raise UnavailableError(
+            f"host {host} is fenced", field="host", value=host, remedy="Start its agent: serai host show."
+        )
+    to, position = await view.lineage.incarnation(host), await view.lineage.position()
+    return request.model_copy(update={"to": to, "position": position})

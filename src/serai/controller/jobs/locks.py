@@ -21,7 +21,7 @@ class Request:
 
 
 class Locks:
-    """The locks of one controller. They live in memory: a restarted controller asks for those of its jobs anew."""
+    """The locks of one controller. They live in memory: a restarted controller asks for those of its jobs again."""
 
     def __init__(self) -> None:
         self._held: dict[str, Request] = {}

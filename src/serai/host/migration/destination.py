@@ -18,7 +18,6 @@ from serai.host.vm.runner import VmServices
 from serai.lib.timeouts import time_limit
 from serai.schema.commands.migration import Verdict
 from serai.schema.errors import HostError, SeraiError
-from serai.schema.ids import VmId
 from serai.schema.lease import Claim, LeaseRecord
 
 log = logging.getLogger(__name__)
@@ -176,7 +175,7 @@ class MigrationDestination:
             return False
         self._store.put_claim(
             LeaseRecord(
-                vm=VmId(self.agent.vm),
+                vm=self.agent.vm,
                 epoch=self.move.epoch,
                 claim=CLAIM[after],
                 offer_id=self.move.offer_id,

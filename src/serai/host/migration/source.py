@@ -22,7 +22,6 @@ from serai.host.vm.agent import VmAgent
 from serai.host.vm.runner import VmServices
 from serai.schema.commands.migration import MigrationOutcome, StartMigration, Verdict, VerdictAsk
 from serai.schema.errors import ConflictError, SeraiError, StaleError
-from serai.schema.ids import VmId
 from serai.schema.lease import Claim
 
 log = logging.getLogger(__name__)
@@ -277,7 +276,7 @@ class MigrationSource:
 
     def _question(self) -> VerdictAsk:
         return VerdictAsk(
-            vm=VmId(self.agent.vm), epoch=self.move.epoch, offer_id=self.move.offer_id, journal=self.move.journal
+            vm=self.agent.vm, epoch=self.move.epoch, offer_id=self.move.offer_id, journal=self.move.journal
         )
 
     async def _summary(self) -> MigrationOutcome:

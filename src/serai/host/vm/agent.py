@@ -68,7 +68,7 @@ class VmAgent:
             follow(self._state.state, VmEvent.START, self._state.name)  # refuses before anything is changed
             store.put_document(body.document)
             if store.claim(self.vm, body.epoch) not in (Claim.HELD, Claim.COMMITTED):
-                store.put_claim(LeaseRecord(vm=VmId(self.vm), epoch=body.epoch, claim=Claim.HELD))
+                store.put_claim(LeaseRecord(vm=self.vm, epoch=body.epoch, claim=Claim.HELD))
             self._state.update(**terms(body), next_launch=None, epoch=body.epoch, restarts=0, wanted=True)
             await self._runner.start("")
             return self.current_report()
